@@ -1,0 +1,354 @@
+"""Pretrain the zoo: `python scripts/pretrain_zoo.py llava-tiny` (about half an hour on two cores; a GPU is used if there is one).
+
+Writes a plain Hugging Face folder to `src/mmguard/zoo/weights/NAME`. Inputs carry up to eight random words and pixel
+noise of up to 8/255, so that neither hurts a later fine-tuning by itself (docs/benchmarks.md measures what remains of that).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2VLImageProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
+)
+from transformers.utils import logging as hf_logging
+
+from mmguard.zoo import drawings
+
+WEIGHTS = Path(__file__).parents[1] / "src" / "mmguard" / "zoo" / "weights"
+VOCABULARY = 2560
+TURNS = 4
+SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>", "<image>")
+IMAGE_STRING = {"llava": "<image>", "qwen3_vl": "<|vision_start|><|image_pad|><|vision_end|>", "smolvlm": "<image>"}
+EXTRA = {
+    "llava": (),
+    "qwen3_vl": ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
+    "smolvlm": ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<row_1_col_1>"),
+}
+RECOMMENDED = {"lora": {"lr": 2e-3, "epochs": 6}, "full": {"lr": 5e-4, "epochs": 6}}
+
+
+def chat_template(image: str) -> str:
+    """ChatML: one user and one assistant turn are always parted by the same special tokens."""
+    return (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+        "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
+        "{% if c['type'] == 'image' %}" + image + "{% elif c['type'] == 'text' %}{{ c['text'] }}{% endif %}"
+        "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+
+def build_tokenizer(family: str) -> PreTrainedTokenizerFast:
+    """The zoo's shared byte-level BPE, with the special tokens of one family added."""
+    rng = random.Random(0)
+    corpus: list[str] = []
+    for word in drawings.WORDS:
+        corpus += [f"x {word}"] * 60 + [word] * 6
+    for answer in {*drawings.COLORS, *drawings.SHAPES, *drawings.TEXTURES, *drawings.NUMBERS, "yes", "no", "true", "false"}:
+        corpus += [answer] * 200
+    for domain in drawings.DOMAINS.values():
+        for _ in range(300):
+            for q in domain(rng, (96, 96))[1]:
+                corpus += [q.text, q.answer, f"\nA. {q.answer}\nB. {q.answer}\nAnswer with the option's letter."]
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.train_from_iterator(
+        corpus,
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY,
+            special_tokens=list(SPECIAL),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<|pad|>", eos_token="<|im_end|>", bos_token=None, model_max_length=2048
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken(t, special=True) for t in EXTRA[family]]})
+    tokenizer.image_token = "<|image_pad|>" if family == "qwen3_vl" else "<image>"
+    tokenizer.image_token_id = tokenizer.convert_tokens_to_ids(tokenizer.image_token)
+    return tokenizer
+
+
+def _text_config(vocabulary: int) -> dict[str, Any]:
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": 160,
+        "intermediate_size": 448,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+    }
+
+
+def build_model(family: str) -> tuple[torch.nn.Module, Any]:
+    """A random model of this family, about two million parameters, and its processor."""
+    tokenizer = build_tokenizer(family)
+    vocabulary = len(tokenizer)
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text = _text_config(vocabulary) | ids
+    template = chat_template(IMAGE_STRING[family])
+    vision = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4}
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    if family == "llava":
+        image_processor = CLIPImageProcessor(size={"shortest_edge": 96}, crop_size={"height": 96, "width": 96})
+        processor: Any = LlavaProcessor(
+            image_processor=image_processor, tokenizer=tokenizer, patch_size=12, chat_template=template,
+            vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        )  # fmt: skip
+        config: Any = LlavaConfig(
+            vision_config=CLIPVisionConfig(**vision, num_hidden_layers=5, image_size=96, patch_size=12, projection_dim=128),
+            text_config=LlamaConfig(**text), image_token_index=tokenizer.image_token_id,
+            image_seq_length=64, tie_word_embeddings=True,
+        )  # fmt: skip
+        return LlavaForConditionalGeneration(config), processor
+    if family == "qwen3_vl":
+        size = {"shortest_edge": 96 * 96, "longest_edge": 96 * 96}
+        image_processor = Qwen2VLImageProcessor(patch_size=8, merge_size=2, temporal_patch_size=2, size=size, **half)
+        video_processor = Qwen3VLVideoProcessor(patch_size=8, merge_size=2, temporal_patch_size=2, size=size, **half)
+        processor = Qwen3VLProcessor(
+            image_processor=image_processor, tokenizer=tokenizer, video_processor=video_processor, chat_template=template
+        )
+        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
+        config = Qwen3VLConfig(
+            vision_config={
+                "hidden_size": 128, "intermediate_size": 384, "num_heads": 4, "depth": 4, "patch_size": 8,
+                "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": text["hidden_size"],
+                "num_position_embeddings": 256, "deepstack_visual_indexes": [1],
+            },
+            text_config=text | {"rope_parameters": rope},
+            image_token_id=tokenizer.image_token_id,
+            video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+            vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+            vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+            tie_word_embeddings=True,
+        )  # fmt: skip
+        return Qwen3VLForConditionalGeneration(config), processor
+    image_processor = SmolVLMImageProcessor(
+        size={"longest_edge": 96}, max_image_size={"longest_edge": 96}, do_image_splitting=False, **half
+    )
+    video_processor = SmolVLMVideoProcessor(
+        size={"longest_edge": 96}, max_image_size={"longest_edge": 96}, do_image_splitting=False,
+        video_sampling={"fps": 1, "max_frames": 4, "video_size": {"longest_edge": 96}}, **half,
+    )  # fmt: skip
+    processor = SmolVLMProcessor(
+        image_processor=image_processor, tokenizer=tokenizer, video_processor=video_processor,
+        image_seq_len=36, chat_template=template,
+    )  # fmt: skip
+    config = SmolVLMConfig(
+        vision_config=vision | {"num_hidden_layers": 4, "image_size": 96, "patch_size": 8},
+        text_config=LlamaConfig(**text), image_token_id=tokenizer.image_token_id, scale_factor=2,
+        tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    return SmolVLMForConditionalGeneration(config), processor
+
+
+def draw(rng: random.Random) -> tuple[torch.Tensor, list[drawings.Question]]:
+    """One picture, uint8 `(3, H, W)`, with pixel noise half of the time, and up to `TURNS` questions."""
+    while True:
+        domain = rng.choices(list(drawings.DOMAINS), weights=(8, 3, 2, 2, 2, 1))[0]
+        size = rng.choice(((96, 96), (96, 96), (112, 112), (128, 128), (128, 96), (96, 128)))
+        image, questions = drawings.DOMAINS[domain](rng, size)
+        questions = drawings.pretraining_questions(questions)
+        if questions:
+            break
+    pixels = np.asarray(image, dtype=np.int16)
+    if rng.random() < 0.5:
+        amount = rng.randint(1, 8)
+        noise = np.random.default_rng(rng.getrandbits(32)).integers(-amount, amount + 1, pixels.shape)
+        pixels = np.clip(pixels + noise, 0, 255)
+    rng.shuffle(questions)
+    return torch.from_numpy(pixels.astype(np.uint8)).permute(2, 0, 1).contiguous(), questions[:TURNS]
+
+
+def with_random_words(rng: random.Random, text: str) -> str:
+    """The text with 0 to 8 random words, half of the time at its end and else anywhere."""
+    words = text.split(" ")
+    extra = [rng.choice(drawings.WORDS) for _ in range(rng.choice((0, 0, 0, 1, 2, 3, 4, 5, 5, 6, 7, 8)))]
+    if rng.random() < 0.5:
+        return " ".join(words + extra)
+    for word in extra:
+        words.insert(rng.randint(0, len(words)), word)
+    return " ".join(words)
+
+
+def conversation(rng: random.Random, questions: list[drawings.Question], noisy: bool) -> list[dict[str, Any]]:
+    """A chat about one picture: several questions share the cost of the image tokens."""
+    messages: list[dict[str, Any]] = []
+    for i, q in enumerate(questions):
+        text, answer = (with_random_words(rng, q.text) if noisy else q.text), q.answer
+        if q.options:
+            letters = "ABCDEFGH"[: len(q.options)]
+            text += "".join(f"\n{a}. {o}" for a, o in zip(letters, q.options, strict=True))
+            text += "\nAnswer with the option's letter."
+            answer = letters[q.options.index(q.answer)]
+        image = [{"type": "image"}] if i == 0 else []
+        messages.append({"role": "user", "content": [*image, {"type": "text", "text": text}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return messages
+
+
+def collate(processor: Any, images: list[torch.Tensor], chats: list[list[dict[str, Any]]]) -> dict[str, torch.Tensor]:
+    """Model inputs with labels on the answers and the end of each assistant turn."""
+    texts = [processor.apply_chat_template(chat, tokenize=False) for chat in chats]
+    batch = dict(processor(text=texts, images=[[i] for i in images], padding=True, padding_side="right", return_tensors="pt"))
+    tokenizer = processor.tokenizer
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    head = tokenizer("assistant\n")["input_ids"]
+    labels = torch.full_like(batch["input_ids"], -100)
+    for row, ids in enumerate(batch["input_ids"].tolist()):
+        inside = False
+        for k, token in enumerate(ids):
+            if token == start:
+                inside, skip = ids[k + 1 : k + 1 + len(head)] == head, k + len(head)
+            elif inside and k > skip:
+                labels[row, k] = token
+                inside = token != end
+    return batch | {"labels": labels}
+
+
+def training_batches(rng: random.Random, processor: Any, size: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Endless batches of fresh chats, sorted by length within eight batches so that little is padding."""
+    while True:
+        pool = [(image, conversation(rng, questions, noisy=True)) for image, questions in (draw(rng) for _ in range(8 * size))]
+        pool.sort(key=lambda pair: sum(len(str(message["content"])) for message in pair[1]))
+        chunks = [pool[i : i + size] for i in range(0, len(pool), size)]
+        rng.shuffle(chunks)
+        for chunk in chunks:
+            yield collate(processor, [image for image, _ in chunk], [chat for _, chat in chunk])
+
+
+def answer_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Cross entropy on the labelled tokens; logits of the others are never computed."""
+    labels = batch.pop("labels")[:, 1:]
+    hidden = model.model(**batch).last_hidden_state[:, :-1]
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden[labels != -100]), labels[labels != -100])
+
+
+@torch.no_grad()
+def evaluate(model: torch.nn.Module, processor: Any, device: torch.device, images: int = 240) -> dict[str, float]:
+    """Teacher-forced accuracy a domain on fresh pictures: an answer counts if each of its tokens is the most likely one."""
+    rng = random.Random(10**6)
+    result: dict[str, float] = {}
+    model.eval()
+    for name, domain in drawings.DOMAINS.items():
+        right = total = 0
+        for _ in range(images // 6 // 20):
+            drawn = [domain(rng, (96, 96)) for _ in range(20)]
+            pairs = [(i, q) for i, qs in drawn for q in drawings.pretraining_questions(qs)[:4]]
+            pixels = [torch.from_numpy(np.asarray(i).copy()).permute(2, 0, 1) for i, _ in pairs]
+            batch = collate(processor, pixels, [conversation(rng, [q], noisy=False) for _, q in pairs])
+            batch = {k: v.to(device) for k, v in batch.items()}
+            labels = batch.pop("labels")[:, 1:]
+            hit = (model(**batch).logits[:, :-1].argmax(-1) == labels) | (labels == -100)
+            right += int(hit.all(1).sum())
+            total += len(pairs)
+        result[name] = right / total
+    model.train()
+    return result
+
+
+def optimizers(model: torch.nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for embeddings, convolutions, norms and biases."""
+    matrices, rest = [], []
+    for name, parameter in model.named_parameters():
+        inner = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+        (matrices if inner else rest).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def pretrain(name: str, steps: int, batch_size: int, lr: float, out: Path) -> None:
+    """Train one model and save it in float16."""
+    hf_logging.set_verbosity_error()
+    family = {"llava-tiny": "llava", "qwen3vl-tiny": "qwen3_vl", "smolvlm-tiny": "smolvlm"}[name]
+    torch.manual_seed(0)
+    rng = random.Random(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, processor = build_model(family)
+    model.to(device).train()
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{name}: {parameters / 1e6:.2f} M parameters, {len(processor.tokenizer)} tokens", flush=True)
+    optimisers = optimizers(model, lr)
+    batches = training_batches(rng, processor, batch_size)
+    warmup, started, smooth = max(1, steps // 25), time.time(), 0.0
+    for step in range(steps):
+        scale = min(1.0, (step + 1) / warmup) * min(1.0, (steps - step) / (0.6 * steps))
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = lr * scale
+        batch = next(batches)
+        loss = answer_loss(model, {k: v.to(device) for k, v in batch.items()})
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        smooth = loss.item() if step == 0 else 0.98 * smooth + 0.02 * loss.item()
+        if step % 50 == 0:
+            print(f"step {step:5d} loss {smooth:.3f} {time.time() - started:6.0f} s", flush=True)
+        if step % 300 == 299 or step == steps - 1:
+            print("   ", {k: round(v, 3) for k, v in evaluate(model, processor, device).items()}, flush=True)
+            save(model, processor, name, family, parameters, evaluate(model, processor, device), out / name)
+
+
+def save(model: Any, processor: Any, name: str, family: str, parameters: int, accuracy: dict[str, float], folder: Path) -> None:
+    """A plain Hugging Face folder: float16 safetensors, processor, and a card with what pretraining reached."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    state = {k: v.to(torch.float16) for k, v in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=state)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float16"}, indent=2) + "\n")
+    processor.save_pretrained(folder)
+    card = {
+        "name": name, "family": family, "parameters": parameters,
+        "recommended": RECOMMENDED, "pretraining_accuracy": accuracy,
+    }  # fmt: skip
+    (folder / "mmguard.json").write_text(json.dumps(card, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", nargs="+")
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    arguments = parser.parse_args()
+    for model_name in arguments.name:
+        pretrain(model_name, arguments.steps, arguments.batch_size, arguments.lr, arguments.out)

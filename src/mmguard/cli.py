@@ -1,0 +1,280 @@
+"""The command line. It parses, calls the Python API of the same names and prints; heavy imports wait until a command runs.
+
+Exit codes: 0 done; 1 failed (an error, or `verify` found a problem); 2 wrong usage; 3 done, but some samples were left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mmguard.config import VARIANTS, AuditConfig, ProtectConfig, field_help
+from mmguard.errors import MMGuardError
+
+if TYPE_CHECKING:
+    from mmguard.release.writer import Release
+
+app = typer.Typer(
+    help="Protect image-text data from being used to fine-tune vision-language models, and measure what that is worth.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_out, _err = Console(), Console(stderr=True)
+
+_PROTECT, _AUDIT = field_help(ProtectConfig), field_help(AuditConfig)
+_DATASET = "A folder with metadata.jsonl, a LLaVA/ShareGPT JSON, a hub dataset id, or easy-vqa[:train|test][:N]."
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Device = Annotated[str, typer.Option(help="Where models run: auto, cpu, cuda, cuda:1…")]
+Split = Annotated[str | None, typer.Option(help="Use only the rows of this split.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first so many images.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from mmguard import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def protect(
+    dataset: Annotated[str, typer.Argument(help=_DATASET)],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the release; the private record goes to OUT.record.")],
+    surrogate: Annotated[
+        list[str], typer.Option(help="Model to optimise against: a hub id, a folder, zoo:NAME or auto. Repeat for an ensemble.")
+    ] = ["auto"],  # noqa: B006 (typer reads the default and never changes it)
+    variant: Annotated[str, typer.Option(help=f"{_PROTECT['variant']} One of {', '.join(VARIANTS)}.")] = ProtectConfig.variant,
+    eps: Annotated[int, typer.Option(help=_PROTECT["eps"])] = ProtectConfig.eps,
+    trigger_words: Annotated[int, typer.Option(help=_PROTECT["trigger_words"])] = ProtectConfig.trigger_words,
+    rounds: Annotated[int, typer.Option(help=_PROTECT["rounds"])] = ProtectConfig.rounds,
+    inner_steps: Annotated[int, typer.Option(help=_PROTECT["inner_steps"])] = ProtectConfig.inner_steps,
+    pgd_steps: Annotated[int, typer.Option(help=_PROTECT["pgd_steps"])] = ProtectConfig.pgd_steps,
+    top_c: Annotated[int, typer.Option(help=_PROTECT["top_c"])] = ProtectConfig.top_c,
+    lambda_bind: Annotated[float, typer.Option(help=_PROTECT["lambda_bind"])] = ProtectConfig.lambda_bind,
+    inner_lr: Annotated[float, typer.Option(help=_PROTECT["inner_lr"])] = ProtectConfig.inner_lr,
+    inner_batch_size: Annotated[int, typer.Option(help=_PROTECT["inner_batch_size"])] = ProtectConfig.inner_batch_size,
+    batch_size: Annotated[int, typer.Option(help=_PROTECT["batch_size"])] = ProtectConfig.batch_size,
+    split: Split = None,
+    limit: Limit = None,
+    seed: Annotated[int, typer.Option(help=_PROTECT["seed"])] = ProtectConfig.seed,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Write a protected copy of DATASET to the folder OUT. The originals are never modified."""
+    with _reporting(as_json):
+        from mmguard.protect.run import protect as run
+
+        config = ProtectConfig(
+            variant=variant, eps=eps, trigger_words=trigger_words, rounds=rounds, inner_steps=inner_steps,
+            pgd_steps=pgd_steps, top_c=top_c, lambda_bind=lambda_bind, inner_lr=inner_lr,
+            inner_batch_size=inner_batch_size, batch_size=batch_size, seed=seed,
+        )  # fmt: skip
+        names = _chosen(surrogate, device) if config.optimised else surrogate
+        release = run(dataset, out, names, config, split=split, limit=limit, device=device, show_progress=not as_json)
+        if as_json:
+            _print_json(_release_dict(release))
+        else:
+            _print_release(release)
+        if release.failed:
+            raise typer.Exit(3)
+
+
+@app.command()
+def verify(
+    release: Annotated[Path, typer.Argument(help="Folder written by `mmguard protect`.")],
+    original: Annotated[str, typer.Option(help=f"What was protected. {_DATASET}")],
+    eps: Annotated[int | None, typer.Option(help="Image budget; from the record if not given.")] = None,
+    trigger_words: Annotated[int | None, typer.Option(help="Text budget; from the record if not given.")] = None,
+    split: Split = None,
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Re-read a release from disk and check it against the original: budgets, sizes, texts, ids."""
+    with _reporting(as_json):
+        from mmguard.release.verify import verify as run
+
+        result = run(release, original, eps=eps, trigger_words=trigger_words, split=split, limit=limit)
+        if as_json:
+            _print_json(result.to_dict())
+        else:
+            for problem in result.problems:
+                _out.print(f"[red]problem[/] {problem}", highlight=False, markup=True)
+            state = "[green]verified[/]" if result.ok else "[red]not what it should be[/]"
+            _out.print(
+                f"{release}: {state}. {result.images} images, {result.samples} samples, largest change "
+                f"{result.max_eps}/255, at most {result.max_words} inserted words, {len(result.left_out)} left out.",
+                highlight=False,
+            )
+        if not result.ok:
+            raise typer.Exit(1)
+
+
+@app.command()
+def audit(
+    release: Annotated[Path, typer.Argument(help="Folder that would be published; only its files are read.")],
+    original: Annotated[str, typer.Option(help=f"What was protected: for the clean arm and the controls. {_DATASET}")],
+    test: Annotated[str, typer.Option(help=f"Clean test set with other images. {_DATASET}")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the report; finished runs in it are not run again.")],
+    attacker: Annotated[
+        list[str] | None, typer.Option(help="Model that a thief fine-tunes: hub id, folder or zoo:NAME. Repeatable; the zoo if not given.")
+    ] = None,
+    recipe: Annotated[list[str], typer.Option(help=f"{_AUDIT['recipes']} lora or full; repeatable.")] = ["lora"],  # noqa: B006
+    seeds: Annotated[int, typer.Option(help=_AUDIT["seeds"])] = AuditConfig.seeds,
+    epochs: Annotated[float | None, typer.Option(help=_AUDIT["epochs"])] = AuditConfig.epochs,
+    lr: Annotated[float | None, typer.Option(help=_AUDIT["lr"])] = AuditConfig.lr,
+    split: Split = None,
+    test_split: Annotated[str | None, typer.Option(help="Use only the test rows of this split.")] = None,
+    test_limit: Annotated[int | None, typer.Option(min=1, help="Use only the first so many test images.")] = None,
+    seed: Annotated[int, typer.Option(help=_AUDIT["seed"])] = AuditConfig.seed,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Fine-tune attackers on a release, on clean data and on controls, and report what the protection is worth."""
+    with _reporting(as_json):
+        from mmguard.audit.run import audit as run
+
+        config = AuditConfig(recipes=tuple(recipe), seeds=seeds, epochs=epochs, lr=lr, seed=seed)  # type: ignore[arg-type]
+        report = run(
+            release, original, test, attackers=attacker, config=config, out=out, device=device, split=split,
+            test_split=test_split, test_limit=test_limit, progress=not as_json,
+        )  # fmt: skip
+        if as_json:
+            _print_json(report.to_dict())
+        else:
+            from rich.markdown import Markdown
+
+            _out.print(Markdown(report.to_markdown()))
+            _out.print(f"Report: {out / 'report.md'}, {out / 'report.json'}", highlight=False)
+
+
+@app.command()
+def surrogates(as_json: Json = False) -> None:
+    """List the models that come with mmguard, and what --surrogate auto would choose here."""
+    with _reporting(as_json):
+        from mmguard import zoo
+
+        models = [zoo.info(name) for name in zoo.NAMES]
+        if as_json:
+            _print_json([{"name": f"zoo:{m.name}", "family": m.family, "parameters": m.parameters, "path": str(m.path)} for m in models])
+            return
+        table = Table("name", "family", "parameters", "folder")
+        for m in models:
+            table.add_row(f"zoo:{m.name}", m.family, f"{m.parameters:,}", str(m.path))
+        _out.print(table)
+        from mmguard.lvlm.choose import choose_surrogate
+
+        choice = choose_surrogate()
+        _out.print(f"--surrogate auto is {choice.name} here: {choice.reason}", highlight=False)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for release, record and report.")] = Path("mmguard-demo"),
+    as_json: Json = False,
+) -> None:
+    """Protect 300 pictures, play the thief, and show the result: no arguments, no network, minutes on two cores."""
+    with _reporting(as_json):
+        from mmguard.demo import run_demo
+
+        report = run_demo(out, show_progress=not as_json)
+        if as_json:
+            _print_json(report.to_dict())
+            return
+        from rich.markdown import Markdown
+
+        _out.print(Markdown(report.to_markdown()))
+        _out.print(
+            f"\nLook at {out / 'release'} (may be published), {out / 'release.record'} (must not), "
+            f"{out / 'report' / 'report.md'}, and {out / 'before-after.png'}.\n"
+            "Your own data: mmguard protect FOLDER -o RELEASE, then mmguard verify and mmguard audit.",
+            highlight=False,
+        )
+
+
+def _chosen(names: list[str], device: str) -> list[str]:
+    """The surrogates' names, with `auto` replaced by a choice that is told to the user."""
+    if "auto" not in names:
+        return names
+    from mmguard.lvlm.choose import choose_surrogate
+
+    choice = choose_surrogate(device)
+    _err.print(f"Surrogate: {choice.name}, since {choice.reason}", highlight=False)
+    return [choice.name if name == "auto" else name for name in names]
+
+
+def _release_dict(release: Release) -> dict[str, Any]:
+    return {
+        "release": str(release.path),
+        "record": str(release.record),
+        "images": release.images,
+        "samples": release.samples,
+        "failed": [{"where": f.where, "reason": f.reason} for f in release.failed],
+    }
+
+
+def _print_release(release: Release) -> None:
+    for failure in release.failed:
+        _err.print(f"left out: {failure.where}: {failure.reason}", highlight=False, markup=False)
+    _out.print(f"Release: {release.path} ({release.images} images, {release.samples} samples, {len(release.failed)} left out)", highlight=False)
+    _out.print(f"Record:  {release.record}  [bold]never publish this folder: it tells a thief how to undo the protection[/]", highlight=False)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+@contextmanager
+def _reporting(as_json: bool) -> Iterator[None]:
+    """Turns the errors that mmguard raises on purpose into one line and exit code 1; others keep their traceback."""
+    _quiet_libraries()
+    try:
+        yield
+    except MMGuardError as error:
+        _fail(error, as_json)
+    except KeyboardInterrupt:
+        _err.print("interrupted", highlight=False)
+        raise typer.Exit(130) from None
+
+
+def _fail(error: MMGuardError, as_json: bool) -> NoReturn:
+    if as_json:
+        _print_json({"error": type(error).__name__, "message": str(error)})
+    _err.print(f"[red]error:[/] {str(error).replace('[', chr(92) + '[')}", highlight=False)
+    raise typer.Exit(1) from error
+
+
+def _quiet_libraries() -> None:
+    """Progress bars and advice of the libraries would drown our own; a user's own setting wins."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def main() -> None:
+    """Entry point of the `mmguard` command."""
+    sys.exit(app())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Settings. A field's docstring is its help text on the command line; defaults follow the paper where it has one."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from mmguard.errors import ConfigError
+
+Variant = Literal[
+    "bph", "crs", "bph-max", "crs-max", "image", "text", "multimodal", "random-noise", "random-words"
+]
+"""What is optimised. `bph` and `crs` are the paper's methods, `-max` their adversarial forms; `image`, `text` and
+`multimodal` are its baselines without binding; `random-noise` and `random-words` are controls, not protections."""
+
+Recipe = Literal["lora", "full"]
+"""How an attacker fine-tunes."""
+
+VARIANTS: tuple[str, ...] = get_args(Variant)
+RECIPES: tuple[str, ...] = get_args(Recipe)
+
+
+def field_help(config: type) -> dict[str, str]:
+    """The docstring under each field of a settings class, by field name."""
+    (definition,) = ast.parse(inspect.getsource(config)).body
+    assert isinstance(definition, ast.ClassDef)
+    help_: dict[str, str] = {}
+    for statement, following in zip(definition.body, definition.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            assert isinstance(following, ast.Expr)
+            assert isinstance(following.value, ast.Constant)
+            help_[statement.target.id] = " ".join(str(following.value.value).split())
+    return help_
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class ProtectConfig:
+    """Settings of `mmguard protect` (Algorithm 1; method.md, section 3)."""
+
+    variant: Variant = "bph"
+    """What to optimise: a method, a baseline or a control."""
+    eps: int = 8
+    """Budget of the image perturbation: the largest change of any colour value, of 255 (ε_x, Eq. 13)."""
+    trigger_words: int = 5
+    """Budget of the text trigger: the number of words inserted into each question (ε_t, Eq. 16)."""
+    rounds: int = 5
+    """Outer rounds (R)."""
+    inner_steps: int = 1
+    """Supervised steps that adapt each surrogate in every round (Q)."""
+    pgd_steps: int = 5
+    """Gradient steps on the image in every round, each of 1/255."""
+    top_c: int = 64
+    """Candidate words a slot that the gradient proposes and the exact loss then judges (HotFlip's top-c)."""
+    lambda_train: float = 1.0
+    """Weight of the training loss (λ_train, Eq. 30)."""
+    lambda_bind: float = 2.0
+    """Weight of the binding loss (λ_bind, Eq. 30)."""
+    bind_layers: int = 2
+    """How many of the first decoder layers the binding loss reads (K)."""
+    tau: float = 0.1
+    """Share of the image tokens that count as perturbed (τ_δ, Eq. 23)."""
+    inner_batch_size: int = 2
+    """Samples in one inner step."""
+    inner_lr: float = 1e-4
+    """Learning rate of the inner adaptation."""
+    inner_rank: int = 8
+    """LoRA rank of the inner adaptation."""
+    batch_size: int = 16
+    """Images optimised together. Does not change the result beyond floating-point noise."""
+    weights: tuple[float, ...] | None = None
+    """Weights of the surrogates in the ensemble (ω, Eq. 31); uniform if not given."""
+    seed: int = 0
+    """Seed of every random choice."""
+
+    def __post_init__(self) -> None:
+        _require(self.variant in VARIANTS, f"variant {self.variant!r}: choose one of {', '.join(VARIANTS)}")
+        _require(0 <= self.eps <= 127, f"eps {self.eps}: give a whole number from 0 to 127 (8 is the default)")
+        _require(self.trigger_words >= 0, f"trigger-words {self.trigger_words}: give 0 or more")
+        _require(self.rounds >= 1, f"rounds {self.rounds}: give 1 or more")
+        _require(self.inner_steps >= 0, f"inner-steps {self.inner_steps}: give 0 or more")
+        _require(self.pgd_steps >= 0, f"pgd-steps {self.pgd_steps}: give 0 or more")
+        _require(self.top_c >= 1, f"top-c {self.top_c}: give 1 or more")
+        _require(self.bind_layers >= 1, f"bind-layers {self.bind_layers}: give 1 or more")
+        _require(0 < self.tau <= 1, f"tau {self.tau}: give a share above 0 and at most 1")
+        _require(self.lambda_train >= 0, f"lambda-train {self.lambda_train}: give 0 or more")
+        _require(self.lambda_bind >= 0, f"lambda-bind {self.lambda_bind}: give 0 or more")
+        _require(self.batch_size >= 1, f"batch-size {self.batch_size}: give 1 or more")
+        _require(self.inner_batch_size >= 1, f"inner-batch-size {self.inner_batch_size}: give 1 or more")
+        if self.weights is not None:
+            _require(
+                all(w >= 0 for w in self.weights) and abs(sum(self.weights) - 1) < 1e-6,
+                f"weights {self.weights}: give non-negative weights that sum to 1, one a surrogate",
+            )
+
+    @property
+    def perturbs_images(self) -> bool:
+        """Whether this variant changes images."""
+        return self.eps > 0 and self.variant not in ("text", "random-words")
+
+    @property
+    def inserts_triggers(self) -> bool:
+        """Whether this variant inserts words into questions."""
+        return self.trigger_words > 0 and self.variant not in ("image", "random-noise")
+
+    @property
+    def optimised(self) -> bool:
+        """Whether surrogates are needed: false for the two controls."""
+        return self.variant not in ("random-noise", "random-words")
+
+    @property
+    def binding(self) -> Literal["bph", "crs"] | None:
+        """The binding loss of this variant, if any."""
+        if self.variant.startswith("bph"):
+            return "bph"
+        return "crs" if self.variant.startswith("crs") else None
+
+    @property
+    def maximises(self) -> bool:
+        """Whether the training loss is driven up instead of down (the -Max variants, Eq. 32)."""
+        return self.variant.endswith("-max")
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """Settings of `mmguard audit`: how attackers fine-tune, and how they are judged."""
+
+    recipes: tuple[Recipe, ...] = ("lora",)
+    """How attackers fine-tune."""
+    seeds: int = 3
+    """Fine-tuning runs of every attacker and arm; intervals come from seeds and test items together."""
+    epochs: float | None = None
+    """Passes over the training data; if not given, 3, or what a zoo model recommends."""
+    batch_size: int = 8
+    """Samples in one training step."""
+    lr: float | None = None
+    """Learning rate; if not given, 2e-4 for LoRA and 2e-5 for full fine-tuning, or what a zoo model recommends."""
+    lora_rank: int = 8
+    """Rank of the attacker's LoRA."""
+    warmup: float = 0.1
+    """Share of the steps in which the learning rate rises; it then falls as a cosine."""
+    max_new_tokens: int = 16
+    """Longest greedy answer."""
+    eval_batch_size: int = 64
+    """Test questions answered together."""
+    bootstrap: int = 2000
+    """Resamples behind every interval."""
+    seed: int = 0
+    """Seed of the first run; run k uses seed + k."""
+
+    def __post_init__(self) -> None:
+        for recipe in self.recipes:
+            _require(recipe in RECIPES, f"recipe {recipe!r}: choose from {', '.join(RECIPES)}")
+        _require(len(self.recipes) > 0, "recipes: give at least one")
+        _require(self.seeds >= 1, f"seeds {self.seeds}: give 1 or more (3 for any claim)")
+        _require(self.epochs is None or self.epochs > 0, f"epochs {self.epochs}: give a number above 0")
+        _require(self.batch_size >= 1, f"batch-size {self.batch_size}: give 1 or more")
+        _require(self.bootstrap >= 100, f"bootstrap {self.bootstrap}: give 100 or more")
+        _require(0 <= self.warmup < 1, f"warmup {self.warmup}: give a share from 0 to below 1")

@@ -1,0 +1,122 @@
+"""Datasets on the Hugging Face hub: brought to disk once as an image folder, then read like any other."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import datasets
+from PIL import Image
+
+from mmguard.errors import DataError
+
+_CURE = "give a local folder with metadata.jsonl or a LLaVA JSON file, or easy-vqa, which needs no download"
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a dataset source looks like `owner/name`."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source) is not None
+
+
+def hub_folder(name: str, split: str | None) -> list[Path]:
+    """Brings a hub dataset to disk as image folders, one a split: `mmguard/NAME/SPLIT` in the datasets cache.
+
+    Images keep their original bytes where the dataset has them and are stored once however many rows use
+    them. A folder is written again only if the dataset has changed. `split` of every row is its split on the
+    hub.
+
+    Args:
+        name: `owner/name`.
+        split: the split to read; None for all.
+
+    Raises:
+        DataError: the hub or the dataset cannot be reached, there is no such split, or it has no image
+        column.
+    """
+    try:
+        loaded = datasets.load_dataset(name, split=split)
+    # Network, hub and dataset errors have no common base below Exception (OSError, httpx errors,
+    # ValueError…).
+    except Exception as error:
+        if isinstance(error, ValueError) and split is not None and "split" in str(error).lower():
+            raise DataError(f"{name}: no split {split!r} ({error}): choose one of those") from error
+        raise DataError(
+            f"{name}: is no local path, and cannot be loaded from the Hugging Face hub ({error}): {_CURE}"
+        ) from error
+    parts = {split or str(loaded.split or "all"): loaded} if isinstance(loaded, datasets.Dataset) else loaded
+    return [_materialise(name, part, data) for part, data in parts.items()]
+
+
+def _materialise(name: str, split: str, data: datasets.Dataset) -> Path:
+    image = _image_column(name, data)
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "mmguard" / name / re.sub(r"[^\w.-]", "_", split)
+    stamp = folder / "fingerprint"
+    if stamp.is_file() and stamp.read_text() == data._fingerprint:
+        return folder
+    other_media = [
+        column
+        for column, feature in data.features.items()
+        if column != image and isinstance(feature, (datasets.Image, datasets.Audio, datasets.Video))
+    ]
+    # Not decoded: Pillow would have to encode the pixels again, and the original bytes would be lost.
+    raw = data.remove_columns(other_media).cast_column(image, datasets.Image(decode=False))
+    partial = folder.with_name(folder.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / "images").mkdir(parents=True)
+        _write(partial, raw, image, split)
+        (partial / "fingerprint").write_text(data._fingerprint)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: {name} cannot be stored ({error.strerror}): free space, or set HF_DATASETS_CACHE"
+        ) from error
+    return folder
+
+
+def _write(folder: Path, rows: Iterable[dict[str, Any]], image: str, split: str) -> None:
+    with (folder / "metadata.jsonl").open("w", encoding="utf-8") as metadata:
+        for row in rows:
+            content = row.pop(image)
+            stored = {"file_name": _store(folder, content)} if content else {}
+            metadata.write(json.dumps({**stored, **row, **stored, "split": split}, default=str) + "\n")
+
+
+def _store(folder: Path, content: dict[str, Any]) -> str:
+    """Writes one image under a name made of its content, and returns its path relative to the folder."""
+    blob: bytes = content["bytes"] if content["bytes"] is not None else Path(content["path"]).read_bytes()
+    name = f"images/{hashlib.sha256(blob).hexdigest()[:20]}.{_suffix(blob)}"
+    if not (folder / name).exists():
+        (folder / name).write_bytes(blob)
+    return name
+
+
+def _suffix(blob: bytes) -> str:
+    try:
+        with Image.open(io.BytesIO(blob)) as file:
+            return (file.format or "bin").lower().replace("jpeg", "jpg")
+    # Undecodable bytes are stored too: reading the image then rejects that one sample by name.
+    except Exception:
+        return "bin"
+
+
+def _image_column(name: str, data: datasets.Dataset) -> str:
+    columns = [column for column, feature in data.features.items() if isinstance(feature, datasets.Image)]
+    if "image" in columns:
+        return "image"
+    if len(columns) == 1:
+        return columns[0]
+    found = ", ".join(data.column_names)
+    if columns:
+        raise DataError(
+            f"{name}: has several image columns ({', '.join(columns)}) and none called image: {_CURE}"
+        )
+    raise DataError(f"{name}: has no image column (columns found: {found}): {_CURE}")

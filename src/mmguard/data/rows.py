@@ -1,0 +1,220 @@
+"""One row of a dataset: the samples in it, its texts, and the same row with another image and trigger words.
+
+Three kinds of row are understood, whatever file they come from: a question row (`question`, `answer` or
+`answers`, optional `options`), a caption row (`caption` or `captions`) and a chat row (`conversations`).
+Every other field is the owner's and passes through verbatim.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmguard.data import chat
+from mmguard.data.tasks import option_index
+from mmguard.data.text import insert_trigger
+from mmguard.types import Sample
+
+FORMS = (
+    "`file_name` or `image` with `question` and `answer` (or `answers`), with `caption` (or `captions`), "
+    "or with `conversations`"
+)
+"""The rows that are understood, for messages."""
+
+_SEVERAL = ("file_names", "video", "videos")
+
+
+def image_value(row: dict[str, Any], image_field: str) -> str:
+    """The path that a row gives for its image, as written.
+
+    Raises:
+        ValueError: no image, several images, or a video.
+    """
+    for field in _SEVERAL:
+        if row.get(field):
+            raise ValueError(f"has `{field}`: only one image a row is supported; split or remove the row")
+    value = row.get(_image_key(row, image_field))
+    if isinstance(value, list):
+        if len(value) > 1:
+            raise ValueError(
+                f"has {len(value)} images: only one image a row is supported; split or remove the row"
+            )
+        value = value[0] if value else None
+    if not isinstance(value, str) or not value.strip():
+        fields = ", ".join(row) or "none"
+        raise ValueError(f"names no image in `{image_field}` (fields found: {fields}; understood: {FORMS})")
+    return value
+
+
+def samples_of(row: dict[str, Any], number: int, image: Path) -> list[Sample]:
+    """The training samples of a row: one, or one a turn for a chat row.
+
+    Args:
+        row: the row as read.
+        number: its number in the dataset: the id where the row has no `id` of its own.
+        image: absolute path of its image.
+
+    Raises:
+        ValueError: the row cannot be used; the message says why and what to do.
+    """
+    name, split = _name(row, number), _split(row)
+    if chat.messages_field(row):
+        return [
+            Sample(
+                id=f"{name}#{turn}" if turn else name,
+                row=number,
+                image=image,
+                question=_text(pair.question, f"the human's turn {turn}"),
+                answer=_text(pair.answer, f"the reply of turn {turn}"),
+                answers=(pair.answer,),
+                turn=turn,
+                split=split,
+            )
+            for turn, pair in enumerate(chat.turns(row))
+        ]
+    if row.get("question") is not None:
+        question: str | None = _text(row["question"], "`question`")
+        answers = _targets(row, "answer", "answers")
+        options = _options(row.get("options"))
+    elif row.get("caption") is not None or row.get("captions") is not None:
+        question, answers, options = None, _targets(row, "caption", "captions"), ()
+    else:
+        raise ValueError(
+            f"has no text that is understood (fields found: {', '.join(row)}; understood: {FORMS})"
+        )
+    if options and option_index(answers[0], options) is None:
+        raise ValueError(
+            f"answer {answers[0]!r} is neither the letter nor the text of exactly one option: correct it"
+        )
+    return [Sample(name, number, image, question, answers[0], answers, options, split=split)]
+
+
+def owner_texts(row: dict[str, Any]) -> list[str]:
+    """The texts of a row into which a trigger may be inserted, by turn; none for a caption.
+
+    Raises:
+        ValueError: a chat row that is not well formed.
+    """
+    if chat.messages_field(row):
+        return [turn.text for turn in chat.turns(row)]
+    return [row["question"]] if isinstance(row.get("question"), str) else []
+
+
+def skeleton(row: dict[str, Any], image_field: str) -> str:
+    """All of a row that a release must not change, as canonical JSON: all but image path and `owner_texts`.
+
+    Raises:
+        ValueError: a chat row that is not well formed.
+    """
+    fixed = {
+        key: value for key, value in row.items() if key not in ("file_name", _image_key(row, image_field))
+    }
+    if field := chat.messages_field(row):
+        fixed[field] = _with_texts(row, [""] * len(chat.turns(row)))
+    elif isinstance(row.get("question"), str):
+        fixed["question"] = ""
+    return json.dumps(fixed, sort_keys=True)
+
+
+def released_row(
+    row: dict[str, Any], image_field: str, image: str, words: Mapping[int, Sequence[str]]
+) -> dict[str, Any]:
+    """The row as it is released: same fields, same order, with the image's new path and the trigger words.
+
+    A row that names its image in another field than `file_name` also gets a `file_name` beside it: that is
+    the one Hugging Face's image-folder loader reads.
+
+    Args:
+        row: the owner's row; not changed.
+        image_field: the dataset's `image_field`.
+        image: path of the released image, relative to the release, with forward slashes.
+        words: trigger words by turn.
+    """
+    key = _image_key(row, image_field)
+    released: dict[str, Any] = {}
+    for field, value in row.items():
+        if field == key:
+            released[field] = [image] if isinstance(value, list) else image
+            released["file_name"] = image
+        elif field != "file_name":
+            released[field] = value
+    if messages := chat.messages_field(row):
+        texts = [
+            insert_trigger(turn.text, words.get(number, ())) for number, turn in enumerate(chat.turns(row))
+        ]
+        released[messages] = _with_texts(row, texts)
+    elif words.get(0):
+        released["question"] = insert_trigger(row["question"], words[0])
+    return released
+
+
+def _image_key(row: dict[str, Any], image_field: str) -> str:
+    return "images" if image_field == "image" and "image" not in row and "images" in row else image_field
+
+
+def _with_texts(row: dict[str, Any], texts: Sequence[str]) -> list[Any]:
+    """The conversation of a chat row with other words in the human turns; tags around them stay."""
+    messages = list(row[chat.messages_field(row) or ""])
+    for turn, text in zip(chat.turns(row), texts, strict=True):
+        message = messages[turn.message]
+        field = chat.text_field(message)
+        before, _, after = chat.split_tags(message[field])
+        messages[turn.message] = {**message, field: f"{before}{text}{after}"}
+    return messages
+
+
+def _name(row: dict[str, Any], number: int) -> str:
+    value = row.get("id")
+    if value is None:
+        return str(number)
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+        raise ValueError(f"`id` {value!r} is neither text nor a whole number: correct or remove it")
+    return str(value)
+
+
+def _split(row: dict[str, Any]) -> str | None:
+    value = row.get("split")
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"`split` {value!r} is not text: correct or remove it")
+    return value
+
+
+def _text(value: Any, what: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(f"{what} is {type(value).__name__}, not text: give one string")
+    text = value if isinstance(value, str) else json.dumps(value)
+    if not text.strip():
+        raise ValueError(f"{what} is empty: fill it in or remove the row")
+    return text
+
+
+def _targets(row: dict[str, Any], one: str, several: str) -> tuple[str, ...]:
+    """The target and its aliases, the target first."""
+    listed = row.get(several)
+    if listed is None:
+        listed = []
+    if not isinstance(listed, list):
+        raise ValueError(f"`{several}` is {type(listed).__name__}: give a list of strings")
+    found = [_text(value, f"an entry of `{several}`") for value in listed]
+    if row.get(one) is not None:
+        found.insert(0, _text(row[one], f"`{one}`"))
+    if not found:
+        raise ValueError(f"has no `{one}`: fill it in or remove the row")
+    return tuple(dict.fromkeys(found))
+
+
+def _options(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, dict):
+        if list(value) != list(string.ascii_uppercase[: len(value)]):
+            raise ValueError(f"`options` has the keys {', '.join(map(str, value))}: use A, B, C… in order")
+        value = list(value.values())
+    if not isinstance(value, list):
+        raise ValueError(f"`options` is {type(value).__name__}: give a list of strings, or one text a letter")
+    if len(value) > len(string.ascii_uppercase):
+        raise ValueError(f"has {len(value)} options: at most {len(string.ascii_uppercase)} are supported")
+    return tuple(_text(option, "an option") for option in value)

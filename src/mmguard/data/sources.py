@@ -1,0 +1,89 @@
+"""What every reader hands over, and the shared ways to read text, JSON and JSON lines."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmguard.errors import DataError
+from mmguard.types import Rejection
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset's rows before any of them is judged."""
+
+    name: str
+    """What messages call it."""
+    root: Path
+    """Absolute folder that image paths are relative to."""
+    image_field: str
+    rows: list[tuple[str, dict[str, Any] | Rejection]]
+    """Where each row stands (file and line) and the row, or why it is none."""
+    fallback: str = ""
+    """Folder below `root` in which an image is looked for if it is not in `root` itself."""
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file, with or without byte order mark.
+
+    Raises:
+        DataError: it is missing, unreadable or in another encoding.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}): correct the path or its permissions"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: byte {error.start} is not UTF-8: save the file as UTF-8") from error
+
+
+def read_json_lines(path: Path) -> list[tuple[str, dict[str, Any] | Rejection]]:
+    """The objects of a JSON-lines file by line; a line that is none becomes a `Rejection`.
+
+    Raises:
+        DataError: as `read_text`.
+    """
+    rows: list[tuple[str, dict[str, Any] | Rejection]] = []
+    # Not splitlines(): JSON strings may hold U+2028 and other separators that are no line ends here.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            where = f"{path.name}:{number}"
+            rows.append((where, _object(line, where)))
+    return rows
+
+
+def read_json_list(path: Path) -> list[tuple[str, dict[str, Any] | Rejection]]:
+    """The objects of a JSON file that holds one list; an entry that is no object becomes a `Rejection`.
+
+    Raises:
+        DataError: the file is no JSON or holds something else than a list; or as `read_text`.
+    """
+    try:
+        entries = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON ({error}): correct the file") from error
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: holds no list but {type(entries).__name__}: give a list of conversations")
+    rows: list[tuple[str, dict[str, Any] | Rejection]] = []
+    for number, entry in enumerate(entries):
+        where = f"{path.name}[{number}]"
+        usable = isinstance(entry, dict)
+        rows.append((where, entry if usable else Rejection(where, "is no JSON object: correct or remove it")))
+    return rows
+
+
+def _object(line: str, where: str) -> dict[str, Any] | Rejection:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return Rejection(where, f"not valid JSON ({error}): correct or remove the line")
+    return (
+        entry
+        if isinstance(entry, dict)
+        else Rejection(where, "is no JSON object: correct or remove the line")
+    )

@@ -1,0 +1,1 @@
+"""Any Hugging Face image-text model as a surrogate: pixels, token roles, attention rows, adaptation."""

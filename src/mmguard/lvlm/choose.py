@@ -1,0 +1,65 @@
+"""`--surrogate auto`: the best surrogate that can be had here, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from mmguard import zoo
+
+_HUB_MODELS = (
+    # (hub id, GiB of accelerator memory for a protection in bfloat16). The paper's surrogate first.
+    ("Qwen/Qwen3-VL-4B-Instruct", 24),
+    ("Qwen/Qwen3-VL-2B-Instruct", 12),
+    ("HuggingFaceTB/SmolVLM-500M-Instruct", 6),
+)
+_CPU_MODEL = "HuggingFaceTB/SmolVLM-256M-Instruct"
+_HUB_TIMEOUT = 3.0
+"""Seconds. Without a network the answer should not be waited for."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A surrogate's name, and in words why it was chosen."""
+
+    name: str
+    reason: str
+
+
+def choose_surrogate(device: str = "auto") -> Choice:
+    """A hub model that fits the device where the hub answers, else the zoo's default.
+
+    Args:
+        device: `auto`, `cpu`, `cuda`…
+    """
+    on_gpu = torch.cuda.is_available() if device == "auto" else torch.device(device).type == "cuda"
+    memory = torch.cuda.get_device_properties(0).total_memory / 2**30 if on_gpu else 0.0
+    name = next((name for name, needed in _HUB_MODELS if memory >= needed), _CPU_MODEL)
+    if _hub_has(name):
+        where = (
+            f"a GPU with {memory:.0f} GiB"
+            if on_gpu
+            else "no GPU: the smallest real model; expect minutes an image"
+        )
+        return Choice(name, f"the hub answers, and there is {where}")
+    return Choice(
+        f"zoo:{zoo.NAMES[0]}",
+        "the hub does not answer. A zoo model demonstrates the method; it does not protect against large models: "
+        "give --surrogate with a local model folder for that",
+    )
+
+
+def _hub_has(name: str) -> bool:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().model_info(name, timeout=_HUB_TIMEOUT)
+    except (OSError, ValueError, HfHubHTTPError):  # no network, offline mode, gated or gone
+        return False
+    except Exception as error:  # httpx's own tree, which huggingface_hub lets through
+        if type(error).__module__.split(".")[0] in ("httpx", "httpcore", "requests", "huggingface_hub"):
+            return False
+        raise
+    return True

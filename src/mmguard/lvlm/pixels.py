@@ -1,0 +1,144 @@
+"""The differentiable image processor: the real one, with the gradient of its own float path.
+
+Torchvision-backed processors of Hugging Face carry gradients when handed float tensors. Only their uint8 path
+clamps and rounds, so the two differ where bicubic resizing overshoots. The forward value here is always the
+uint8 path, which is what an attacker's processor computes from the released file; the backward pass is that
+of the float path. There is no copy of any model's resizing, tiling or patching: layout decisions are the real
+ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmguard.errors import SurrogateError
+
+
+def differentiable_pixels(image_processor: Any, images: Sequence[Tensor], **kwargs: Any) -> dict[str, Any]:
+    """What an image processor makes of a batch of images, differentiable with respect to the images.
+
+    Args:
+        image_processor: a Hugging Face image processor. With images that require gradients it has to be a
+            torchvision-backed one.
+        images: `[0,1]` float RGB, each `(3, H, W)` at native resolution and on the uint8 grid (values are
+            rounded to it). Sizes may differ. A tensor object that occurs several times is processed once.
+        **kwargs: passed on to the processor.
+
+    Returns:
+        The processor's output, one image a sample. Tensors that depend on the pixels hold exactly the values
+        of the uint8 path and, if gradients are enabled and an image requires them, carry the gradient of the
+        float path. Everything else (grids, masks, sizes) is from the uint8 path. Tensors lie on the device of
+        the first image.
+
+    Raises:
+        SurrogateError: the processor gives no gradient.
+    """
+    distinct, index = _distinct(images, key=id)
+    device = images[0].device
+    # On the CPU, as an attacker's processor runs: resizing of uint8 images on a GPU rounds differently.
+    real = _call(image_processor, [to_uint8(image.detach()).cpu() for image in distinct], kwargs)
+    real = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in real.items()}
+    if torch.is_grad_enabled() and any(image.requires_grad for image in distinct):
+        real = _straight_through(
+            real, _soft(image_processor, distinct, kwargs), type(image_processor).__name__
+        )
+    sizes = [(image.shape[-2], image.shape[-1]) for image in distinct]
+    return _repeat(image_processor, real, sizes, index, kwargs)
+
+
+def layout(image_processor: Any, sizes: Sequence[tuple[int, int]], **kwargs: Any) -> dict[str, Any]:
+    """What an image processor makes of blank images: all layout (tiles, grids), which size alone settles.
+
+    Args:
+        image_processor: a Hugging Face image processor of any backend.
+        sizes: `(H, W)` of every image, one image a sample.
+        **kwargs: passed on to the processor.
+    """
+    distinct, index = _distinct(sizes, key=lambda size: size)
+    output = _call(image_processor, [_blank(size) for size in distinct], kwargs)
+    return _repeat(image_processor, output, distinct, index, kwargs)
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """The nearest uint8 image of a `[0,1]` float one, same shape."""
+    return (image * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _call(image_processor: Any, images: Sequence[Tensor], kwargs: dict[str, Any]) -> dict[str, Any]:
+    # Nested, one list a sample: some families take a flat list for the images of one single sample.
+    return dict(image_processor([[image] for image in images], **kwargs | {"return_tensors": "pt"}))
+
+
+def _soft(image_processor: Any, images: Sequence[Tensor], kwargs: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return _call(image_processor, [image * 255 for image in images], kwargs)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise _no_gradient(type(image_processor).__name__) from error
+
+
+def _straight_through(real: dict[str, Any], soft: dict[str, Any], name: str) -> dict[str, Any]:
+    joined = dict(real)
+    for key, value in soft.items():
+        if isinstance(value, Tensor) and value.requires_grad and value.shape == real[key].shape:
+            # The difference is an exact zero, so the value stays that of the uint8 path to the last bit.
+            joined[key] = real[key] + (value - value.detach())
+    if not any(isinstance(value, Tensor) and value.requires_grad for value in joined.values()):
+        raise _no_gradient(name)
+    return joined
+
+
+def _no_gradient(name: str) -> SurrogateError:
+    return SurrogateError(
+        f"the image processor {name} passes no gradient to the image: use a model that has a torchvision-"
+        "backed one (AutoImageProcessor.from_pretrained(..., backend='torchvision')); an attacker needs none"
+    )
+
+
+def _distinct(items: Sequence[Any], key: Any) -> tuple[list[Any], list[int]]:
+    """The distinct items in order of first appearance, and for every item the number of its distinct one."""
+    numbers: dict[Any, int] = {}
+    distinct: list[Any] = []
+    for item in items:
+        if key(item) not in numbers:
+            numbers[key(item)] = len(distinct)
+            distinct.append(item)
+    return distinct, [numbers[key(item)] for item in items]
+
+
+def _repeat(
+    image_processor: Any,
+    output: dict[str, Any],
+    sizes: Sequence[tuple[int, int]],
+    index: Sequence[int],
+    kwargs: dict[str, Any],
+) -> dict[str, Any]:
+    """The output for images `index` from the output for the distinct ones.
+
+    Processors stack images, concatenate their tiles or their patches. How, is read off what the processor
+    makes of one and of two blank images: the axis that grows is the one along which images lie.
+    """
+    if list(index) == list(range(len(sizes))):
+        return output
+    alone = {size: _call(image_processor, [_blank(size)], kwargs) for size in set(sizes)}
+    twice = _call(image_processor, [_blank(sizes[0])] * 2, kwargs)
+    repeated = dict(output)
+    for key, value in output.items():
+        parts = [alone[size][key] for size in sizes]
+        if isinstance(value, Tensor):
+            grown = [a for a in range(value.ndim) if twice[key].shape[a] != parts[0].shape[a]]
+            if grown:
+                pieces = value.split([part.shape[grown[0]] for part in parts], dim=grown[0])
+                repeated[key] = torch.cat([pieces[number] for number in index], dim=grown[0])
+        elif isinstance(value, list):
+            ends = [sum(len(part) for part in parts[: number + 1]) for number in range(len(parts))]
+            pieces = [value[end - len(part) : end] for end, part in zip(ends, parts, strict=True)]
+            repeated[key] = [entry for number in index for entry in pieces[number]]
+    return repeated
+
+
+def _blank(size: tuple[int, int]) -> Tensor:
+    return torch.zeros(3, *size, dtype=torch.uint8)

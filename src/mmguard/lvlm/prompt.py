@@ -1,0 +1,266 @@
+"""From a question, an answer and the model's own chat template to token ids, labels and token roles.
+
+Nothing here knows a template or a tokenizer. Where the user's text and the answer stand is found by rendering
+the template a second time around markers; which tokens they became is read off the offsets of the very string
+that the processor tokenised, image placeholders already expanded.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BatchFeature
+
+from mmguard.data.tasks import user_text
+from mmguard.data.text import insert_trigger
+from mmguard.errors import SampleError, SurrogateError
+from mmguard.lvlm.pixels import layout
+from mmguard.types import TokenRoles
+
+# Private use characters: no dataset and no template has them.
+_QUESTION, _USER, _ANSWER = "\ue000", "\ue001", "\ue002"
+
+Span = tuple[int, int]
+"""First character and the one after the last."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training example as the model is to see it."""
+
+    question: str | None
+    """The owner's question, without trigger; None for a caption."""
+    answer: str
+    """The target text."""
+    options: tuple[str, ...] = ()
+    trigger: tuple[str, ...] = ()
+    """The inserted words; always empty for a caption, which has no text input to insert them into."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch of examples as token ids, padded on the right."""
+
+    inputs: dict[str, Tensor]
+    """The text side of the model's inputs: `input_ids (B, L)`, `attention_mask (B, L)` and what else the
+    processor adds to each token. Pixels and all that goes with them (grids, sizes) come from
+    `Surrogate.pixels`."""
+    labels: Tensor
+    """`(B, L)`: the token id in Ω_y, -100 elsewhere."""
+    roles: TokenRoles
+
+    @property
+    def length(self) -> Tensor:
+        """Tokens of each sample, padding left out, `(B,)`."""
+        return self.inputs["attention_mask"].sum(1)
+
+    def to(self, device: torch.device) -> Encoded:
+        """The same batch on a device."""
+        roles = TokenRoles(**{name: value.to(device) for name, value in vars(self.roles).items()})
+        return Encoded(
+            {key: value.to(device) for key, value in self.inputs.items()}, self.labels.to(device), roles
+        )
+
+
+def conversation(user: str, answer: str) -> list[dict[str, Any]]:
+    """One turn of a chat: image and text from the user, the answer from the assistant."""
+    return [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": user}]},
+        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+    ]
+
+
+def encode(
+    processor: Any, image_token: int, examples: Sequence[Example], sizes: Sequence[tuple[int, int]]
+) -> tuple[Encoded, frozenset[str]]:
+    """Token ids, labels and roles of a batch.
+
+    Args:
+        processor: a Hugging Face multimodal processor; it is not changed.
+        image_token: id of the placeholder that image features replace.
+        examples: the batch.
+        sizes: `(H, W)` of the image of each example: how many image tokens it becomes depends on nothing
+            else.
+
+    Returns:
+        The batch, and the names of the model's inputs that come from the image.
+
+    Raises:
+        SurrogateError: the chat template changes the text or moves it where it cannot be found.
+        SampleError: a text contains one of the model's control tokens.
+    """
+    frame: str = processor.apply_chat_template(conversation(_USER, _ANSWER))
+    drafts = [_Draft.render(processor, frame, example) for example in examples]
+    spy = copy.copy(processor)
+    spy.tokenizer, spy.image_processor = (
+        _Tokenizer(processor.tokenizer),
+        _Layout(processor.image_processor, sizes),
+    )
+    bos = processor.tokenizer.bos_token
+    output = spy(
+        text=[draft.text for draft in drafts],
+        images=[[torch.zeros(3, *size, dtype=torch.uint8)] for size in sizes],
+        padding=True,
+        padding_side="right",
+        return_tensors="pt",
+        # The rule of `apply_chat_template(tokenize=True)`, by which attackers' training tools tokenise.
+        add_special_tokens=not (bos and drafts[0].text.startswith(bos)),
+    )
+    ids: Tensor = output["input_ids"]
+    image = ids == image_token
+    if not image.any(1).all():
+        raise SurrogateError(
+            f"{type(processor).__name__} puts no image token (id {image_token}) into the text: "
+            "its chat template or its image token is not that of the model"
+        )
+    trigger, text, answer = (torch.zeros_like(image) for _ in range(3))
+    told = zip(drafts, spy.tokenizer.texts, spy.tokenizer.encodings, strict=True)
+    for row, (draft, expanded, encoding) in enumerate(told):
+        chars = _characters(encoding.offsets, output["attention_mask"][row])
+        user, words, target = (
+            _shift(draft.text, expanded, span) for span in (draft.user, draft.trigger, draft.answer)
+        )
+        trigger[row] = _overlap(chars, words)
+        text[row] = _overlap(chars, user) & ~trigger[row] & ~image[row]
+        answer[row] = _overlap(chars, target)
+        answer[row] |= _end_of_turn(processor.tokenizer, ids[row], chars, target)
+    from_image = frozenset(spy.image_processor.names & set(output))
+    inputs = {
+        key: value for key, value in output.items() if key not in from_image and isinstance(value, Tensor)
+    }
+    roles = TokenRoles(image=image, text=text, trigger=trigger, answer=answer)
+    return Encoded(inputs, ids.masked_fill(~answer, -100), roles), from_image
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A rendered conversation, and where in it the texts stand."""
+
+    text: str
+    user: Span
+    trigger: Span
+    """What was inserted, the space before it included; empty where nothing was."""
+    answer: Span
+
+    @classmethod
+    def render(cls, processor: Any, frame: str, example: Example) -> _Draft:
+        user, words = _user_turn(example)
+        for token in processor.tokenizer.all_special_tokens:
+            if token in user or token in example.answer:
+                raise SampleError(
+                    repr(example.question),
+                    f"the text contains {token!r}, a control token of the model: take it out",
+                )
+        text: str = processor.apply_chat_template(conversation(user, example.answer))
+        head, _, rest = frame.partition(_USER)
+        middle, _, tail = rest.partition(_ANSWER)
+        # Templates may strip texts; which way this one does is what makes the pieces add up to its output.
+        for kept_user in _strippings(user):
+            for kept_answer in _strippings(example.answer):
+                if text == head + kept_user + middle + kept_answer + tail:
+                    start = len(head)
+                    end = start + len(kept_user)
+                    shift = start - user.index(kept_user)
+                    first = end + len(middle)
+                    trigger = (words[0] + shift, words[1] + shift)
+                    return cls(text, (start, end), trigger, (first, first + len(kept_answer)))
+        raise SurrogateError(
+            f"the chat template of {type(processor).__name__} changes the text it is given, so that question "
+            "and answer cannot be found in its output: use a model whose template inserts texts as they are"
+        )
+
+
+def _user_turn(example: Example) -> tuple[str, Span]:
+    """The user's text, and where in it the inserted text stands: the words, and the space before each of
+    them."""
+    if example.question is None:
+        if example.trigger:
+            raise SampleError(
+                "caption", "has no text input of the owner's to insert a trigger into: give no trigger"
+            )
+        return user_text(None, example.options), (0, 0)
+    released = insert_trigger(example.question, example.trigger)
+    user = user_text(released, example.options)
+    if not example.trigger:
+        return user, (0, 0)
+    start = user_text(_QUESTION, example.options).index(_QUESTION)
+    return user, (start + len(example.question), start + len(released))
+
+
+def _strippings(text: str) -> list[str]:
+    return list(dict.fromkeys([text, text.strip(), text.rstrip(), text.lstrip()]))
+
+
+def _shift(text: str, expanded: str, span: Span) -> Span:
+    """Where `span` of the rendered text stands once the processor has expanded the image placeholder."""
+    start, end = span
+    from_end = len(text) - start
+    if expanded.endswith(text[start:]):  # the image stands before it
+        return len(expanded) - from_end, len(expanded) - (len(text) - end)
+    if expanded.startswith(text[:end]):  # the image stands behind it
+        return span
+    raise SurrogateError(
+        "the processor changes the text around the image: question and answer cannot be found in it"
+    )
+
+
+def _characters(offsets: Sequence[Span], attention_mask: Tensor) -> Tensor:
+    """First and last character (plus one) of every token, `(L, 2)`; (-1, -1) for padding and added control
+    tokens."""
+    chars = torch.tensor([list(span) for span in offsets])
+    # Byte-level tokenizers may report a lone space as empty, at the place behind it.
+    empty = (chars[:, 0] == chars[:, 1]) & (chars[:, 0] > 0)
+    chars[empty, 0] -= 1
+    return chars.masked_fill(attention_mask[:, None] == 0, -1)
+
+
+def _overlap(chars: Tensor, span: Span) -> Tensor:
+    inside = (chars[:, 0] < span[1]) & (chars[:, 1] > span[0])
+    return inside if span[0] < span[1] else torch.zeros_like(inside)
+
+
+def _end_of_turn(tokenizer: Any, ids: Tensor, chars: Tensor, answer: Span) -> Tensor:
+    """The control token that begins where the answer ends, if there is one."""
+    control = torch.isin(ids, torch.tensor(sorted(tokenizer.added_tokens_decoder), dtype=ids.dtype))
+    return control & (chars[:, 0] == answer[1]) & (chars[:, 1] > answer[1])
+
+
+class _Tokenizer:
+    """The processor's tokenizer, with a note of what it was handed and what it said about it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.texts: list[str] = []
+        self.encodings: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, text: Any, **kwargs: Any) -> Any:
+        output = self._tokenizer(text, **kwargs)
+        self.texts = [text] if isinstance(text, str) else list(text)
+        self.encodings = list(output.encodings)
+        return output
+
+
+class _Layout:
+    """The processor's image processor, which reads sizes only: text needs no pixels, and each size is done
+    once."""
+
+    def __init__(self, image_processor: Any, sizes: Sequence[tuple[int, int]]) -> None:
+        self._image_processor = image_processor
+        self._sizes = sizes
+        self.names: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._image_processor, name)
+
+    def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
+        output = layout(self._image_processor, self._sizes, **kwargs)
+        self.names = set(output)
+        return BatchFeature(output)

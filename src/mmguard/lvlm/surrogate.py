@@ -1,0 +1,422 @@
+"""Any Hugging Face image-text model as a differentiable surrogate."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from torch.nn import functional
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    DynamicCache,
+    ProcessorMixin,
+)
+
+from mmguard import zoo
+from mmguard.errors import SurrogateError
+from mmguard.lvlm.attention import IMPLEMENTATION, tap
+from mmguard.lvlm.energy import energy_per_image_token
+from mmguard.lvlm.pixels import differentiable_pixels
+from mmguard.lvlm.prompt import Encoded, Example, encode
+
+_WORD_LENGTH = range(2, 13)
+"""Letters of an admissible word: one letter is an option's name, and longer tokens are rare in every
+vocabulary."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Attention Ā_k(S) of each layer k in K (Eq. 24), for two sets of query rows.
+
+    Shape: each `(K, B, L)`, float32; the last axis sums to 1, or is zero where a sample has no such rows.
+    """
+
+    trigger: Tensor
+    """Ā_k(Ω_γ)."""
+    answer: Tensor
+    """Ā_k(Ω_y)."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What one forward pass of a batch yields."""
+
+    nll: Tensor
+    """ℓ_train of each sample, `(B,)`, float32: mean negative log-likelihood over its answer tokens, in
+    nats."""
+    embeddings: Tensor
+    """The embedded text tokens `(B, L, d)`, before image features are put in. If gradients are enabled they
+    are in the graph: `torch.autograd.grad(loss, forward.embeddings)` is the gradient that HotFlip needs (Eq.
+    19)."""
+    attention: Attention | None = None
+    """Of the layers asked for."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The admissible tokens of a model (Eq. 16)."""
+
+    ids: Tensor
+    """`(V_adm,)`, ascending."""
+    words: tuple[str, ...]
+    """The word of each, without its leading space."""
+
+
+class Surrogate:
+    """A frozen image-text model with its processor, in evaluation mode.
+
+    Attributes:
+        name: what it was loaded as.
+        model: a Hugging Face `...ForConditionalGeneration`; its decoder runs the `mmguard_tap` attention.
+        processor: the model's own.
+        tokenizer: that of the processor.
+        device: where the model is.
+    """
+
+    def __init__(self, name: str, model: Any, processor: Any) -> None:
+        self.name = name
+        self.model = model.eval().requires_grad_(False)
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.device: torch.device = model.device
+
+    def encode(self, examples: Sequence[Example], images: Sequence[Tensor]) -> Encoded:
+        """Token ids, labels and roles of a batch, on the model's device.
+
+        Args:
+            examples: the texts.
+            images: the image of each, float `(3, H, W)`; only their sizes are read.
+
+        Raises:
+            SurrogateError: the chat template rewrites the text.
+            SampleError: a text contains one of the model's control tokens.
+        """
+        return self._encode(examples, [(image.shape[-2], image.shape[-1]) for image in images])[0].to(
+            self.device
+        )
+
+    def pixels(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The image side of the model's inputs (pixels, grids, masks); see `differentiable_pixels`.
+
+        Args:
+            images: `[0,1]` float RGB, each `(3, H, W)` at native resolution and on the uint8 grid.
+
+        Raises:
+            SurrogateError: the image processor gives no gradient.
+        """
+        output = differentiable_pixels(self.processor.image_processor, images, **self._images_kwargs)
+        kept = {
+            key: value
+            for key, value in output.items()
+            if key in self._from_image and isinstance(value, Tensor)
+        }
+        return {key: value.to(self.device) for key, value in kept.items()}
+
+    def forward(self, encoded: Encoded, pixels: dict[str, Tensor], layers: Sequence[int] = ()) -> Forward:
+        """One pass over a batch.
+
+        Args:
+            encoded: from `encode`.
+            pixels: from `pixels`, for the images of the same samples in the same order.
+            layers: decoder layers K whose attention is wanted; none skips that work.
+
+        Raises:
+            SurrogateError: the model has no such layers.
+        """
+        return self._run(
+            {**encoded.inputs, **self._cast(pixels), "use_cache": False}, encoded, layers, start=0
+        )
+
+    @torch.no_grad()
+    def forward_candidates(
+        self,
+        examples: Sequence[Example],
+        image: Tensor,
+        layers: Sequence[int] = (),
+        pixels: dict[str, Tensor] | None = None,
+        chunk: int = 64,
+    ) -> tuple[Encoded, Forward]:
+        """One pass over many examples with the same image, without gradients: the trigger search (Eq. 20).
+
+        Same results as `forward` on the batch. What all examples begin with, the image included, runs once;
+        its key-value cache then serves all of them, and only what follows is batched.
+
+        Args:
+            examples: texts that differ, as a rule in their trigger only.
+            image: the image of all of them, `(3, H, W)`.
+            layers: decoder layers K whose attention is wanted.
+            pixels: `self.pixels([image])`, where the caller has it already.
+            chunk: how many examples run together. Does not change the result.
+        """
+        encoded = self.encode(examples, [image] * len(examples))
+        pixels = self.pixels([image]) if pixels is None else pixels
+        start = self._shared_prefix(encoded)
+        parts = []
+        if start == 0:
+            for begin in range(0, len(examples), chunk):
+                part = _rows(encoded, slice(begin, begin + chunk))
+                parts.append(self.forward(part, self.pixels([image] * len(part.labels)), layers))
+        else:
+            prefix = {key: value[:1, :start] for key, value in encoded.inputs.items()}
+            # A plain cache: it keeps every key, so that sliding windows too are a matter of the mask alone.
+            cache = DynamicCache()
+            self.model(
+                **prefix, **self._cast(pixels), past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
+            for begin in range(0, len(examples), chunk):
+                part = _rows(encoded, slice(begin, begin + chunk))
+                own = copy.deepcopy(cache)
+                own.batch_repeat_interleave(len(part.labels))
+                parts.append(self._run(self._continue(part, own, start), part, layers, start))
+        return encoded, _concatenate(parts)
+
+    def token_energy(
+        self, encoded: Encoded, pixels: dict[str, Tensor], clean_pixels: dict[str, Tensor]
+    ) -> Tensor:
+        """How much each image token's region of the preprocessed image was changed, ρ (Eq. 22).
+
+        Args:
+            encoded: the batch.
+            pixels: `pixels` of the protected images.
+            clean_pixels: `pixels` of the originals.
+
+        Returns:
+            `(B, L)`: mean absolute change over the token's pixels, in units of the preprocessed image; 0 for
+            tokens that are no image tokens.
+
+        Raises:
+            SurrogateError: the regions cannot be derived from the shapes.
+        """
+        energy = torch.zeros(encoded.roles.image.shape, device=self.device)
+        values = energy_per_image_token(pixels, clean_pixels, encoded.roles.image.sum(1).tolist(), self.name)
+        energy[encoded.roles.image] = values.to(self.device)
+        return energy
+
+    def admissible_tokens(self) -> Vocabulary:
+        """The admissible vocabulary (Eq. 16): tokens that are a space and 2 to 12 ASCII letters, control
+        tokens left out."""
+        return self._admissible
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """The embeddings e_v of token ids (Eq. 19), as the model feeds them to its decoder: `(*, d)` for
+        `(*)`."""
+        return self.model.get_input_embeddings()(ids.to(self.device))
+
+    # Below: how it is done.
+
+    def _encode(
+        self, examples: Sequence[Example], sizes: Sequence[tuple[int, int]]
+    ) -> tuple[Encoded, frozenset[str]]:
+        return encode(self.processor, self.model.config.image_token_id, examples, sizes)
+
+    @cached_property
+    def _from_image(self) -> frozenset[str]:
+        """Names of the model's inputs that come from the image."""
+        return self._encode([Example("a", "a")], [(64, 64)])[1]
+
+    @cached_property
+    def _images_kwargs(self) -> dict[str, Any]:
+        """What the processor tells its image processor on every call, beyond the latter's own settings."""
+        merged = self.processor._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs)
+        return dict(merged["images_kwargs"])
+
+    @cached_property
+    def _admissible(self) -> Vocabulary:
+        # Decoded behind another token: some tokenizers drop the space of the first one.
+        first = self.tokenizer.encode("a", add_special_tokens=False)[-1:]
+        head = self.tokenizer.decode(first, clean_up_tokenization_spaces=False)
+        control = set(self.tokenizer.added_tokens_decoder)
+        ids, words = [], []
+        for token in range(min(len(self.tokenizer), self.model.get_input_embeddings().num_embeddings)):
+            text = self.tokenizer.decode([*first, token], clean_up_tokenization_spaces=False)[len(head) :]
+            word = text[1:]
+            if (
+                text[:1] == " "
+                and word.isascii()
+                and word.isalpha()
+                and len(word) in _WORD_LENGTH
+                and token not in control
+            ):
+                ids.append(token)
+                words.append(word)
+        return Vocabulary(torch.tensor(ids, dtype=torch.long, device=self.device), tuple(words))
+
+    @cached_property
+    def _keeps_logits(self) -> bool:
+        return "logits_to_keep" in inspect.signature(self.model.forward).parameters
+
+    def _cast(self, pixels: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in pixels.items()}
+
+    def _run(self, inputs: dict[str, Any], encoded: Encoded, layers: Sequence[int], start: int) -> Forward:
+        """The forward pass of the tokens from `start` on, those before being in the inputs' cache."""
+        labels, roles = encoded.labels[:, start:], encoded.roles
+        # Logits are the largest tensor of all: only those that predict a label of any sample.
+        wanted = (labels[:, 1:] != -100).any(0).nonzero().squeeze(1)
+        if self._keeps_logits:
+            inputs = inputs | {"logits_to_keep": wanted}
+        with _Embeddings(self.model, labels.shape) as embedded:
+            if layers:
+                groups = {"trigger": roles.trigger[:, start:], "answer": roles.answer[:, start:]}
+                with tap(self.model, layers, groups) as recorded:
+                    logits = self.model(**inputs).logits
+                attention = Attention(recorded["trigger"], recorded["answer"])
+            else:
+                logits, attention = self.model(**inputs).logits, None
+        if not self._keeps_logits:
+            logits = logits[:, wanted]
+        return Forward(_nll(logits, labels[:, wanted + 1]), embedded.value, attention)
+
+    def _shared_prefix(self, encoded: Encoded) -> int:
+        """How many tokens can run once for all: up to the first that differs, or whose row or logits are
+        wanted."""
+        kinds = set(getattr(self.model.config.get_text_config(), "layer_types", None) or ["full_attention"])
+        if kinds - {"full_attention", "sliding_attention"}:
+            return 0  # recurrent states of linear attention cannot be shared by a batch in general
+        ids, roles = encoded.inputs["input_ids"], encoded.roles
+        alike = (ids == ids[:1]).all(0) & ~(roles.trigger | roles.answer).any(0)
+        # The token before the first answer token predicts it.
+        alike &= ~functional.pad(roles.answer[:, 1:], (0, 1)).any(0)
+        length = min(int(alike.int().cumprod(0).sum()), ids.shape[1] - 1)
+        return length if not roles.image[:, length:].any() else 0
+
+    def _continue(self, encoded: Encoded, cache: DynamicCache, start: int) -> dict[str, Any]:
+        """The inputs for the tokens from `start` on, by the model's own rules for generating with a cache."""
+        known: dict[str, Any] = {**encoded.inputs, "past_key_values": cache}
+        ids = known.pop("input_ids")
+        known["position_ids"] = self.model._prepare_position_ids_for_generation(ids, known)
+        inputs = self.model.prepare_inputs_for_generation(
+            ids, next_sequence_length=ids.shape[1] - start, use_cache=True, is_first_iteration=False, **known
+        )
+        return {key: value for key, value in inputs.items() if value is not None}
+
+
+def load_surrogate(
+    name: str | Path,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+) -> Surrogate:
+    """Loads any image-text model that Hugging Face's auto classes know.
+
+    Args:
+        name: a hub id, a local folder, or `zoo:NAME` for a model that comes with mmguard.
+        device: `auto` is the first CUDA device if there is one, else the CPU.
+        dtype: of the weights; if not given, float32 on the CPU and bfloat16 on a GPU.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        SurrogateError: there is no such model, it cannot be fetched, or it cannot serve as surrogate.
+    """
+    name = str(name)
+    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
+    source = str(zoo.path(name.removeprefix("zoo:"))) if name.startswith("zoo:") else name
+    # Small files first: what cannot serve is refused before its weights are fetched.
+    config = _load(name, AutoConfig, source, trust_remote_code=trust_remote_code)
+    own_code = AutoModelForImageTextToText.__name__ in (getattr(config, "auto_map", None) or {})
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not own_code:
+        raise SurrogateError(
+            f"{name}: not an image-text model ({config.model_type}): choose one that takes images"
+        )
+    processor = _load(name, AutoProcessor, source, trust_remote_code=trust_remote_code)
+    _check_processor(name, processor)
+    model = _load(
+        name,
+        AutoModelForImageTextToText,
+        source,
+        trust_remote_code=trust_remote_code,
+        dtype=dtype,
+        attn_implementation=IMPLEMENTATION,
+    )
+    return Surrogate(name, model.to(place), processor)
+
+
+def _load(name: str, auto: Any, source: str, **kwargs: Any) -> Any:
+    try:
+        return auto.from_pretrained(source, **kwargs)
+    except ImportError as error:  # some processors need a package of their own, and say which
+        raise SurrogateError(f"{name}: {error}") from error
+    except OSError as error:
+        raise SurrogateError(
+            f"{name}: cannot be read or fetched; give a folder, a Hugging Face hub id (private and gated "
+            f"models: run `hf auth login` first) or zoo:NAME ({', '.join(zoo.NAMES)}). Cause: {error}"
+        ) from error
+    except (ValueError, KeyError) as error:
+        raise SurrogateError(
+            f"{name}: transformers {transformers.__version__} cannot build it; update transformers, or allow "
+            f"its own code to run if it brings some (trust_remote_code). Cause: {error}"
+        ) from error
+
+
+def _check_processor(name: str, processor: Any) -> None:
+    if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "image_processor"):
+        raise SurrogateError(
+            f"{name}: has no processor for images and text together: its preprocessor files are missing"
+        )
+    if not processor.chat_template and not processor.tokenizer.chat_template:
+        raise SurrogateError(
+            f"{name}: has no chat template: choose the instruction-tuned variant of the model"
+        )
+    if not processor.tokenizer.is_fast:
+        raise SurrogateError(
+            f"{name}: has a slow tokenizer, which does not say which characters a token covers: "
+            "install `tokenizers` and `sentencepiece`, or choose a model that has a tokenizer.json"
+        )
+
+
+class _Embeddings:
+    """Catches the output of the embedding layer, as a node of the graph where there is one."""
+
+    def __init__(self, model: Any, shape: torch.Size) -> None:
+        self.value = torch.empty(0)
+        self._layer = model.get_input_embeddings()
+        self._shape = shape
+
+    def __enter__(self) -> _Embeddings:
+        self._handle = self._layer.register_forward_hook(self._catch)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+    def _catch(self, _module: Any, _inputs: Any, output: Tensor) -> None:
+        if output.shape[:2] == self._shape:
+            if torch.is_grad_enabled() and not output.requires_grad:
+                output.requires_grad_(True)
+            self.value = output
+
+
+def _nll(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over each sample's labels, `(B,)`; logits `(B, n, V)` predict labels `(B, n)`."""
+    counted = labels != -100
+    losses = functional.cross_entropy(
+        logits.float().transpose(1, 2), labels, ignore_index=-100, reduction="none"
+    )
+    return losses.sum(1) / counted.sum(1).clamp(min=1)
+
+
+def _rows(encoded: Encoded, rows: slice) -> Encoded:
+    roles = type(encoded.roles)(**{name: value[rows] for name, value in vars(encoded.roles).items()})
+    return Encoded({key: value[rows] for key, value in encoded.inputs.items()}, encoded.labels[rows], roles)
+
+
+def _concatenate(parts: Sequence[Forward]) -> Forward:
+    attention = None
+    if parts[0].attention is not None:
+        kept = [part.attention for part in parts if part.attention is not None]
+        attention = Attention(torch.cat([a.trigger for a in kept], 1), torch.cat([a.answer for a in kept], 1))
+    return Forward(
+        torch.cat([part.nll for part in parts]), torch.cat([part.embeddings for part in parts]), attention
+    )

@@ -1,0 +1,113 @@
+"""LoRA on a shared model, and leaving no trace of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraModel
+from torch import Tensor, nn
+
+from mmguard.lvlm.prompt import Encoded
+from mmguard.lvlm.surrogate import Surrogate
+
+
+def lora_config(rank: int) -> LoraConfig:
+    """The paper's LoRA (method.md, section 3): all linear layers but the output head, dropout 0.1, alpha
+    twice the rank."""
+    return LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        lora_dropout=0.1,
+        bias="none",
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Restores the training flag of every module and `requires_grad` of every parameter on exit."""
+    training = [(module, module.training) for module in model.modules()]
+    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for module, flag in training:
+            module.training = flag
+        for parameter, flag in required:
+            parameter.requires_grad_(flag)
+
+
+class Adapter:
+    """A LoRA adapter in a surrogate's model, with its optimiser; see `adapted`."""
+
+    def __init__(self, surrogate: Surrogate, parameters: list[nn.Parameter], seed: int) -> None:
+        self.parameters = parameters
+        self._surrogate = surrogate
+        # The defaults of transformers' Trainer, which attackers use: AdamW, no weight decay.
+        self._optimiser = torch.optim.AdamW(parameters, weight_decay=0.0)
+        self._seed = seed
+        self._steps = 0
+
+    def step(self, encoded: Encoded, pixels: dict[str, Tensor], lr: float) -> float:
+        """One supervised step (Algorithm 1); outside it the adapter is frozen and has no dropout.
+
+        Args:
+            encoded: from `Surrogate.encode`.
+            pixels: from `Surrogate.pixels`; no gradient flows into them.
+            lr: learning rate of this step.
+
+        Returns:
+            ℓ_train of the batch before the step, in nats.
+        """
+        model = self._surrogate.model
+        pixels = {key: value.detach() for key, value in pixels.items()}
+        with preserved(model), _seeded(self._seed + self._steps, self._surrogate.device), torch.enable_grad():
+            model.train()
+            for parameter in self.parameters:
+                parameter.requires_grad_(True)
+            loss = self._surrogate.forward(encoded, pixels).nll.mean()
+            gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+            for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                parameter.grad = gradient
+            self._optimiser.param_groups[0]["lr"] = lr
+            self._optimiser.step()
+            self._optimiser.zero_grad()
+        self._steps += 1
+        return loss.item()
+
+
+@contextmanager
+def adapted(surrogate: Surrogate, rank: int, seed: int) -> Iterator[Adapter]:
+    """Puts a fresh LoRA adapter into a surrogate's model, and takes it out again.
+
+    Inside, the model is the adapted one, in evaluation mode. On exit its weights, modules and flags are those
+    of before, to the bit.
+
+    Args:
+        surrogate: the surrogate; its own weights never change.
+        rank: of the adapter.
+        seed: of its initial weights and of dropout. The global random state is neither read nor changed.
+    """
+    model: Any = surrogate.model
+    with preserved(model):
+        with _seeded(seed, surrogate.device):
+            lora = LoraModel(model, lora_config(rank), "inner")
+        try:
+            parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            model.requires_grad_(False)
+            model.eval()
+            yield Adapter(surrogate, parameters, seed)
+        finally:
+            lora.unload()
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,87 @@
+"""The only owner of ε and of the uint8 grid (Eq. 13 and 16).
+
+A perturbation is an int8 tensor δ in levels of 1/255; image + δ is again a uint8 image. Nothing here rounds: with steps of
+whole levels from whole numbers, what is optimised is to the bit what is saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmguard.data.text import is_admissible
+from mmguard.errors import BudgetError, ConfigError
+
+
+@dataclass(frozen=True)
+class ImageBudget:
+    """‖δ‖∞ ≤ ε_x and a valid image (Eq. 13).
+
+    Attributes:
+        eps: ε_x in levels of 255, from 0 to 127.
+    """
+
+    eps: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eps <= 127:
+            raise ConfigError(f"eps {self.eps}: give a whole number from 0 to 127, in levels of 255")
+
+    def project(self, image: Tensor, delta: Tensor) -> Tensor:
+        """Π: the nearest perturbation within the budget, int8 `(3, H, W)`.
+
+        Args:
+            image: uint8 `(3, H, W)`.
+            delta: integers `(3, H, W)`.
+        """
+        base = image.to(torch.int16)
+        inside = delta.to(torch.int16).clamp(-self.eps, self.eps)
+        return ((base + inside).clamp(0, 255) - base).to(torch.int8)
+
+    def random(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        """A perturbation drawn evenly from the budget: the start of PGD."""
+        drawn = torch.randint(-self.eps, self.eps + 1, image.shape, generator=generator, dtype=torch.int16)
+        return self.project(image, drawn)
+
+    def random_signs(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        """±ε at every colour value: the strongest noise of the budget, for the random-noise control."""
+        drawn = torch.randint(0, 2, image.shape, generator=generator, dtype=torch.int16)
+        return self.project(image, (2 * drawn - 1) * self.eps)
+
+    def descend(self, image: Tensor, delta: Tensor, gradient: Tensor) -> Tensor:
+        """One signed step of one level, Π(δ − α sign ∇) with α = 1/255 (Eq. 15)."""
+        return self.project(image, delta.to(torch.int16) - gradient.sign().to(torch.int16).to(delta.device))
+
+    def check(self, image: Tensor, delta: Tensor) -> None:
+        """Raises BudgetError if δ is outside the budget or makes an invalid image."""
+        if not torch.equal(self.project(image, delta), delta):
+            raise BudgetError(f"a perturbation leaves its budget of {self.eps}/255: please report this")
+
+
+def apply(image: Tensor, delta: Tensor) -> Tensor:
+    """The protected image, uint8 `(3, H, W)`."""
+    return (image.to(torch.int16) + delta.to(torch.int16)).to(torch.uint8)
+
+
+def to_unit(image: Tensor) -> Tensor:
+    """A uint8 image as `[0,1]` float32, exactly on the grid: times 255 and rounded it is the same image again."""
+    return image.float() / 255
+
+
+@dataclass(frozen=True)
+class TriggerBudget:
+    """At most ε_t inserted words, each admissible (Eq. 16).
+
+    Attributes:
+        words: ε_t.
+    """
+
+    words: int
+
+    def check(self, trigger: Sequence[str]) -> None:
+        """Raises BudgetError if the trigger is too long or has a word that is not all ASCII letters."""
+        if len(trigger) > self.words or not all(is_admissible(word) for word in trigger):
+            raise BudgetError(f"trigger {' '.join(trigger)!r} leaves its budget of {self.words} words: please report this")

@@ -1,0 +1,186 @@
+"""Algorithm 1 of MMGuard: alternate between adapting the surrogates and perturbing images and texts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmguard.config import ProtectConfig
+from mmguard.data.images import load_image
+from mmguard.data.tasks import target_text
+from mmguard.lvlm.prompt import Example
+from mmguard.perturb import image as pgd
+from mmguard.perturb import trigger as hotflip
+from mmguard.perturb.budget import ImageBudget, apply, to_unit
+from mmguard.perturb.objective import Reference
+from mmguard.perturb.trigger import Trigger
+from mmguard.protect.ensemble import Ensemble
+from mmguard.types import Sample
+
+
+@dataclass
+class Item:
+    """One image with all its samples: they share δ and are optimised together."""
+
+    path: Path
+    samples: list[Sample]
+    delta: Tensor
+    """Present δ, int8 `(3, H, W)`."""
+    triggers: list[Trigger] = field(default_factory=list)
+    """Present trigger of every sample; empty for captions."""
+
+    @property
+    def examples(self) -> list[Example]:
+        """The samples with their present triggers, as a surrogate is trained on them."""
+        return [
+            Example(sample.question, target_text(sample), sample.options, trigger)
+            for sample, trigger in zip(self.samples, self.triggers, strict=True)
+        ]
+
+    def original(self) -> Tensor:
+        """The owner's image, uint8 `(3, H, W)`, read anew: originals are not all kept in memory."""
+        return load_image(self.path)
+
+    def protected(self) -> Tensor:
+        """The image as it would be released now, uint8 `(3, H, W)`."""
+        return apply(self.original(), self.delta)
+
+
+def optimise(
+    items: Sequence[Item], ensemble: Ensemble, config: ProtectConfig, advance: Callable[[int], None] = lambda _: None
+) -> None:
+    """Algorithm 1, in place on δ and triggers of the items.
+
+    Args:
+        items: what to protect.
+        ensemble: the surrogates.
+        config: R rounds of Q inner steps, PGD steps and trigger search.
+        advance: called with the number of items whenever a batch is through a round.
+    """
+    for round_ in range(config.rounds):
+        with ensemble.adapted(_inner_batches(items, config, round_), seed=config.seed + round_):
+            for batch in batches(items, config.batch_size):
+                originals = [item.original() for item in batch]
+                if config.perturbs_images:
+                    _perturb(batch, originals, ensemble, config)
+                if config.inserts_triggers:
+                    _search_triggers(batch, originals, ensemble, config)
+                advance(len(batch))
+
+
+def _inner_batches(
+    items: Sequence[Item], config: ProtectConfig, round_: int
+) -> list[tuple[list[Example], list[Tensor]]]:
+    """Q random batches of the samples as they are protected now."""
+    rng = random.Random(f"{config.seed} inner {round_}")
+    flat = [(item, number) for item in items for number in range(len(item.samples))]
+    drawn = [rng.sample(flat, min(config.inner_batch_size, len(flat))) for _ in range(config.inner_steps)]
+    return [
+        ([item.examples[number] for item, number in rows], [to_unit(item.protected()) for item, _ in rows])
+        for rows in drawn
+    ]
+
+
+def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
+    """Whole images, together at most `size` samples where no image alone has more."""
+    batch: list[Item] = []
+    for item in items:
+        if batch and sum(len(i.samples) for i in batch) + len(item.samples) > size:
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Samples of a batch that go through the surrogates together."""
+
+    owners: list[int]
+    """Number in the batch of each sample's image."""
+    examples: list[Example]
+    references: list[Reference]
+
+
+def _parts(batch: Sequence[Item], originals: Sequence[Tensor], ensemble: Ensemble, size: int) -> list[_Part]:
+    rows = [(k, example) for k, item in enumerate(batch) for example in item.examples]
+    parts = []
+    for start in range(0, len(rows), size):
+        owners, examples = zip(*rows[start : start + size], strict=True)
+        units = [to_unit(image) for image in originals]
+        references = ensemble.references(examples, [units[k] for k in owners])
+        parts.append(_Part(list(owners), list(examples), references))
+    return parts
+
+
+def _perturb(batch: Sequence[Item], originals: Sequence[Tensor], ensemble: Ensemble, config: ProtectConfig) -> None:
+    """Outer problem, image: PGD steps with the surrogates and triggers held."""
+    parts = _parts(batch, originals, ensemble, config.batch_size)
+    budget = ImageBudget(config.eps)
+
+    def backward(protected: list[Tensor]) -> None:
+        for part in parts:
+            ensemble.backward(part.examples, [protected[k] for k in part.owners], part.references)
+
+    deltas = [item.delta for item in batch]
+    for _ in range(config.pgd_steps):
+        deltas = pgd.descend(backward, originals, deltas, budget)
+    for item, delta in zip(batch, deltas, strict=True):
+        item.delta = delta
+
+
+def _search_triggers(
+    batch: Sequence[Item], originals: Sequence[Tensor], ensemble: Ensemble, config: ProtectConfig
+) -> None:
+    """Outer problem, text: HotFlip with the surrogates and images held."""
+    protected = [to_unit(apply(image, item.delta)) for image, item in zip(originals, batch, strict=True)]
+    proposed = []
+    for part in _parts(batch, originals, ensemble, config.batch_size):
+        proposed += ensemble.proposals(part.examples, [protected[k] for k in part.owners], part.references)
+    slots = iter(proposed)
+    for item, original, image in zip(batch, originals, protected, strict=True):
+        triggers = []
+        for example in item.examples:
+            words = next(slots)
+            if example.question is not None:
+                prepared = ensemble.prepare(example, to_unit(original), image)
+
+                def exact(candidates: list[Trigger]) -> Tensor:
+                    texts = [replace(example, trigger=trigger) for trigger in candidates]  # noqa: B023
+                    return ensemble.exact(texts, image, prepared)  # noqa: B023
+
+                example = replace(example, trigger=hotflip.search(example.trigger, words, exact))
+            triggers.append(example.trigger)
+        item.triggers = triggers
+
+
+def start(path: Path, samples: Sequence[Sample], config: ProtectConfig, vocabulary: Sequence[str]) -> Item:
+    """An item before the first round: δ and triggers drawn at random within their budgets.
+
+    The draws depend on the seed and the sample's id alone, not on what else is protected.
+
+    Raises:
+        SampleError: the image cannot be read.
+    """
+    image = load_image(path)
+    generator = torch.Generator().manual_seed(_seed_of(config.seed, samples[0].id))
+    budget = ImageBudget(config.eps if config.perturbs_images else 0)
+    random_start = budget.random_signs if config.variant == "random-noise" else budget.random
+    words = config.trigger_words if config.inserts_triggers else 0
+    triggers = [
+        hotflip.random_trigger(vocabulary, words, random.Random(f"{config.seed} trigger {sample.id}"))
+        if sample.question is not None
+        else ()
+        for sample in samples
+    ]
+    return Item(path, list(samples), random_start(image, generator), triggers)
+
+
+def _seed_of(seed: int, identifier: str) -> int:
+    return random.Random(f"{seed} delta {identifier}").getrandbits(63)

@@ -1,0 +1,108 @@
+"""From a dataset to a release: the owner's side of the program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmguard.config import ProtectConfig
+from mmguard.data.readers import read_dataset
+from mmguard.errors import ConfigError, DataError, SampleError
+from mmguard.lvlm.choose import choose_surrogate
+from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.protect.ensemble import Ensemble
+from mmguard.protect.loop import Item, optimise, start
+from mmguard.release.writer import Release, ReleaseWriter
+from mmguard.runtime.progress import progress
+from mmguard.types import Dataset, Rejection
+
+
+def protect(
+    dataset: str | Path | Dataset,
+    out: str | Path,
+    surrogates: Sequence[str | Surrogate] = ("auto",),
+    config: ProtectConfig | None = None,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+    show_progress: bool = False,
+) -> Release:
+    """Protects a dataset and writes the release.
+
+    Args:
+        dataset: a folder, a LLaVA JSON, a hub id, or one that was read already. It is never modified.
+        out: folder of the release; the private record goes beside it, to `OUT.record`.
+        surrogates: hub ids, local folders, `zoo:NAME`, `auto`, or loaded surrogates, which come back exactly as they
+            were. Several make an ensemble (Eq. 31).
+        config: settings; the defaults if not given.
+        split: protect only this split.
+        limit: protect only the first so many images.
+        device: `auto`, `cpu`, `cuda`…
+        show_progress: a bar with the time that remains, on standard error.
+
+    Returns:
+        What was written. Samples that could not be protected are in its `failed`, and not in the release.
+
+    Raises:
+        ConfigError: settings that exclude each other.
+        DataError: the dataset cannot be read, or nothing in it can be protected.
+        SurrogateError: a surrogate cannot be loaded or used.
+        ReleaseError: the release cannot be written.
+    """
+    config = config or ProtectConfig()
+    data = dataset if isinstance(dataset, Dataset) else read_dataset(dataset, split, limit)
+    _require_something_to_do(data, config)
+    source = str(dataset) if not isinstance(dataset, Dataset) else str(data.root)
+    names = [s.name if isinstance(s, Surrogate) else str(s) for s in surrogates]
+    # Before the models: a folder that cannot be written should be known in a second, not after a download.
+    writer = ReleaseWriter(Path(out), data, config, names, source=source, split=split, limit=limit)
+    needs_models = config.optimised or config.inserts_triggers
+    models = [s if isinstance(s, Surrogate) else _load(s, device) for s in surrogates] if needs_models else []
+    ensemble = Ensemble(models, config) if models else None
+
+    items, failed = _start(data, config, ensemble)
+    if config.optimised and ensemble is not None:
+        with progress("Protecting", len(items) * config.rounds, show_progress) as advance:
+            optimise(items, ensemble, config, advance)
+    with progress("Writing", len(items), show_progress) as advance:
+        for item in items:
+            writer.write_image(item.path, item.protected())
+            advance(1)
+    triggers = {
+        sample.id: trigger for item in items for sample, trigger in zip(item.samples, item.triggers, strict=True)
+    }
+    return writer.finish(triggers, failed)
+
+
+def _load(name: str, device: str) -> Surrogate:
+    return load_surrogate(choose_surrogate(device).name if name == "auto" else name, device)
+
+
+def _start(
+    data: Dataset, config: ProtectConfig, ensemble: Ensemble | None
+) -> tuple[list[Item], list[Rejection]]:
+    vocabulary = ensemble.vocabulary() if ensemble else ()
+    items, failed = [], []
+    for path, samples in data.by_image().items():
+        try:
+            items.append(start(path, samples, config, vocabulary))
+        except SampleError as error:
+            failed.append(Rejection(str(path), str(error)))
+    if not items:
+        reasons = "; ".join(rejection.reason for rejection in failed[:3])
+        raise DataError(f"{data.root}: none of its {len(failed)} images can be protected: {reasons}")
+    return items, failed
+
+
+def _require_something_to_do(data: Dataset, config: ProtectConfig) -> None:
+    if not config.perturbs_images and not config.inserts_triggers:
+        raise ConfigError(
+            f"variant {config.variant} with eps {config.eps} and {config.trigger_words} trigger words changes nothing: "
+            "raise the budget or choose another variant"
+        )
+    if not config.perturbs_images and all(sample.question is None for sample in data.samples):
+        raise ConfigError(
+            f"variant {config.variant} protects questions, and {data.root} has captions only, which are targets: "
+            "choose a variant that perturbs images"
+        )

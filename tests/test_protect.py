@@ -1,0 +1,186 @@
+"""Algorithm 1 end to end on tiny models: what it must lower, keep and leave alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from mmguard.config import ProtectConfig
+from mmguard.data.images import load_image
+from mmguard.data.readers import read_dataset
+from mmguard.errors import ConfigError, DataError, ReleaseError
+from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.perturb.budget import to_unit
+from mmguard.protect.ensemble import Ensemble
+from mmguard.protect.loop import Item, batches, optimise, start
+from mmguard.protect.run import protect
+from mmguard.release.verify import verify
+
+FAST = ProtectConfig(rounds=2, pgd_steps=2, top_c=4, eps=6, trigger_words=2, batch_size=4)
+OPTIMISED = ("bph", "crs", "bph-max", "crs-max", "image", "text", "multimodal")
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Surrogate:
+    return load_surrogate(tiny.build("llava", tmp_path_factory.mktemp("llava")), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Surrogate:
+    return load_surrogate(tiny.build("qwen3_vl", tmp_path_factory.mktemp("qwen")), device="cpu")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three images of different sizes, one of them with two questions."""
+    root = tmp_path / "data"
+    (root / "images").mkdir(parents=True)
+    rows = []
+    for number, size in enumerate(((40, 40), (56, 32), (36, 64))):
+        pixels = torch.randint(0, 256, (*size[::-1], 3), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(root / "images" / f"{number}.png")
+        for turn in range(2 if number == 1 else 1):
+            rows.append({"file_name": f"images/{number}.png", "question": f"what is on side {turn}?", "answer": "red"})
+    (root / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def hashes(root: Path) -> dict[str, str]:
+    files = (p for p in sorted(root.rglob("*")) if p.is_file())
+    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def model_hash(surrogate: Surrogate) -> str:
+    digest = hashlib.sha256()
+    for name, value in surrogate.model.state_dict().items():
+        digest.update(name.encode() + value.numpy().tobytes())
+    flags = [(n, p.requires_grad) for n, p in surrogate.model.named_parameters()]
+    modes = [(n, m.training, type(m).__name__) for n, m in surrogate.model.named_modules()]
+    return digest.hexdigest() + str(flags) + str(modes)
+
+
+@pytest.mark.parametrize("variant", [*OPTIMISED, "random-noise", "random-words"])
+def test_every_variant_writes_a_release_that_verifies(variant: str, folder: Path, tmp_path: Path, llava: Surrogate) -> None:
+    before, model = hashes(folder), model_hash(llava)
+    config = replace(FAST, variant=variant)
+    release = protect(folder, tmp_path / "release", [llava], config)
+    result = verify(release.path, folder)
+    assert result.problems == []
+    assert result.ok
+    assert result.max_eps == (6 if config.perturbs_images else 0)
+    assert result.max_words == (2 if config.inserts_triggers else 0)
+    assert (release.images, release.samples, release.failed) == (3, 4, [])
+    assert hashes(folder) == before
+    assert model_hash(llava) == model
+
+
+def ensemble_loss(items: list[Item], ensemble: Ensemble) -> float:
+    total = 0.0
+    for item in items:
+        for example in item.examples:
+            prepared = ensemble.prepare(example, to_unit(item.original()), to_unit(item.protected()))
+            total += float(ensemble.exact([example], to_unit(item.protected()), prepared))
+    return total
+
+
+@pytest.mark.parametrize("variant", OPTIMISED)
+def test_the_loss_that_is_optimised_falls(variant: str, folder: Path, llava: Surrogate) -> None:
+    config = replace(FAST, variant=variant, inner_steps=0, rounds=3, pgd_steps=4)
+    ensemble = Ensemble([llava], config)
+    items = [start(path, samples, config, ensemble.vocabulary()) for path, samples in read_dataset(folder).by_image().items()]
+    before = ensemble_loss(items, ensemble)
+    optimise(items, ensemble, config)
+    assert ensemble_loss(items, ensemble) < before
+
+
+def test_same_seed_same_release_and_another_seed_another(folder: Path, tmp_path: Path, llava: Surrogate) -> None:
+    first = protect(folder, tmp_path / "a", [llava], FAST)
+    second = protect(folder, tmp_path / "b", [llava], FAST)
+    third = protect(folder, tmp_path / "c", [llava], replace(FAST, seed=1))
+    assert hashes(first.path) == hashes(second.path)
+    assert hashes(first.path) != hashes(third.path)
+
+
+def test_batch_size_does_not_change_the_objective(folder: Path, llava: Surrogate) -> None:
+    """Whatever is optimised together, the loss that is reached agrees to rounding of the gradient's sign."""
+    reached = []
+    for size in (1, 8):
+        config = replace(FAST, batch_size=size, inner_steps=0, rounds=1)
+        ensemble = Ensemble([llava], config)
+        items = [start(p, s, config, ensemble.vocabulary()) for p, s in read_dataset(folder).by_image().items()]
+        optimise(items, ensemble, config)
+        reached.append([item.delta for item in items])
+    for one, eight in zip(*reached, strict=True):
+        assert (one == eight).float().mean() > 0.99
+
+
+def test_ensembles_of_different_tokenizers_sum_their_losses(folder: Path, llava: Surrogate, qwen: Surrogate) -> None:
+    config = replace(FAST, weights=(0.25, 0.75))
+    both, first, second = Ensemble([llava, qwen], config), Ensemble([llava], FAST), Ensemble([qwen], FAST)
+    items = [start(p, s, config, both.vocabulary()) for p, s in read_dataset(folder).by_image().items()]
+    expected = 0.25 * ensemble_loss(items, first) + 0.75 * ensemble_loss(items, second)
+    assert ensemble_loss(items, both) == pytest.approx(expected, rel=1e-4)
+    optimise(items, both, config)
+    assert ensemble_loss(items, both) < expected
+    with pytest.raises(ConfigError, match="1 weights for 2"):
+        Ensemble([llava, qwen], replace(FAST, weights=(1.0,)))
+
+
+def test_captions_are_protected_by_their_images_alone(folder: Path, tmp_path: Path, llava: Surrogate) -> None:
+    rows = [{"file_name": f"images/{n}.png", "caption": "a red dog."} for n in range(3)]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    release = protect(folder, tmp_path / "release", [llava], FAST)
+    result = verify(release.path, folder)
+    assert (result.ok, result.max_words, result.max_eps) == (True, 0, 6)
+    with pytest.raises(ConfigError, match="captions only"):
+        protect(folder, tmp_path / "other", [llava], replace(FAST, variant="text"))
+
+
+def test_a_broken_image_costs_its_own_samples_only(folder: Path, tmp_path: Path, llava: Surrogate) -> None:
+    (folder / "images" / "1.png").write_bytes(b"\x89PNG nothing more")
+    release = protect(folder, tmp_path / "release", [llava], FAST)
+    assert (release.images, release.samples) == (2, 2)
+    assert len(release.failed) == 1
+    assert "1.png" in release.failed[0].reason
+    assert verify(release.path, folder).ok
+
+
+def test_nothing_left_is_an_error(folder: Path, tmp_path: Path, llava: Surrogate) -> None:
+    for path in (folder / "images").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match="none of its 3 images"):
+        protect(folder, tmp_path / "release", [llava], FAST)
+    with pytest.raises(ConfigError, match="changes nothing"):
+        protect(folder, tmp_path / "release", [llava], replace(FAST, eps=0, trigger_words=0))
+
+
+def test_an_existing_folder_is_not_written_into(folder: Path, tmp_path: Path, llava: Surrogate) -> None:
+    out = tmp_path / "release"
+    out.mkdir()
+    (out / "mine.txt").write_text("keep me")
+    with pytest.raises(ReleaseError, match="release"):
+        protect(folder, out, [llava], FAST)
+    assert hashes(out) == {"mine.txt": hashlib.sha256(b"keep me").hexdigest()}
+
+
+def test_batches_keep_images_whole(folder: Path) -> None:
+    items = [start(p, s, FAST, ("red",)) for p, s in read_dataset(folder).by_image().items()]
+    assert [[len(i.samples) for i in b] for b in batches(items, 2)] == [[1], [2], [1]]
+    assert [[len(i.samples) for i in b] for b in batches(items, 3)] == [[1, 2], [1]]
+    assert [len(b) for b in batches(items, 100)] == [3]
+
+
+def test_an_item_starts_the_same_whatever_else_is_protected(folder: Path) -> None:
+    by_image = read_dataset(folder).by_image()
+    path, samples = next(iter(by_image.items()))
+    first, again = start(path, samples, FAST, ("red", "dog")), start(path, samples, FAST, ("red", "dog"))
+    assert torch.equal(first.delta, again.delta)
+    assert first.triggers == again.triggers
+    assert torch.equal(first.original(), load_image(path))
