@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import BatchFeature
@@ -95,7 +96,7 @@ def encode(
         SampleError: a text contains one of the model's control tokens.
     """
     frame: str = processor.apply_chat_template(conversation(_USER, _ANSWER))
-    drafts = [_Draft.render(processor, frame, example) for example in examples]
+    drafts = _drafts(processor, frame, examples)
     spy = copy.copy(processor)
     spy.tokenizer, spy.image_processor = (
         _Tokenizer(processor.tokenizer),
@@ -137,6 +138,18 @@ def encode(
     return Encoded(inputs, ids.masked_fill(~answer, -100), roles), from_image
 
 
+def _drafts(processor: Any, frame: str, examples: Sequence[Example]) -> list[_Draft]:
+    """The rendered conversations; examples that differ in their words alone, as in the trigger search, once for all."""
+    rendered: dict[tuple[Example, bool], _Draft] = {}
+    drafts = []
+    for example in examples:
+        key = replace(example, trigger=()), bool(example.trigger)
+        if key not in rendered:
+            rendered[key] = _Draft.render(processor, frame, example)
+        drafts.append(rendered[key].with_trigger(example.trigger))
+    return drafts
+
+
 @dataclass(frozen=True)
 class _Draft:
     """A rendered conversation, and where in it the texts stand."""
@@ -146,6 +159,20 @@ class _Draft:
     trigger: Span
     """What was inserted, the space before it included; empty where nothing was."""
     answer: Span
+
+    def with_trigger(self, words: Sequence[str]) -> _Draft:
+        """The same conversation with other admissible words in the place of its trigger."""
+        if not words:
+            return self
+        start, end = self.trigger
+        inserted = insert_trigger("", words)
+        shift = len(inserted) - (end - start)
+        return _Draft(
+            self.text[:start] + inserted + self.text[end:],
+            (self.user[0], self.user[1] + shift),
+            (start, end + shift),
+            (self.answer[0] + shift, self.answer[1] + shift),
+        )
 
     @classmethod
     def render(cls, processor: Any, frame: str, example: Example) -> _Draft:
@@ -212,7 +239,7 @@ def _shift(text: str, expanded: str, span: Span) -> Span:
 def _characters(offsets: Sequence[Span], attention_mask: Tensor) -> Tensor:
     """First and last character (plus one) of every token, `(L, 2)`; (-1, -1) for padding and added control
     tokens."""
-    chars = torch.tensor([list(span) for span in offsets])
+    chars = torch.from_numpy(np.array(offsets))
     # Byte-level tokenizers may report a lone space as empty, at the place behind it.
     empty = (chars[:, 0] == chars[:, 1]) & (chars[:, 0] > 0)
     chars[empty, 0] -= 1

@@ -1,0 +1,286 @@
+"""What an attacker trains on: the release, the clean original, and the controls that tell the two apart.
+
+A protection that works no better than noise of the same size is not one, so every release is compared with a
+*matched control*: the same places changed by the same amount, with nothing optimised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mmguard.data.images import load_image
+from mmguard.data.tasks import target_text, user_text
+from mmguard.data.text import inserted_words
+from mmguard.errors import ReleaseError, SampleError, SurrogateError
+from mmguard.release.layout import image_names
+from mmguard.release.match import match_rows
+from mmguard.types import Dataset, Rejection, Sample
+
+Arm = Literal["clean", "release", "random-noise", "random-words", "control"]
+"""`control` changes both image and text at random; it is run only where the release changes both."""
+
+ARMS: tuple[Arm, ...] = get_args(Arm)
+
+Pixels = NDArray[np.uint8]
+
+_UNIT = re.compile(r"(\s*)(\S+)")
+"""A word with the white space before it: what an insertion adds one of."""
+
+
+class ImageStore:
+    """Decoded images, kept in memory up to a limit.
+
+    Once the limit is reached nothing is evicted: training passes over all images in turn, where a cache that
+    evicts the oldest never hits.
+    """
+
+    def __init__(self, limit_bytes: int = 1 << 30) -> None:
+        self._kept: dict[Any, Pixels] = {}
+        self._left = limit_bytes
+
+    def get(self, key: Any, make: Callable[[], Pixels]) -> Pixels:
+        """The pixels under `key`, made on the first call. Shape: `(H, W, 3)`, 0…255."""
+        if (pixels := self._kept.get(key)) is None:
+            pixels = make()
+            if pixels.nbytes <= self._left:
+                self._kept[key] = pixels
+                self._left -= pixels.nbytes
+        return pixels
+
+    def load(self, path: Path) -> Pixels:
+        """The pixels of an image file. Shape: `(H, W, 3)`, 0…255.
+
+        Raises:
+            SampleError: the file is missing or cannot be read.
+        """
+        return self.get(path, lambda: load_image(path).permute(1, 2, 0).contiguous().numpy())
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training example of an attacker."""
+
+    id: str
+    image: Path
+    text: str
+    """The user's turn."""
+    target: str
+    """The assistant's turn."""
+    noise_like: Path | None = None
+    """A changed version of `image`: its difference, with pixels shuffled, is added to `image`."""
+    noise_seed: int = 0
+
+    def load(self, store: ImageStore) -> Image.Image:
+        """The image that the attacker's processor gets, RGB."""
+        if self.noise_like is None:
+            pixels = store.load(self.image)
+        else:
+            changed = self.noise_like
+            pixels = store.get(
+                (self.image, changed, self.noise_seed),
+                lambda: shuffled_noise(store.load(self.image), store.load(changed), self.noise_seed),
+            )
+        return Image.fromarray(pixels)
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """The release's samples, each with the original it was made from."""
+
+    pairs: list[tuple[Sample, Sample]]
+    """Original and released sample, in the release's order."""
+    images_changed: bool
+    texts_changed: bool
+    digests: dict[Path, str]
+    """Hash of the decoded pixels of every image, original and released."""
+    rejected: list[Rejection] = field(default_factory=list)
+    """Samples that were left out of every arm, and why."""
+
+    @property
+    def matched(self) -> Arm:
+        """The arm that changes what the release changes, at random."""
+        if self.images_changed and self.texts_changed:
+            return "control"
+        return "random-noise" if self.images_changed else "random-words"
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The arms that differ from one another, in the order of `ARMS`."""
+        both = self.images_changed and self.texts_changed
+        return ARMS if both else ("clean", "release", self.matched)
+
+
+def pixel_digest(path: Path) -> str:
+    """Size and hash of an image's decoded pixels, `HxW:HASH`: the same for every lossless file of the same
+    picture.
+
+    Raises:
+        SampleError: the file is missing or cannot be read.
+    """
+    image = load_image(path)
+    digest = hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()
+    return f"{image.shape[1]}x{image.shape[2]}:{digest}"
+
+
+def pair(release: Dataset, original: Dataset) -> Pairing:
+    """Finds the original of every released sample, and what the release changed.
+
+    Rows are matched by image name, fields and the owner's words, so ids are not needed. Rows in which
+    anything else was altered, and images that cannot be read or changed their size, are left out of all arms,
+    and listed.
+
+    Raises:
+        ReleaseError: no released sample has an original, or the release changes nothing.
+    """
+    names = image_names([sample.image for sample in original.samples], original.root)
+    image_of_row = {sample.row: names[sample.image] for sample in original.samples}
+    originals = sorted(image_of_row)
+    matching = match_rows(
+        [original.rows[row] for row in originals],
+        [image_of_row[row] for row in originals],
+        release.rows,
+        original.image_field,
+    )
+    origin = {released: originals[place] for place, released in matching.pairs}
+    ours = {(sample.row, sample.turn): sample for sample in original.samples}
+    digests: dict[Path, str] = {}
+    pairs: list[tuple[Sample, Sample]] = []
+    rejected = list(release.rejected)
+    for released in release.samples:
+        where = f"released sample {released.id}"
+        try:
+            if (sample := ours.get((origin.get(released.row, -1), released.turn))) is None:
+                raise SampleError(where, "the original has no such row")
+            _check_text(where, sample, released)
+            _check_images(where, sample.image, released.image, digests)
+        except SampleError as error:
+            rejected.append(Rejection(where, str(error)))
+        else:
+            pairs.append((sample, released))
+    if not pairs:
+        raise ReleaseError(
+            f"{release.root}: no row pairs with the original in {original.root}: give the dataset that it "
+            f"was made from ({rejected[0].reason})"
+        )
+    images = any(digests[sample.image] != digests[released.image] for sample, released in pairs)
+    texts = any(sample.question != released.question for sample, released in pairs)
+    if not images and not texts:
+        raise ReleaseError(
+            f"{release.root}: nothing differs from {original.root}: there is no protection to audit"
+        )
+    return Pairing(pairs, images, texts, digests, rejected)
+
+
+def _check_text(where: str, ours: Sample, released: Sample) -> None:
+    if (ours.answer, ours.options) != (released.answer, released.options):
+        raise SampleError(where, "its answer or its options are not the original's")
+    before, after = ours.question, released.question
+    if before != after and (before is None or after is None or inserted_words(before, after) is None):
+        raise SampleError(where, "its question is not the original's with words inserted")
+
+
+def _check_images(where: str, ours: Path, released: Path, digests: dict[Path, str]) -> None:
+    for path in (ours, released):
+        if path not in digests:
+            digests[path] = pixel_digest(path)
+    before, after = (digests[path].partition(":")[0] for path in (ours, released))
+    if before != after:
+        raise SampleError(where, f"its image is {after} pixels (height x width), the original {before}")
+
+
+def rows(arm: Arm, pairing: Pairing, words: Sequence[str], seed: int) -> list[Row]:
+    """The training data of one arm.
+
+    Args:
+        arm: one of `pairing.arms`.
+        pairing: the release with its original.
+        words: vocabulary of random words: the attacker's admissible tokens (Eq. 16).
+        seed: of the run. Noise is drawn anew for every image and run, words for every sample and run.
+
+    Returns:
+        One row a pair, in the same order for every arm.
+    """
+    made = []
+    for ours, released in pairing.pairs:
+        sample = released if arm == "release" else ours
+        question = sample.question
+        if arm in ("random-words", "control") and question is not None and released.question is not None:
+            question = random_words(question, released.question, words, _seed(seed, "words", ours.id))
+        noisy = arm in ("random-noise", "control")
+        made.append(
+            Row(
+                id=ours.id,
+                image=sample.image,
+                text=user_text(question, sample.options),
+                target=target_text(sample),
+                noise_like=released.image if noisy else None,
+                # By content and not by path, which would make the noise depend on where the folder lies.
+                noise_seed=_seed(seed, "noise", pairing.digests[ours.image]) if noisy else 0,
+            )
+        )
+    return made
+
+
+def shuffled_noise(original: Pixels, changed: Pixels, seed: int) -> Pixels:
+    """`original` plus the difference of `changed`, its pixels put in random order.
+
+    Shuffling keeps the largest change and the L2 norm of the difference, but for values that would leave
+    0…255.
+
+    Shape:
+        both images `(H, W, 3)`, 0…255; so is the result.
+
+    Raises:
+        SampleError: the images differ in size.
+    """
+    if original.shape != changed.shape:
+        raise SampleError("release", f"an image changed its size from {original.shape} to {changed.shape}")
+    delta = (changed.astype(np.int16) - original).reshape(-1, 3)
+    noise = np.random.default_rng(seed).permutation(delta, axis=0).reshape(original.shape)
+    return (original + noise).clip(0, 255).astype(np.uint8)
+
+
+def random_words(original: str, released: str, words: Sequence[str], seed: int) -> str:
+    """The released text, with other words wherever the release inserted one.
+
+    Args:
+        original: the owner's text.
+        released: the same with words inserted between or after its own.
+        words: vocabulary that the other words are drawn from, evenly.
+        seed: of the draw.
+
+    Raises:
+        SurrogateError: words are needed and there are none.
+    """
+    owned = _UNIT.findall(original)
+    units = [list(unit) for unit in _UNIT.findall(released)]
+    slots, position = [], 0
+    for number, (space, word) in enumerate(units):
+        # The first match in order, as `inserted_words` reads it: of two readings, the later insertion.
+        if position < len(owned) and (space, word) == owned[position]:
+            position += 1
+        else:
+            slots.append(number)
+    if slots and not words:
+        raise SurrogateError(
+            "no word of the attacker's vocabulary is a single token of ASCII letters: no control is possible"
+        )
+    for slot, choice in zip(
+        slots, np.random.default_rng(seed).integers(len(words) or 1, size=len(slots)), strict=True
+    ):
+        units[slot][1] = words[choice]
+    return "".join(space + word for space, word in units) + released[len(released.rstrip()) :]
+
+
+def _seed(*parts: object) -> int:
+    """A 63-bit seed of its parts; the same on every machine, unlike `hash`."""
+    return int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:8], "big") >> 1

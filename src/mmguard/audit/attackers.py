@@ -1,0 +1,340 @@
+"""The thief: fine-tunes a vision-language model on stolen data, with the tools that people really use (TRL
+and PEFT)."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset as Table
+from peft import LoraConfig
+from transformers import PrinterCallback, TrainerCallback
+from transformers.utils import logging as hf_logging
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling, SFTTrainer
+
+from mmguard import zoo
+from mmguard.audit.arms import ImageStore, Row
+from mmguard.config import AuditConfig, Recipe
+from mmguard.errors import ConfigError, SurrogateError
+from mmguard.lvlm.surrogate import load_surrogate
+
+_LEARNING_RATE = {"lora": 2e-4, "full": 2e-5}
+_EPOCHS = 3.0
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """A model, as it is at the moment, with the processor that prepares its input."""
+
+    name: str
+    model: Any
+    processor: Any
+    words: tuple[str, ...] = ()
+    """Words that are one token for this model (Eq. 16)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.model.device
+
+
+def default_attackers() -> list[str]:
+    """The names of the attackers that need no download: the zoo."""
+    return [f"zoo:{name}" for name in zoo.NAMES]
+
+
+def model_folder(name: str) -> Path | None:
+    """The folder of a zoo model or of a local one; None for a hub id.
+
+    Raises:
+        SurrogateError: the zoo has no such model.
+    """
+    if name.startswith("zoo:"):
+        return zoo.path(name.removeprefix("zoo:"))
+    return Path(name) if Path(name).is_dir() else None
+
+
+def load_attacker(name: str, device: str = "auto", dtype: torch.dtype | None = None) -> Attacker:
+    """Loads an untouched attacker.
+
+    Args:
+        name: a hub id, a local folder, or `zoo:NAME`.
+        device: `auto`, `cpu`, `cuda`, …
+        dtype: of the weights; if not given, float32 on the CPU and bfloat16 on a GPU.
+
+    Raises:
+        SurrogateError: the model cannot be loaded.
+    """
+    with _quiet():
+        loaded = load_surrogate(name, device=device, dtype=dtype)
+        # A thief has no use for our attention tap, and should not depend on it.
+        loaded.model.set_attn_implementation("sdpa")
+    return Attacker(name, loaded.model, loaded.processor, loaded.admissible_tokens().words)
+
+
+def schedule(name: str, recipe: Recipe, config: AuditConfig) -> tuple[float, float]:
+    """Learning rate and epochs: the config's, else what the model's `mmguard.json` recommends, else our own.
+
+    Raises:
+        ConfigError: the model's `mmguard.json` cannot be read.
+    """
+    folder = model_folder(name)
+    advice: dict[str, float] = {}
+    if folder and (card := folder / "mmguard.json").is_file():
+        try:
+            advice = json.loads(card.read_text(encoding="utf-8")).get("recommended", {}).get(recipe, {})
+        except (ValueError, AttributeError) as error:
+            raise ConfigError(
+                f"{card}: not a model card of mmguard ({error}); remove it or restore it"
+            ) from error
+    return (
+        config.lr if config.lr is not None else float(advice.get("lr", _LEARNING_RATE[recipe])),
+        config.epochs if config.epochs is not None else float(advice.get("epochs", _EPOCHS)),
+    )
+
+
+def fine_tune(
+    model_name: str,
+    rows: Sequence[Row],
+    recipe: Recipe,
+    config: AuditConfig,
+    seed: int,
+    *,
+    device: str = "auto",
+    store: ImageStore | None = None,
+    on_step: Callable[[float], None] | None = None,
+) -> Attacker:
+    """Fine-tunes a fresh copy of a model by supervised learning of the targets (Eq. 12).
+
+    Args:
+        model_name: as for `load_attacker`.
+        rows: training data.
+        recipe: `lora` (rank `config.lora_rank`, alpha twice that, dropout 0.1, every linear layer) or `full`.
+        config: learning rate, epochs, batch size, warm-up; the rate then falls as a cosine.
+        seed: of the adapter, of dropout and of the order of the rows. On a CPU the result depends on nothing
+            else.
+        device: as for `load_attacker`.
+        store: images kept in memory, shared between runs.
+        on_step: called after every training step with the share of the run that the step was.
+
+    Returns:
+        The fine-tuned model, ready to answer; LoRA weights are merged into it where it holds 32-bit weights.
+
+    Raises:
+        SurrogateError: the model cannot be loaded or has no chat template.
+        ValueError: there are no rows.
+    """
+    if not rows:
+        raise ValueError("no rows to train on")
+    lr, epochs = schedule(model_name, recipe, config)
+    # Steps of full fine-tuning are smaller than what 16-bit weights can tell apart.
+    attacker = load_attacker(model_name, device, torch.float32 if recipe == "full" else None)
+    store = store if store is not None else ImageStore()
+    model = attacker.model
+    model.requires_grad_(True)
+    with _quiet(), tempfile.TemporaryDirectory(prefix="mmguard-") as scratch:
+        trainer = _Trainer(
+            model,
+            _arguments(scratch, config, lr, epochs, seed, attacker.device),
+            data_collator=_collator(attacker.processor),
+            train_dataset=_table(rows, attacker.processor, store),
+            processing_class=attacker.processor,
+            peft_config=_lora(config) if recipe == "lora" else None,
+            callbacks=[_OnStep(on_step)] if on_step else None,
+        )
+        trainer.remove_callback(PrinterCallback)  # it prints the losses to standard output
+        trainer.train()
+        trained: Any = trainer.model
+    if recipe == "lora" and model.dtype == torch.float32:
+        trained = trained.merge_and_unload()
+    trained.eval()
+    return replace(attacker, model=trained)
+
+
+def render(processor: Any, text: str, target: str) -> tuple[str, str]:
+    """The prompt and the completion of one exchange, by the model's own chat template.
+
+    The completion is the answer with the token that ends the turn, and no more: some templates go on with a
+    line break (which nobody needs to learn), others (LLaVA 1.5) never end the turn (and the model would never
+    stop).
+
+    Args:
+        processor: of the model.
+        text: the user's turn; the image comes before it.
+        target: the assistant's turn.
+
+    Raises:
+        SurrogateError: the processor has no chat template that shows the answer.
+    """
+    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+    answer = {"role": "assistant", "content": [{"type": "text", "text": target}]}
+    try:
+        prompt = processor.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
+        both = processor.apply_chat_template([user, answer], tokenize=False)
+    except ValueError as error:
+        raise SurrogateError(
+            f"{type(processor).__name__}: no chat template ({error}); choose an instruct model"
+        ) from error
+    # As TRL does: some templates open the answer otherwise in a finished exchange than in one to be answered.
+    prompt = "".join(
+        a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, both, strict=False))
+    )
+    completion = both[len(prompt) :]
+    start = completion.find(target.strip())
+    if start < 0:
+        raise SurrogateError(
+            f"{type(processor).__name__}: its chat template does not show the assistant's answer"
+        )
+    said, rest = completion[: start + len(target.strip())], completion[start + len(target.strip()) :].lstrip()
+    ends = sorted(processor.tokenizer.all_special_tokens, key=len, reverse=True)
+    end = next((token for token in ends if rest.startswith(token)), processor.tokenizer.eos_token or "")
+    return _begin(processor.tokenizer) * (
+        not prompt.startswith(_begin(processor.tokenizer))
+    ) + prompt, said + end
+
+
+def _begin(tokenizer: Any) -> str:
+    """The token that this tokenizer puts before any text, or nothing.
+
+    TRL switches that off, since most templates write the token themselves; LLaVA 1.5's does not.
+    """
+    ids = tokenizer("x")["input_ids"]
+    return str(tokenizer.bos_token) if ids and ids[0] == tokenizer.bos_token_id else ""
+
+
+class _Trainer(SFTTrainer):
+    """TRL's trainer, without what an audit does not need."""
+
+    def _send_telemetry(self) -> None:
+        """Nothing leaves the machine."""
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: it walks over all parameters in every step."""
+        return 0
+
+
+class _Collator(DataCollatorForVisionLanguageModeling):
+    """TRL's collator, for Mllama too: there the prompt's image mask has to reach over the completion."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super().torch_call(examples)
+        if (mask := batch.get("cross_attention_mask")) is not None:
+            missing = batch["input_ids"].shape[1] - mask.shape[1]
+            batch["cross_attention_mask"] = torch.cat([mask, mask[:, -1:].expand(-1, missing, -1, -1)], dim=1)
+        return batch
+
+
+def _collator(processor: Any) -> _Collator:
+    pieces: Any = _Pieces(processor)
+    return _Collator(processor=pieces, completion_only_loss=True)
+
+
+class _OnStep(TrainerCallback):
+    def __init__(self, on_step: Callable[[float], None]) -> None:
+        self._on_step = on_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._on_step(1 / state.max_steps)
+
+
+def _table(rows: Sequence[Row], processor: Any, store: ImageStore) -> Table:
+    """A table of row numbers that becomes prompts, completions and images only when read.
+
+    TRL wants a `datasets.Dataset`; holding the images in it would encode each as PNG and decode it in every
+    step.
+    """
+    exchanges = [render(processor, row.text, row.target) for row in rows]
+
+    def read(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        numbers = batch["number"]
+        return {
+            "images": [[rows[n].load(store)] for n in numbers],
+            "prompt": [exchanges[n][0] for n in numbers],
+            "completion": [exchanges[n][1] for n in numbers],
+        }
+
+    return Table.from_dict({"number": list(range(len(rows)))}).with_transform(read)
+
+
+def _arguments(
+    folder: str, config: AuditConfig, lr: float, epochs: float, seed: int, device: torch.device
+) -> SFTConfig:
+    cpu = device.type == "cpu"
+    arguments = SFTConfig(
+        output_dir=folder,
+        per_device_train_batch_size=config.batch_size,
+        num_train_epochs=epochs,
+        learning_rate=lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warmup,  # below 1 it is a share of all steps
+        seed=seed,
+        use_cpu=cpu,
+        bf16=device.type == "cuda" and torch.cuda.is_bf16_supported(),
+        gradient_checkpointing=not cpu,  # memory is what a GPU lacks, and time what a CPU lacks
+        max_length=None,  # cutting a long prompt would cut image tokens
+        remove_unused_columns=False,
+        dataloader_pin_memory=not cpu,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    if not cpu:
+        arguments._n_gpu = 1  # with several GPUs in sight TRL refuses to start; the model lies on one
+    return arguments
+
+
+def _lora(config: AuditConfig) -> LoraConfig:
+    return LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=2 * config.lora_rank,
+        lora_dropout=0.1,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+class _Pieces:
+    """A processor that treats a completion as what it is, the rest of a text.
+
+    Mllama's begins every text with the token that begins texts, completions too.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+        if processor.tokenizer.pad_token is None:
+            processor.tokenizer.pad_token = processor.tokenizer.eos_token
+
+    def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:
+        if images is not None:
+            return self._processor(images=images, text=text, **kwargs)
+        output = self._processor(text=text, **kwargs)
+        begin = self._processor.tokenizer.bos_token_id
+        if begin is not None and (output["input_ids"][:, 0] == begin).all():
+            output = {key: value[:, 1:] for key, value in output.items()}
+        return output
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the progress bars and advice of the libraries: an audit makes dozens of runs."""
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()

@@ -1,0 +1,81 @@
+"""How good an attacker's answers are on clean test data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import GenerationConfig
+
+from mmguard.audit.arms import ImageStore, Row
+from mmguard.audit.attackers import Attacker, render
+from mmguard.audit.stats import BoolArray
+from mmguard.config import AuditConfig
+from mmguard.data.tasks import score, target_text, user_text
+from mmguard.types import Sample
+
+
+def evaluate(
+    attacker: Attacker, samples: Sequence[Sample], config: AuditConfig, store: ImageStore | None = None
+) -> BoolArray:
+    """Which test samples the attacker answers correctly.
+
+    Returns:
+        Shape: `(N,)`, in the order of `samples`.
+    """
+    given = answers(attacker, samples, config, store)
+    return np.array(
+        [score(text, sample) for text, sample in zip(given, samples, strict=True)], dtype=np.bool_
+    )
+
+
+def answers(
+    attacker: Attacker, samples: Sequence[Sample], config: AuditConfig, store: ImageStore | None = None
+) -> list[str]:
+    """The attacker's greedy answers, `config.eval_batch_size` samples at a time, each ended at the end of its
+    turn."""
+    store = store if store is not None else ImageStore()
+    given: list[str] = []
+    for start in range(0, len(samples), config.eval_batch_size):
+        rows = [
+            Row(sample.id, sample.image, user_text(sample.question, sample.options), target_text(sample))
+            for sample in samples[start : start + config.eval_batch_size]
+        ]
+        given += _answer(attacker, rows, config.max_new_tokens, store)
+    return given
+
+
+@torch.inference_mode()
+def _answer(attacker: Attacker, rows: Sequence[Row], max_new_tokens: int, store: ImageStore) -> list[str]:
+    processor, tokenizer = attacker.processor, attacker.processor.tokenizer
+    # The answer only serves to find where a prompt ends; it is never shown to the model.
+    inputs = processor(
+        images=[[row.load(store)] for row in rows],
+        text=[render(processor, row.text, "x")[0] for row in rows],
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+        add_special_tokens=False,  # the template has written them
+    ).to(attacker.device, dtype=attacker.model.dtype)
+    # Fresh settings: those in the model's folder may sample, or punish repetition.
+    settings = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=_stops(attacker),
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+    )
+    output = attacker.model.generate(**inputs, generation_config=settings)
+    said = output[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in tokenizer.batch_decode(said, skip_special_tokens=True)]
+
+
+def _stops(attacker: Attacker) -> list[int]:
+    """Every token that ends an answer: the model's own, the tokenizer's, and the one that training ended
+    turns with."""
+    tokenizer = attacker.processor.tokenizer
+    known = attacker.model.generation_config.eos_token_id
+    stops = {*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id}
+    end = render(attacker.processor, "x", "x")[1].lstrip().removeprefix("x")
+    stops.add(tokenizer.convert_tokens_to_ids(end))
+    return sorted(stop for stop in stops if stop is not None)

@@ -1,0 +1,278 @@
+"""What an audit's answers say, and how surely: point estimates, bootstrap intervals, and which attackers
+count.
+
+Pure numpy. Accuracies and differences are shares from 0 to 1 here; the report turns them into points.
+
+**The bootstrap.** Two things are random: the seed of the fine-tuning run and the test items. Both are
+resampled, crossed (every resampled seed answers every resampled item). Items are the same for all arms, so
+arms are compared on the same resampled items; items that share an image are drawn together, since their
+answers are not independent. Seeds are paired by index: run k of every arm starts from the same adapter and
+sees its rows in the same order, and pairing by index is right whether or not that makes the arms' results
+move together, whereas drawing them apart would be wrong if it does.
+
+Of S seeds, S − 1 are drawn each time (Rao and Wu, 1988): drawing S would understate the variance between
+seeds by the factor (S − 1)/S, a third for the usual three. Where the test set's noise dominates, intervals are wide
+rather than narrow (simulated coverage of three seeds on 150 items: 98% and more), since the noise of
+single answers is counted with the seeds and with the items. But no percentile interval reaches beyond the
+seeds that were run: where seeds differ by 5 points and 1000 items leave little other noise, three seeds cover
+the truth in 85% of the cases, five in 91%, ten in 94%. Use more seeds then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+BRITTLE_COST = 0.05
+"""An attacker is brittle where its matched control costs more than this."""
+VALID_COST = 0.03
+"""An attacker is valid where its matched control costs at most this."""
+MIN_SEEDS = 3
+"""No claim follows from fewer fine-tuning runs."""
+MIN_GAIN = 0.02
+"""A fine-tuning gain below this is too small to be a share of anything."""
+
+Status = Literal["valid", "doubtful", "brittle", "unjudged"]
+"""`unjudged`: fewer than three seeds, or no matched control was run. `doubtful` lies between valid and
+brittle."""
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A point estimate with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Which test items one attacker answered correctly under one recipe."""
+
+    attacker: str
+    recipe: str
+    correct: Mapping[str, BoolArray]
+    """Arm to answers. Shape: `(S, N)`, seeds by test items; the same for every arm."""
+    zero_shot: BoolArray
+    """The untouched model's answers. Shape: `(N,)`."""
+    matched: str
+    """The arm that controls for the release: changed in the same places, by noise or words without a purpose.
+    """
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one attacker gains from the data, and what the protection takes away."""
+
+    attacker: str
+    recipe: str
+    seeds: int
+    zero_shot: float
+    """Accuracy of the untouched model."""
+    accuracy: dict[str, float]
+    """Mean accuracy of every arm that was run."""
+    matched: str
+    gain: Estimate
+    """Acc(clean FT) − Acc(zero-shot)."""
+    drop: Estimate
+    """Acc(clean FT) − Acc(release FT): Eq. 35."""
+    control_cost: Estimate | None
+    """Acc(clean FT) − Acc(control FT): what any change of that size costs. None if the matched control was
+    not run."""
+    beyond_control: Estimate | None
+    """Acc(control FT) − Acc(release FT): the part of the drop that the optimisation earned."""
+    gain_removed: Estimate | None
+    """G = beyond_control / (Acc(control FT) − Acc(zero-shot)). None where that gain is not clearly positive.
+    """
+    status: Status
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The mean over all attackers that are not brittle."""
+
+    counted: int
+    """How many attackers and recipes the means are over."""
+    brittle: int
+    """How many were left out as brittle."""
+    beyond_control: Estimate | None
+    gain_removed: Estimate | None
+    """Mean of G over those attackers that have one."""
+    strongest: str | None
+    """The attacker (and recipe) that lost least beyond its control."""
+    claim: bool
+    """Whether enough seeds were run for a claim."""
+
+
+def analyse(
+    scores: Sequence[Scores], groups: Sequence[int] | None = None, resamples: int = 2000, seed: int = 0
+) -> tuple[list[Finding], Headline]:
+    """Estimates everything that a report states.
+
+    Args:
+        scores: one entry an attacker and recipe, all on the same test items.
+        groups: number of the group (image) of every test item; by default each item is its own.
+        resamples: bootstrap resamples.
+        seed: of the bootstrap.
+
+    Returns:
+        One finding for each entry, and the means over them.
+
+    Raises:
+        ValueError: no entry has any test item, or arrays differ in shape.
+    """
+    findings, kept = [], []
+    for number, entry in enumerate(scores):
+        draws = _draw(entry, groups, resamples, seed, number)
+        finding, beyond, share = _finding(entry, draws)
+        findings.append(finding)
+        kept.append((finding, beyond, share))
+    return findings, _headline(kept)
+
+
+def _draw(
+    entry: Scores, groups: Sequence[int] | None, resamples: int, seed: int, number: int
+) -> dict[str, FloatArray]:
+    """Accuracies of every arm, zero-shot included, in every resample. Shape of each: `(resamples,)`."""
+    shapes = {array.shape for array in entry.correct.values()}
+    if len(shapes) != 1:
+        raise ValueError(f"{entry.attacker}: arms differ in seeds or test items: {sorted(shapes)}")
+    seeds, items = shapes.pop()
+    if items == 0 or seeds == 0 or entry.zero_shot.shape != (items,):
+        raise ValueError(f"{entry.attacker}: {seeds} seeds, {items} items, zero-shot {entry.zero_shot.shape}")
+    group = np.arange(items) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    if group.shape != (items,):
+        raise ValueError(f"groups: {len(group)} given for {items} test items")
+    # Items are drawn by the seed alone, so that all attackers meet the same ones and their mean can be
+    # resampled.
+    picked = max(1, seeds - 1)
+    which = np.random.default_rng([seed, 1, number]).integers(seeds, size=(resamples, picked))
+    by_seed = np.concatenate([*entry.correct.values(), entry.zero_shot[None]]).T.astype(np.float64)
+    drawn = np.empty((resamples, by_seed.shape[1]))
+    rng = np.random.default_rng([seed, 0])
+    number_of_groups = int(group.max()) + 1
+    chunk = max(1, 4_000_000 // items)  # at most 32 MB of counts at a time
+    for start in range(0, resamples, chunk):
+        size = min(chunk, resamples - start)
+        counts = rng.multinomial(number_of_groups, np.full(number_of_groups, 1 / number_of_groups), size=size)
+        weight = counts[:, group].astype(np.float64)
+        drawn[start : start + size] = weight @ by_seed / weight.sum(axis=1, keepdims=True)
+    accuracy = {
+        arm: np.take_along_axis(drawn[:, k * seeds : (k + 1) * seeds], which, axis=1).mean(axis=1)
+        for k, arm in enumerate(entry.correct)
+    }
+    return accuracy | {"zero-shot": drawn[:, -1]}
+
+
+def _finding(
+    entry: Scores, draws: dict[str, FloatArray]
+) -> tuple[Finding, FloatArray | None, FloatArray | None]:
+    """One finding, with the resamples of its beyond_control and gain_removed for the means over attackers."""
+    mean = {arm: float(array.mean()) for arm, array in entry.correct.items()}
+    mean["zero-shot"] = float(entry.zero_shot.mean())
+    seeds = next(iter(entry.correct.values())).shape[0]
+
+    def difference(a: str, b: str) -> Estimate:
+        return _interval(mean[a] - mean[b], draws[a] - draws[b])
+
+    cost = beyond = removed = beyond_draws = share_draws = None
+    status: Status = "unjudged"
+    if entry.matched in entry.correct:
+        control = entry.matched
+        cost = difference("clean", control)
+        beyond = difference(control, "release")
+        beyond_draws = draws[control] - draws["release"]
+        removed, share_draws = _share(
+            mean[control] - mean["release"],
+            mean[control] - mean["zero-shot"],
+            beyond_draws,
+            draws[control] - draws["zero-shot"],
+        )
+        status = _status(cost.value, seeds)
+    finding = Finding(
+        attacker=entry.attacker,
+        recipe=entry.recipe,
+        seeds=seeds,
+        zero_shot=mean.pop("zero-shot"),
+        accuracy=mean,
+        matched=entry.matched,
+        gain=_interval(mean["clean"] - float(entry.zero_shot.mean()), draws["clean"] - draws["zero-shot"]),
+        drop=difference("clean", "release"),
+        control_cost=cost,
+        beyond_control=beyond,
+        gain_removed=removed,
+        status=status,
+    )
+    return finding, beyond_draws, share_draws
+
+
+def _status(cost: float, seeds: int) -> Status:
+    if seeds < MIN_SEEDS:
+        return "unjudged"
+    # A hair of tolerance: 0.05 as a difference of two means is rarely 0.05 in binary.
+    if cost > BRITTLE_COST + 1e-9:
+        return "brittle"
+    return "valid" if cost <= VALID_COST + 1e-9 else "doubtful"
+
+
+def _interval(value: float, draws: FloatArray) -> Estimate:
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Estimate(value, float(low), float(high))
+
+
+def _share(
+    lost: float, gain: float, lost_draws: FloatArray, gain_draws: FloatArray
+) -> tuple[Estimate | None, FloatArray | None]:
+    """lost / gain, or None where the gain is not clearly positive: a share of nothing is no number."""
+    if gain < MIN_GAIN or np.quantile(gain_draws, 0.025) <= 0:
+        return None, None
+    # A resample without a gain has no finite share; it counts as beyond either end, and never as a wild
+    # number.
+    beyond_any = np.where(lost_draws >= 0, np.inf, -np.inf)
+    positive = gain_draws > 0
+    draws = np.where(positive, lost_draws / np.where(positive, gain_draws, 1.0), beyond_any)
+    estimate = _ends(lost / gain, draws)
+    return estimate, None if estimate is None else draws
+
+
+def _ends(value: float, draws: FloatArray) -> Estimate | None:
+    """The interval of draws that may hold infinities; None if it reaches them."""
+    low, high = np.sort(draws)[[int(0.025 * (len(draws) - 1)), int(np.ceil(0.975 * (len(draws) - 1)))]]
+    return Estimate(value, float(low), float(high)) if np.isfinite([low, high]).all() else None
+
+
+def _headline(kept: Sequence[tuple[Finding, FloatArray | None, FloatArray | None]]) -> Headline:
+    counted: list[tuple[Finding, Estimate, Any]] = [
+        (finding, finding.beyond_control, beyond)
+        for finding, beyond, _ in kept
+        if finding.status != "brittle" and finding.beyond_control is not None
+    ]
+    shares = [
+        (finding.gain_removed.value, share)
+        for finding, _, share in kept
+        if finding.status != "brittle" and finding.gain_removed is not None and share is not None
+    ]
+    strongest = min(counted, key=lambda item: item[1].value)[0] if counted else None
+    return Headline(
+        counted=len(counted),
+        brittle=sum(finding.status == "brittle" for finding, _, _ in kept),
+        beyond_control=_interval(
+            float(np.mean([estimate.value for _, estimate, _ in counted])),
+            np.mean([d for *_, d in counted], axis=0),
+        )
+        if counted
+        else None,
+        gain_removed=_ends(float(np.mean([v for v, _ in shares])), np.mean([d for _, d in shares], axis=0))
+        if shares
+        else None,
+        strongest=f"{strongest.attacker} ({strongest.recipe})" if strongest else None,
+        claim=bool(counted) and all(finding.seeds >= MIN_SEEDS for finding, _, _ in counted),
+    )

@@ -1,0 +1,136 @@
+"""Which row of a release is which row of the original."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmguard.data.rows import image_value, owner_texts, skeleton
+from mmguard.data.text import inserted_words
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Rows of the original and of the release that belong together, by number."""
+
+    pairs: list[tuple[int, int]]
+    """(original, released), by released row."""
+    missing: list[int]
+    """Rows of the original without a released one."""
+    extra: list[int]
+    """Released rows without an original."""
+    altered: dict[int, str]
+    """Fields that differ from the original, image path and inserted words aside, by released row."""
+
+    @property
+    def in_order(self) -> bool:
+        """Whether matched rows stand in the original's order."""
+        return all(a[0] < b[0] for a, b in zip(self.pairs, self.pairs[1:], strict=False))
+
+
+def match_rows(
+    originals: Sequence[dict[str, Any]],
+    images: Sequence[str],
+    released: Sequence[dict[str, Any]],
+    image_field: str,
+) -> Matching:
+    """Finds the original of every released row.
+
+    A released row belongs to the first unused original that has the same image and fields and whose words it
+    keeps. What is left over was altered: it goes, in order, to a left-over original with the same image and
+    fields, then to one with the same image.
+
+    Args:
+        originals: rows of the original that should be in the release, in order.
+        images: for each of them, the path that its image should have in the release.
+        released: rows of the release.
+        image_field: the original's `image_field`.
+    """
+    there = [(image, skeleton(row, image_field)) for row, image in zip(originals, images, strict=True)]
+    here = [(_image(row), _skeleton(row, image_field)) for row in released]
+    matched = _match_kept(originals, there, released, here)
+    altered = _match_by(there, here, matched, lambda key: key)
+    altered |= _match_by(there, here, {**matched, **altered}, lambda key: key[0])
+    placed = {**matched, **altered}
+    return Matching(
+        [(placed[number], number) for number in sorted(placed)],
+        sorted(set(range(len(originals))) - set(placed.values())),
+        [number for number in range(len(released)) if number not in placed],
+        {
+            number: _altered_fields(originals[place], released[number], image_field)
+            for number, place in altered.items()
+            if there[place] != here[number]
+        },
+    )
+
+
+_Key = tuple[str, str]
+"""Image and `skeleton` of a row."""
+
+
+def _match_kept(
+    originals: Sequence[dict[str, Any]],
+    there: Sequence[_Key],
+    released: Sequence[dict[str, Any]],
+    here: Sequence[_Key],
+) -> dict[int, int]:
+    """The originals of released rows that changed in nothing but inserted words."""
+    unused: dict[_Key, list[int]] = {}
+    for place, key in enumerate(there):
+        unused.setdefault(key, []).append(place)
+    matched: dict[int, int] = {}
+    for number, key in enumerate(here):
+        candidates = unused.get(key, [])
+        fitting = (place for place in candidates if _keeps_words(originals[place], released[number]))
+        first = next(fitting, None)
+        if first is not None:
+            candidates.remove(first)
+            matched[number] = first
+    return matched
+
+
+def _match_by(
+    there: Sequence[_Key], here: Sequence[_Key], placed: dict[int, int], part: Callable[[_Key], object]
+) -> dict[int, int]:
+    """The originals of released rows that are not placed yet and share a part of their key, in order."""
+    used = set(placed.values())
+    unused: dict[object, deque[int]] = {}
+    for place, key in enumerate(there):
+        if place not in used:
+            unused.setdefault(part(key), deque()).append(place)
+    return {
+        number: unused[part(key)].popleft()
+        for number, key in enumerate(here)
+        if number not in placed and unused.get(part(key))
+    }
+
+
+def _altered_fields(original: dict[str, Any], row: dict[str, Any], image_field: str) -> str:
+    # As JSON throughout, since 1 == True in Python. A row that is not well formed is compared as it stands.
+    before, after = skeleton(original, image_field), _skeleton(row, image_field) or json.dumps(row)
+    parts = [{name: json.dumps(v) for name, v in json.loads(text).items()} for text in (before, after)]
+    names = [name for name in {**parts[0], **parts[1]} if parts[0].get(name) != parts[1].get(name)]
+    return ", ".join(name for name in names if name != "file_name")
+
+
+def _image(row: dict[str, Any]) -> str:
+    name = row.get("file_name")
+    return name if isinstance(name, str) else ""
+
+
+def _skeleton(row: dict[str, Any], image_field: str) -> str:
+    """The skeleton of a released row, or "", which no original has, if it is not well formed."""
+    try:
+        text, image = skeleton(row, image_field), image_value(row, image_field)
+    except ValueError:
+        return ""
+    # A row that names its image twice must mean the same image; no original's skeleton has its image field.
+    return text if image == _image(row) else json.dumps({**json.loads(text), image_field: image})
+
+
+def _keeps_words(original: dict[str, Any], row: dict[str, Any]) -> bool:
+    pairs = zip(owner_texts(original), owner_texts(row), strict=True)  # equal skeletons have equally many
+    return all(inserted_words(before, after) is not None for before, after in pairs)

@@ -1,0 +1,268 @@
+"""Checks a release against the originals, from the files on disk alone: budgets, texts, completeness."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mmguard.config import ProtectConfig
+from mmguard.data.images import load_image
+from mmguard.data.readers import read_dataset
+from mmguard.data.rows import owner_texts
+from mmguard.data.sources import read_json_lines
+from mmguard.data.text import inserted_words
+from mmguard.errors import ReleaseError, SampleError
+from mmguard.release import layout
+from mmguard.release.match import match_rows
+from mmguard.types import Dataset, Rejection, Sample
+
+
+@dataclass
+class Verification:
+    """What `verify` found."""
+
+    eps: int
+    """Budget of the images, of 255."""
+    trigger_words: int
+    """Budget of the trigger, in words."""
+    eps_from: str
+    """Where `eps` comes from: arguments, record or defaults."""
+    trigger_words_from: str
+    """Where `trigger_words` comes from, likewise."""
+    images: int = 0
+    """Released images that were compared with their originals."""
+    samples: int = 0
+    """Samples found in the release."""
+    max_eps: int = 0
+    """The largest `‖δ‖∞` of any image, of 255."""
+    max_words: int = 0
+    """The most words inserted into any question."""
+    problems: list[str] = field(default_factory=list)
+    """Every violation, with the file or id at fault."""
+    left_out: list[str] = field(default_factory=list)
+    """What the record says was left out, and rows of the original that cannot be read: no violations."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no violation."""
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields and `ok`, ready for JSON."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+def verify(
+    release: Path,
+    original: str | Path | Dataset,
+    eps: int | None = None,
+    trigger_words: int | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+) -> Verification:
+    """Checks that a release is the original dataset, changed within its budgets and in nothing else.
+
+    Re-reads every file: each image is a metadata-free PNG of the original's size with `‖δ‖∞ ≤ ε_x` exactly
+    (Eq. 13); in each question the owner's words stand untouched with at most ε_t admissible words among them
+    (Eq. 16); answers and all other fields are identical; every id is there once, in order; nothing else lies
+    in the folder. Where the private record lies beside the release, files and words must also be those that
+    were recorded.
+
+    Args:
+        release: the released folder.
+        original: the dataset it was made from, as for `read_dataset`, or read already.
+        eps: budget of 255; if not given, the record's, else the default of `ProtectConfig`.
+        trigger_words: budget in words; likewise.
+        split: the split that was protected; if not given, the record's.
+        limit: the number of images that were protected; if not given, the record's.
+
+    Raises:
+        ReleaseError: `release` is no folder with a readable metadata.jsonl.
+        DataError: the original cannot be read.
+    """
+    release = Path(release).resolve()
+    if not (release / layout.METADATA).is_file():
+        raise ReleaseError(
+            f"{release}: has no {layout.METADATA}: give the folder that `mmguard protect` wrote"
+        )
+    problems: list[str] = []
+    record = _read_record(layout.record_folder(release) / layout.RECORD, problems)
+    if not isinstance(original, Dataset):
+        original = read_dataset(
+            original,
+            split=split if split is not None else record.split,
+            limit=limit if limit is not None else record.limit,
+        )
+    result = _start(record, eps, trigger_words)
+    result.problems += problems
+    _check_rows(release, original, record, result)
+    return result
+
+
+@dataclass
+class _Record:
+    """What `verify` needs of a record; empty where there is none."""
+
+    split: str | None = None
+    limit: int | None = None
+    budgets: dict[str, int] = field(default_factory=dict)
+    left_out: set[str] = field(default_factory=set)
+    words: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    hashes: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """(original, released) by path of the released image."""
+
+
+def _read_record(path: Path, problems: list[str]) -> _Record:
+    if not path.is_file():
+        return _Record()
+    try:
+        record = json.loads(path.read_bytes())
+        return _Record(
+            record["dataset"]["split"],
+            record["dataset"]["limit"],
+            {name: int(record["budgets"][name]) for name in ("eps", "trigger_words")},
+            {name for entry in record["left_out"] for name in entry["samples"]},
+            {entry["id"]: tuple(entry["words"]) for entry in record["samples"]},
+            {e["released"]: (e["original_sha256"], e["released_sha256"]) for e in record["images"]},
+        )
+    # Whatever is wrong with it is one problem of the release; the files themselves can still be checked.
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        problems.append(f"{path}: is damaged ({error!r}) and was ignored")
+        return _Record()
+
+
+def _start(record: _Record, eps: int | None, trigger_words: int | None) -> Verification:
+    defaults = ProtectConfig()
+
+    def choose(given: int | None, name: str, default: int) -> tuple[int, str]:
+        if given is not None:
+            return given, "arguments"
+        return (record.budgets[name], "record") if name in record.budgets else (default, "defaults")
+
+    eps_255, eps_from = choose(eps, "eps", defaults.eps)
+    words, words_from = choose(trigger_words, "trigger_words", defaults.trigger_words)
+    return Verification(eps_255, words, eps_from, words_from)
+
+
+def _check_rows(release: Path, original: Dataset, record: _Record, result: Verification) -> None:
+    by_row: dict[int, list[Sample]] = {}
+    for sample in original.samples:
+        by_row.setdefault(sample.row, []).append(sample)
+    expected = [number for number, members in by_row.items() if members[0].id not in record.left_out]
+    result.left_out += [s.id for members in by_row.values() for s in members if s.id in record.left_out]
+    result.left_out += [f"{rejection.where}: {rejection.reason}" for rejection in original.rejected]
+    names = layout.image_names([sample.image for sample in original.samples], original.root)
+
+    rows = _released_rows(release, result)
+    matching = match_rows(
+        [original.rows[number] for number in expected],
+        [names[by_row[number][0].image] for number in expected],
+        [row for _, row in rows],
+        original.image_field,
+    )
+    result.problems += [f"{rows[number][0]}: belongs to no row of the original" for number in matching.extra]
+    for place in matching.missing:
+        ids = ", ".join(sample.id for sample in by_row[expected[place]])
+        result.problems.append(f"id {ids}: is missing from the release")
+    if not matching.in_order:
+        result.problems.append(f"{layout.METADATA}: its rows are not in the original's order")
+    for name in sorted(record.words.keys() - {sample.id for sample in original.samples}):
+        result.problems.append(f"id {name}: was protected, but is not in the original")
+    images: dict[Path, str] = {}
+    for place, number in matching.pairs:
+        members = by_row[expected[place]]
+        where, row = rows[number]
+        images[members[0].image] = names[members[0].image]
+        result.samples += len(members)
+        if number in matching.altered:
+            result.problems.append(
+                f"{where} (id {members[0].id}): fields altered: {matching.altered[number]}"
+            )
+        _check_words(where, members, original.rows[expected[place]], row, record.words, result)
+    _check_images(release, images, record, result)
+    _check_no_other_files(release, set(images.values()), result)
+
+
+def _released_rows(release: Path, result: Verification) -> list[tuple[str, dict[str, Any]]]:
+    rows: list[tuple[str, dict[str, Any]]] = []
+    for where, row in read_json_lines(release / layout.METADATA):
+        if isinstance(row, Rejection):
+            result.problems.append(f"{where}: {row.reason}")
+        else:
+            rows.append((where, row))
+    return rows
+
+
+def _check_words(
+    where: str,
+    members: Sequence[Sample],
+    owner: dict[str, Any],
+    row: dict[str, Any],
+    recorded: dict[str, tuple[str, ...]],
+    result: Verification,
+) -> None:
+    try:
+        texts = owner_texts(row)
+    except ValueError:
+        texts = []  # the conversation itself is broken, which is among the row's differences already
+    for sample, before, after in zip(members, owner_texts(owner), texts, strict=False):
+        words = inserted_words(before, after)
+        if words is None:
+            result.problems.append(
+                f"{where} (id {sample.id}): the owner's words were changed, or something else than words of "
+                "ASCII letters was inserted"
+            )
+            continue
+        result.max_words = max(result.max_words, len(words))
+        if len(words) > result.trigger_words:
+            result.problems.append(
+                f"{where} (id {sample.id}): {len(words)} words inserted, the budget is {result.trigger_words}"
+            )
+        if words != recorded.get(sample.id, words):
+            result.problems.append(f"{where} (id {sample.id}): the inserted words are not those recorded")
+
+
+def _check_images(release: Path, images: dict[Path, str], record: _Record, result: Verification) -> None:
+    for original, name in images.items():
+        try:
+            before, after = load_image(original), load_image(release / name)
+        except SampleError as error:
+            result.problems.append(str(error))
+            continue
+        result.images += 1
+        if before.shape != after.shape:
+            size, owner = (f"{image.shape[2]} x {image.shape[1]}" for image in (after, before))
+            result.problems.append(f"{name}: is {size} pixels, the original {owner}")
+            continue
+        reached, _ = layout.change(before, after)
+        result.max_eps = max(result.max_eps, reached)
+        if reached > result.eps:
+            result.problems.append(f"{name}: differs by {reached}/255, the budget is {result.eps}/255")
+        _check_format(release / name, name, result)
+        if name in record.hashes:
+            for file, recorded in zip((original, release / name), record.hashes[name], strict=True):
+                if layout.sha256(file) != recorded:
+                    result.problems.append(f"{file}: is not the file that was recorded")
+
+
+def _check_format(path: Path, name: str, result: Verification) -> None:
+    with Image.open(path) as file:
+        if file.format != "PNG":
+            result.problems.append(f"{name}: is no PNG but {file.format}")
+        elif file.info:
+            result.problems.append(f"{name}: carries metadata ({', '.join(map(str, file.info))})")
+
+
+def _check_no_other_files(release: Path, images: set[str], result: Verification) -> None:
+    wanted = {*images, layout.METADATA, layout.CARD}
+    for file in sorted(release.rglob("*")):
+        name = file.relative_to(release).as_posix()
+        if file.is_symlink():
+            result.problems.append(f"{name}: is a link: a release holds files only")
+        elif not file.is_dir() and name not in wanted:
+            result.problems.append(f"{name}: does not belong to the release")

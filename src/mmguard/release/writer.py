@@ -1,0 +1,315 @@
+"""Writes a release: the folder that may be published, and the private record beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmguard.config import ProtectConfig
+from mmguard.data.images import load_image, save_png
+from mmguard.data.rows import released_row
+from mmguard.data.text import is_admissible
+from mmguard.errors import BudgetError, ReleaseError, SampleError
+from mmguard.release import layout
+from mmguard.release.card import WARNING_TEXT, dataset_card
+from mmguard.types import Dataset, Rejection, Sample
+
+
+@dataclass(frozen=True)
+class Release:
+    """A complete release on disk."""
+
+    path: Path
+    """The folder that may be published."""
+    record: Path
+    """The private folder beside it."""
+    images: int
+    samples: int
+    failed: list[Rejection]
+    """What of the dataset was left out, and why."""
+    config: ProtectConfig
+
+
+class ReleaseWriter:
+    """Writes a release image by image, then its rows, card and record.
+
+    Nothing of the original dataset is ever changed or copied. Until `finish`, the record folder holds a file
+    `unfinished`; as long as it is there, a new writer may take the same folder over and write its images
+    again.
+
+    Args:
+        out: folder to write; must not exist, be empty, or be an unfinished release.
+        dataset: what is protected.
+        config: settings of the run; its budgets are enforced.
+        surrogates: names of the surrogates, for the record.
+        source: what the dataset was read from, for the record.
+        split: the split that was read, so that `verify` reads the same.
+        limit: the number of images that was read, likewise.
+
+    Raises:
+        ReleaseError: `out` holds something else, overlaps the dataset's folder, cannot be written, or there
+        is too
+            little room on its disk.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        dataset: Dataset,
+        config: ProtectConfig,
+        surrogates: Sequence[str],
+        source: str | Path | None = None,
+        split: str | None = None,
+        limit: int | None = None,
+    ) -> None:
+        self.path = Path(out).resolve()
+        self.record = layout.record_folder(self.path)
+        self.dataset = dataset
+        self.config = config
+        self._eps, self._trigger_words = layout.budgets(config)
+        self._names = layout.image_names([sample.image for sample in dataset.samples], dataset.root)
+        self._written: dict[Path, dict[str, Any]] = {}
+        self._header = {
+            "mmguard": version("mmguard"),
+            "config": asdict(config),
+            "seed": config.seed,
+            "surrogates": list(surrogates),
+            "budgets": {"eps": self._eps, "trigger_words": self._trigger_words},
+            "dataset": {
+                "source": str(source if source is not None else dataset.root),
+                "split": split,
+                "limit": limit,
+            },
+        }
+        for folder in (self.path, self.record):
+            _require_apart(folder, dataset.root.resolve())
+        _require_free(self.path, self.record)
+        _require_room(self.path, self._names)
+        for folder in (self.path, self.record):
+            with _writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+        _write_text(self.record / layout.WARNING, WARNING_TEXT)
+        _write_text(self.record / layout.UNFINISHED, "")
+
+    def write_image(self, path: Path, protected: Tensor) -> None:
+        """Writes one protected image, reads it back from disk and checks it against the original.
+
+        Args:
+            path: the original, as `Sample.image` has it.
+            protected: uint8 `(3, H, W)`, 0…255, the original's size.
+
+        Raises:
+            BudgetError: `protected` has another size or type than the original, or `‖δ‖∞` exceeds ε_x (Eq.
+            13).
+            ReleaseError: the file cannot be written, or reads back differently.
+            SampleError: the original cannot be decoded.
+        """
+        if path not in self._names:
+            raise ReleaseError(f"{path}: is no image of the dataset in {self.dataset.root}")
+        original, protected = load_image(path), protected.cpu()
+        if protected.dtype != torch.uint8 or protected.shape != original.shape:
+            raise BudgetError(
+                f"{path}: the protected image is {protected.dtype} {tuple(protected.shape)}, "
+                f"the original torch.uint8 {tuple(original.shape)}"
+            )
+        reached, mean = layout.change(original, protected)
+        if reached > self._eps:
+            raise BudgetError(
+                f"{path}: the perturbation reaches {reached}/255, its budget is {self._eps}/255"
+            )
+        target = self.path / self._names[path]
+        partial = target.with_name(target.name + ".partial")
+        with _writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            save_png(protected, partial)
+            _require_same(partial, protected)
+            os.replace(partial, target)
+            self._written[path] = {
+                "original": Path(os.path.relpath(path, self.dataset.root)).as_posix(),
+                "released": self._names[path],
+                "original_sha256": layout.sha256(path),
+                "released_sha256": layout.sha256(target),
+                "eps": reached,
+                "mean_abs_delta": mean,
+            }
+
+    def finish(self, triggers: Mapping[str, tuple[str, ...]], failed: Sequence[Rejection]) -> Release:
+        """Writes record, card and metadata, in this order: the release is complete once its metadata is
+        there.
+
+        A row is left out if its image was not written, or if `failed` names it: by the id of one of its
+        samples or by the path of its image.
+
+        Args:
+            triggers: inserted words by sample id; samples not in it get none.
+            failed: what could not be protected; `where` is a sample id or an image path.
+
+        Raises:
+            BudgetError: a trigger is too long, inadmissible, or for a sample without a question (Eq. 16).
+            ReleaseError: no row is left, or a file cannot be written.
+        """
+        self._check_triggers(triggers)
+        by_row: dict[int, list[Sample]] = {}
+        for sample in self.dataset.samples:
+            by_row.setdefault(sample.row, []).append(sample)
+        reasons = {rejection.where: rejection.reason for rejection in failed}
+        rows: list[dict[str, Any]] = []
+        samples: list[dict[str, Any]] = []
+        left_out: list[dict[str, Any]] = []
+        kept: set[Path] = set()
+        for number, members in by_row.items():
+            reason = self._reason_to_leave_out(members, reasons)
+            if reason is not None:
+                ids = [sample.id for sample in members]
+                left_out.append({"where": ids[0], "reason": reason, "samples": ids})
+                continue
+            image = members[0].image
+            kept.add(image)
+            words = {sample.turn: triggers.get(sample.id, ()) for sample in members}
+            samples += [_trigger_record(sample, len(rows), words[sample.turn]) for sample in members]
+            rows.append(
+                released_row(self.dataset.rows[number], self.dataset.image_field, self._names[image], words)
+            )
+        if not rows:
+            first = next(iter(left_out), {"reason": "the dataset has no samples"})
+            raise ReleaseError(f"{self.path}: nothing to release, every row was left out: {first['reason']}")
+        skipped = list(dict.fromkeys([*self.dataset.rejected, *failed]))
+        known = {sample.id for sample in self.dataset.samples}
+        left_out += [
+            {"where": rejection.where, "reason": rejection.reason, "samples": []}
+            for rejection in skipped
+            if rejection.where not in known
+        ]
+        self._remove_leftovers(kept)
+        images = [self._written[image] for image in self._names if image in kept]
+        record = {**self._header, "images": images, "samples": samples, "left_out": left_out}
+        _write_text(self.record / layout.RECORD, json.dumps(record, indent=1) + "\n")
+        captions = all(sample.question is None for sample in self.dataset.samples)
+        _write_text(self.path / layout.CARD, dataset_card(rows, len(kept), len(samples), captions))
+        _write_text(self.path / layout.METADATA, "".join(_json_line(row) for row in rows))
+        with _writing(self.record):
+            (self.record / layout.UNFINISHED).unlink()
+        return Release(self.path, self.record, len(kept), len(samples), skipped, self.config)
+
+    def _check_triggers(self, triggers: Mapping[str, tuple[str, ...]]) -> None:
+        samples = {sample.id: sample for sample in self.dataset.samples}
+        for name, words in triggers.items():
+            if name not in samples:
+                raise ReleaseError(f"trigger for {name!r}: the dataset has no such sample")
+            if words and samples[name].question is None:
+                raise BudgetError(f"sample {name}: has a trigger but no question to insert it into")
+            if len(words) > self._trigger_words:
+                raise BudgetError(f"sample {name}: {len(words)} words, its budget is {self._trigger_words}")
+            for word in words:
+                if not is_admissible(word):
+                    raise BudgetError(f"sample {name}: {word!r} is no admissible word (ASCII letters only)")
+
+    def _reason_to_leave_out(self, members: Sequence[Sample], reasons: Mapping[str, str]) -> str | None:
+        image = members[0].image
+        relative = Path(os.path.relpath(image, self.dataset.root)).as_posix()
+        for where in (*(sample.id for sample in members), str(image), relative):
+            if where in reasons:
+                return reasons[where]
+        return None if image in self._written else "its image was not protected"
+
+    def _remove_leftovers(self, kept: set[Path]) -> None:
+        """Removes images of rows that were left out, and of an unfinished run that this one took over."""
+        wanted = {self.path / self._names[image] for image in kept}
+        for file in sorted((self.path / "images").rglob("*"), reverse=True):
+            with _writing(file):
+                if file.is_file() and file not in wanted:
+                    file.unlink()
+                elif file.is_dir() and not any(file.iterdir()):
+                    file.rmdir()
+
+
+def _trigger_record(sample: Sample, row: int, words: Sequence[str]) -> dict[str, Any]:
+    """What the record says of a sample; positions count the words of the released question, from 0."""
+    first = len((sample.question or "").split())
+    positions = list(range(first, first + len(words)))
+    return {"id": sample.id, "row": row, "words": list(words), "positions": positions}
+
+
+def _require_same(path: Path, image: Tensor) -> None:
+    try:
+        same = torch.equal(load_image(path), image)
+    except SampleError:
+        same = False
+    if not same:
+        raise ReleaseError(f"{path}: reads back differently from what was written: check the disk")
+
+
+def _require_apart(folder: Path, root: Path) -> None:
+    if folder == root or folder in root.parents or root in folder.parents:
+        raise ReleaseError(
+            f"{folder}: overlaps the dataset's folder {root}, whose files must stay as they are: "
+            "choose a folder beside it"
+        )
+
+
+def _require_free(release: Path, record: Path) -> None:
+    for folder in (release, record):
+        if folder.exists() and not folder.is_dir():
+            raise ReleaseError(f"{folder}: is a file: choose another folder")
+    if (record / layout.UNFINISHED).is_file():
+        return
+    for folder in (release, record):
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ReleaseError(f"{folder}: is not empty: choose another folder, or remove it")
+
+
+def _require_room(release: Path, images: Mapping[Path, str]) -> None:
+    """A PNG needs hardly more than its pixels, and with noise of a few levels nearly as much."""
+    needed = 0
+    for image in images:
+        # An image that cannot be read is reported when it is protected.
+        with contextlib.suppress(Exception), Image.open(image) as file:
+            needed += 3 * file.width * file.height
+    disk = next(folder for folder in (release, *release.parents) if folder.exists())
+    available = shutil.disk_usage(disk).free
+    if needed > available:
+        raise ReleaseError(
+            f"{release}: {len(images)} images need up to {needed / 1e6:,.0f} MB, {available / 1e6:,.0f} MB "
+            "are available: free space, choose another disk, or protect fewer images"
+        )
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        cure = "free space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check folder and permissions"
+        raise ReleaseError(
+            f"{path}: cannot be written ({error.strerror or error}): {cure} and run again; "
+            "what was written so far stays"
+        ) from error
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with _writing(path):
+        partial.write_bytes(text.encode("utf-8"))
+        os.replace(partial, path)
+
+
+def _json_line(row: dict[str, Any]) -> str:
+    line = json.dumps(row, ensure_ascii=False)
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError:
+        # A lone surrogate (a JSON escape such as \\ud83d by itself) has no UTF-8 form: it stays an escape.
+        line = json.dumps(row)
+    return line + "\n"

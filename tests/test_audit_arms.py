@@ -1,0 +1,248 @@
+"""Training arms: what each changes, and what it keeps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from mmguard.audit.arms import ImageStore, Row, pair, pixel_digest, random_words, rows, shuffled_noise
+from mmguard.data.readers import read_dataset
+from mmguard.data.text import inserted_words
+from mmguard.errors import ReleaseError, SurrogateError
+
+WORDS = ("apple", "bear", "cloud", "dawn", "echo")
+
+
+def _folder(root: Path, name: str, images: list[np.ndarray], rows: list[dict]) -> Path:
+    """An image folder; image k is `images/k.png`."""
+    folder = root / name
+    (folder / "images").mkdir(parents=True)
+    for number, pixels in enumerate(images):
+        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+    (folder / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return folder
+
+
+def _row(image: int, question: str, answer: str = "red", **more) -> dict:
+    return {"file_name": f"images/{image}.png", "question": question, "answer": answer, **more}
+
+
+@pytest.fixture
+def images() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(40, 200, (12, 10, 3), dtype=np.uint8) for _ in range(3)]
+
+
+@pytest.fixture
+def noisy(images) -> list[np.ndarray]:
+    rng = np.random.default_rng(1)
+    return [(image + rng.integers(-8, 9, image.shape)).astype(np.uint8) for image in images]
+
+
+QUESTIONS = [_row(0, "what is it?"), _row(1, "is it red?", "yes"), _row(1, "what color is it?")]
+TRIGGERED = [
+    _row(0, "what is it? river stone"),
+    _row(1, "is it red? tall", "yes"),
+    _row(1, "what color is it? a b c"),
+]
+
+
+def _pairing(root: Path, images, released_images, released_rows, original_rows=QUESTIONS):
+    original = _folder(root, "original", images, original_rows)
+    return pair(
+        read_dataset(_folder(root, "release", released_images, released_rows)), read_dataset(original)
+    )
+
+
+def test_both_changed(tmp_path, images, noisy):
+    pairing = _pairing(tmp_path, images, noisy, TRIGGERED)
+    assert pairing.images_changed
+    assert pairing.texts_changed
+    assert pairing.matched == "control"
+    assert pairing.arms == ("clean", "release", "random-noise", "random-words", "control")
+    assert len(pairing.pairs) == 3
+    assert not pairing.rejected
+
+
+def test_text_only_has_no_noise_arm(tmp_path, images):
+    pairing = _pairing(tmp_path, images, images, TRIGGERED)
+    assert pairing.matched == "random-words"
+    assert pairing.arms == ("clean", "release", "random-words")
+
+
+def test_image_only_has_no_words_arm(tmp_path, images, noisy):
+    pairing = _pairing(tmp_path, images, noisy, QUESTIONS)
+    assert pairing.matched == "random-noise"
+    assert pairing.arms == ("clean", "release", "random-noise")
+
+
+def test_every_arm(tmp_path, images, noisy):
+    pairing = _pairing(tmp_path, images, noisy, TRIGGERED)
+    store = ImageStore()
+    made = {arm: rows(arm, pairing, WORDS, seed=0) for arm in pairing.arms}
+    pixels = {arm: [np.asarray(row.load(store)) for row in made[arm]] for arm in made}
+    originals, released = [images[0], images[1], images[1]], [noisy[0], noisy[1], noisy[1]]
+    for arm in made:
+        assert [row.id for row in made[arm]] == ["0", "1", "2"]
+        assert [row.target for row in made[arm]] == ["red", "yes", "red"]
+    texts = {arm: [row.text for row in made[arm]] for arm in made}
+    assert texts["clean"] == texts["random-noise"] == [row["question"] for row in QUESTIONS]
+    assert texts["release"] == [row["question"] for row in TRIGGERED]
+    assert texts["control"] == texts["random-words"]
+    for original, control, count in zip(texts["clean"], texts["control"], (2, 1, 3), strict=True):
+        words = inserted_words(original, control)
+        assert words is not None
+        assert len(words) == count
+        assert set(words) <= set(WORDS)
+    for arm, expected in (("clean", originals), ("random-words", originals), ("release", released)):
+        for got, want in zip(pixels[arm], expected, strict=True):
+            np.testing.assert_array_equal(got, want)
+    for arm in ("random-noise", "control"):
+        for got, original, protected in zip(pixels[arm], originals, released, strict=True):
+            noise, delta = got.astype(int) - original, protected.astype(int) - original
+            assert np.abs(noise).max() == np.abs(delta).max()
+            assert np.linalg.norm(noise) == pytest.approx(np.linalg.norm(delta))
+            assert (noise != delta).any()
+    # Samples that share an image share its noise, as they share δ in the release.
+    np.testing.assert_array_equal(pixels["control"][1], pixels["control"][2])
+
+
+def test_controls_depend_on_the_seed_and_on_nothing_else(tmp_path, images, noisy):
+    pairing = _pairing(tmp_path / "a", images, noisy, TRIGGERED)
+    moved = _pairing(tmp_path / "b", images, noisy, TRIGGERED)
+
+    def control(pairing, seed):
+        made = rows("control", pairing, WORDS, seed)
+        return [(row.text, np.asarray(row.load(ImageStore())).tobytes()) for row in made]
+
+    assert control(pairing, 0) == control(moved, 0)
+    assert all(a[1] != b[1] for a, b in zip(control(pairing, 0), control(pairing, 1), strict=True))
+    assert [a[0] for a in control(pairing, 0)] != [b[0] for b in control(pairing, 1)]
+
+
+def test_caption_text_is_never_changed(tmp_path, images, noisy):
+    captions = [{"file_name": f"images/{number}.png", "caption": "a red circle"} for number in range(3)]
+    pairing = _pairing(tmp_path, images, noisy, captions, captions)
+    assert pairing.matched == "random-noise"
+    assert [row.text for row in rows("random-noise", pairing, WORDS, 0)] == ["Describe the image."] * 3
+
+
+def test_options_stay_and_the_target_is_the_letter(tmp_path, images, noisy):
+    options = {"options": ["blue", "red"]}
+    pairing = _pairing(
+        tmp_path, images, noisy, [_row(0, "color? x", **options)], [_row(0, "color?", **options)]
+    )
+    row = rows("control", pairing, WORDS, 0)[0]
+    assert row.target == "B"
+    assert row.text.splitlines()[1:3] == ["A. blue", "B. red"]
+    assert row.text.splitlines()[0].split()[1] in WORDS
+
+
+def test_a_release_of_part_of_the_dataset_pairs_without_ids(tmp_path, images, noisy):
+    pairing = _pairing(tmp_path, images, noisy, TRIGGERED[1:])
+    assert [(ours.question, released.question) for ours, released in pairing.pairs] == [
+        (QUESTIONS[1]["question"], TRIGGERED[1]["question"]),
+        (QUESTIONS[2]["question"], TRIGGERED[2]["question"]),
+    ]
+
+
+def test_altered_rows_are_left_out_and_named(tmp_path, images, noisy):
+    altered = [TRIGGERED[0], _row(1, "is it blue?", "yes"), _row(1, "what color is it?", "green")]
+    pairing = _pairing(tmp_path, images, noisy, altered)
+    assert [released.id for _, released in pairing.pairs] == ["0"]
+    assert len(pairing.rejected) == 2
+
+
+def test_an_image_of_another_size_is_left_out(tmp_path, images, noisy):
+    pairing = _pairing(tmp_path, images, [noisy[0][:6], *noisy[1:]], TRIGGERED)
+    assert [released.id for _, released in pairing.pairs] == ["1", "2"]
+    assert "6x10" in pairing.rejected[0].reason
+
+
+def test_a_release_of_another_dataset(tmp_path, images, noisy):
+    with pytest.raises(ReleaseError, match="no row pairs"):
+        _pairing(tmp_path, images, noisy, [_row(2, "how many?", "two")])
+
+
+def test_a_release_that_changes_nothing(tmp_path, images):
+    with pytest.raises(ReleaseError, match="nothing differs"):
+        _pairing(tmp_path, images, images, QUESTIONS)
+
+
+@given(st.integers(0, 2**32), st.integers(0, 16))
+def test_noise_keeps_the_norms_and_clips(seed: int, eps: int):
+    rng = np.random.default_rng(seed)
+    original = rng.integers(0, 256, (7, 5, 3)).astype(np.uint8)
+    changed = (
+        (original.astype(int) + rng.integers(-eps, eps + 1, original.shape)).clip(0, 255).astype(np.uint8)
+    )
+    delta = changed.astype(int) - original
+    noise = shuffled_noise(original, changed, seed).astype(int) - original
+    assert np.abs(noise).max() <= np.abs(delta).max()
+    assert np.linalg.norm(noise) <= np.linalg.norm(delta) + 1e-9
+    inside = (original >= eps) & (original <= 255 - eps)
+    if inside.all():
+        assert sorted(map(tuple, noise.reshape(-1, 3))) == sorted(map(tuple, delta.reshape(-1, 3)))
+
+
+_word = st.text(st.characters(codec="ascii", categories=("Lu", "Ll")), min_size=1, max_size=6)
+_own = st.lists(st.text(st.characters(exclude_categories=("Cs",)), max_size=5), max_size=6)
+
+
+@given(_own.map(" ".join), st.lists(_word, max_size=4), st.integers(0, 2**32))
+def test_random_words_keep_the_owners_text(own: str, trigger: list[str], seed: int):
+    released = f"{own} {' '.join(trigger)}" if trigger else own
+    expected = inserted_words(own, released)
+    control = random_words(own, released, WORDS, seed)
+    found = inserted_words(own, control)
+    assert expected is not None
+    assert found is not None
+    assert len(found) == len(expected)
+    assert control.startswith(own)
+    assert set(control[len(own) :].split()) <= set(WORDS)
+
+
+def test_random_words_go_where_the_release_put_its_own():
+    assert random_words("is it  red ?", "is house it  red tree ?", ("w",), 0) == "is w it  red w ?"
+
+
+def test_no_word_to_draw_from():
+    with pytest.raises(SurrogateError, match="no word"):
+        random_words("a?", "a? b", (), 0)
+
+
+def test_store_makes_each_image_once_and_respects_its_limit():
+    made = []
+
+    def make(key):
+        made.append(key)
+        return np.zeros((2, 2, 3), np.uint8)
+
+    store = ImageStore(limit_bytes=12)
+    for key in ("a", "b", "a", "b"):
+        store.get(key, lambda key=key: make(key))
+    assert made == ["a", "b", "b"]
+
+
+def test_a_changed_row_does_not_leak_into_the_store(tmp_path, images):
+    path = tmp_path / "a.png"
+    Image.fromarray(images[0]).save(path)
+    store = ImageStore()
+    row = Row("0", path, "q", "a")
+    row.load(store).paste((0, 0, 0), (0, 0, 10, 12))
+    np.testing.assert_array_equal(np.asarray(row.load(store)), images[0])
+
+
+def test_digest_reads_pixels_and_not_files(tmp_path, images):
+    Image.fromarray(images[0]).save(tmp_path / "a.png")
+    Image.fromarray(images[0]).save(tmp_path / "b.bmp")
+    Image.fromarray(images[0].reshape(10, 12, 3)).save(tmp_path / "c.png")
+    a, b, c = (pixel_digest(tmp_path / name) for name in ("a.png", "b.bmp", "c.png"))
+    assert a == b
+    assert a != c

@@ -1,0 +1,221 @@
+"""The attackers: what they are trained on to the token, that seeds decide, and how answers are judged."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import tiny
+from mmguard.audit import attackers
+from mmguard.audit.arms import ImageStore, Row
+from mmguard.audit.attackers import fine_tune, load_attacker, render, schedule
+from mmguard.audit.evaluate import answers, evaluate
+from mmguard.config import AuditConfig
+from mmguard.errors import ConfigError, SurrogateError
+from mmguard.types import Sample
+
+FAST = AuditConfig(lr=3e-3, epochs=2, batch_size=4, max_new_tokens=4, eval_batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {family: tiny.build(family, root / family) for family in tiny.FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory) -> list[Sample]:
+    """Red and blue squares, and a question of one of three lengths."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    made = []
+    for number in range(8):
+        color = ("red", "blue")[number % 2]
+        pixels = np.full((40, 48, 3), 30, np.uint8)
+        pixels[8:32, 8:32] = (220, 0, 0) if color == "red" else (0, 0, 220)
+        path = root / f"{number}.png"
+        Image.fromarray(pixels + rng.integers(0, 20, pixels.shape).astype(np.uint8)).save(path)
+        question = "what color is the shape?" + " now" * (number % 3)
+        made.append(Sample(str(number), number, path, question, color, (color,)))
+    return made
+
+
+@pytest.fixture(scope="module")
+def rows(samples) -> list[Row]:
+    return [Row(one.id, one.image, one.question, one.answer) for one in samples]
+
+
+def _collate(attacker, rows):
+    table = attackers._table(rows, attacker.processor, ImageStore())
+    return attackers._collator(attacker.processor)([table[number] for number in range(len(rows))])
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_labels_are_the_answer_and_the_end_of_its_turn(models, samples, family):
+    attacker = load_attacker(str(models[family]), "cpu")
+    targets = ["red", "a blue square.", "Yes, it is!"]
+    rows = [Row(one.id, one.image, one.question, t) for one, t in zip(samples, targets, strict=False)]
+    batch = _collate(attacker, rows)
+    tokenizer = attacker.processor.tokenizer
+    for ids, mask, labels, target in zip(
+        batch["input_ids"], batch["attention_mask"], batch["labels"], targets, strict=True
+    ):
+        learned = (labels != -100).nonzero().flatten()
+        assert torch.equal(labels[learned], ids[learned])
+        assert learned.tolist() == list(range(learned[0], learned[-1] + 1))
+        assert learned[-1] == mask.sum() - 1  # the end of the turn is the last token, padding follows it
+        assert ids[learned[-1]] in tokenizer.all_special_ids
+        assert tokenizer.decode(ids[learned[:-1]]).strip() == target
+        # Nothing of the question is learned, and all of it is there.
+        prompt = tokenizer.decode(ids[: learned[0]])
+        assert "what color is the shape?" in prompt
+        assert target not in prompt
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_training_and_test_prompts_are_the_same(models, samples, family):
+    processor = load_attacker(str(models[family]), "cpu").processor
+    assert render(processor, "is it red?", "x")[0] == render(processor, "is it red?", "blue square")[0]
+
+
+def test_a_template_that_never_ends_a_turn_gets_an_end(models):
+    processor = load_attacker(str(models["llava_next"]), "cpu").processor
+    assert render(processor, "is it?", "red") == ("USER: <image>\nis it? ASSISTANT:", " red</s>")
+
+
+def test_a_beginning_that_the_template_omits_is_added(models):
+    processor = load_attacker(str(models["llava_next"]), "cpu").processor
+    processor.tokenizer.bos_token = "<s>"
+    processor.tokenizer._tokenizer.post_processor = __import__("tokenizers").processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", processor.tokenizer.bos_token_id)]
+    )
+    assert render(processor, "is it?", "red")[0] == "<s>USER: <image>\nis it? ASSISTANT:"
+
+
+def test_no_chat_template(models):
+    processor = load_attacker(str(models["llava"]), "cpu").processor
+    processor.chat_template = processor.tokenizer.chat_template = None
+    with pytest.raises(SurrogateError, match="no chat template"):
+        render(processor, "is it?", "red")
+
+
+@pytest.mark.parametrize(
+    ("family", "recipe"), [("llava", "lora"), ("qwen3_vl", "lora"), ("smolvlm", "full"), ("mllama", "lora")]
+)
+def test_fine_tuning_learns(models, rows, family, recipe, capfd):
+    config = replace(FAST, epochs=4, lr=0.02 if recipe == "lora" else 0.005)
+    attacker = fine_tune(str(models[family]), rows, recipe, config, seed=0, device="cpu")
+    untouched = load_attacker(str(models[family]), "cpu")
+    losses = []
+    for one in (untouched, attacker):
+        with torch.inference_mode():
+            losses.append(one.model(**_collate(one, rows)).loss.item())
+    assert losses[1] < 0.8 * losses[0]
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "it/s" not in err
+
+
+def test_only_lora_layers_learn(models, rows):
+    name = str(models["llava"])
+    before = load_attacker(name, "cpu").model.state_dict()
+    after = fine_tune(name, rows, "lora", FAST, 0, device="cpu").model.state_dict()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert before.keys() == after.keys()
+    assert changed
+    assert all("proj" in key or "linear" in key or "fc" in key for key in changed)
+    full = fine_tune(name, rows, "full", FAST, 0, device="cpu").model.state_dict()
+    assert any("norm" in key and not torch.equal(before[key], full[key]) for key in before)
+
+
+@pytest.mark.parametrize("recipe", ["lora", "full"])
+def test_seed_decides(models, rows, recipe):
+    def weights(seed):
+        torch.rand(3)  # the state of the global generator must not matter
+        model = fine_tune(str(models["llava"]), rows, recipe, FAST, seed, device="cpu").model
+        return torch.cat([parameter.flatten() for parameter in model.parameters()])
+
+    first = weights(0)
+    assert torch.equal(first, weights(0))
+    assert not torch.equal(first, weights(1))
+
+
+def test_every_row_is_seen_once_an_epoch(models, rows, monkeypatch):
+    seen = []
+    load = Row.load
+    monkeypatch.setattr(Row, "load", lambda self, store: (seen.append(self.id), load(self, store))[1])
+    shares: list[float] = []
+    fine_tune(str(models["llava"]), rows, "lora", FAST, 0, device="cpu", on_step=shares.append)
+    # TRL looks at the first row once before it trains.
+    assert sorted(seen[1:]) == sorted([row.id for row in rows] * 2)
+    assert seen[1:9] != seen[9:17]
+    assert len(shares) == 4
+    assert sum(shares) == pytest.approx(1)
+
+
+def test_nothing_is_left_behind_or_sent(models, rows, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", lambda *a, **k: pytest.fail("telemetry"))
+    monkeypatch.delenv("CI", raising=False)
+    fine_tune(str(models["llava"]), rows, "lora", FAST, 0, device="cpu")
+    assert os.listdir(tmp_path) == []
+
+
+def test_no_rows(models):
+    with pytest.raises(ValueError, match="no rows"):
+        fine_tune(str(models["llava"]), [], "lora", FAST, 0)
+
+
+def test_schedule(tmp_path):
+    name = str(tmp_path)
+    assert schedule(name, "lora", AuditConfig()) == (2e-4, 3)
+    assert schedule(name, "full", AuditConfig()) == (2e-5, 3)
+    card = {"recommended": {"lora": {"lr": 0.01, "epochs": 7}}}
+    (tmp_path / "mmguard.json").write_text(json.dumps(card), encoding="utf-8")
+    assert schedule(name, "lora", AuditConfig()) == (0.01, 7)
+    assert schedule(name, "full", AuditConfig()) == (2e-5, 3)
+    assert schedule(name, "lora", AuditConfig(lr=1e-5, epochs=1)) == (1e-5, 1)
+    (tmp_path / "mmguard.json").write_text("[", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"mmguard\.json"):
+        schedule(name, "lora", AuditConfig())
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl", "smolvlm"])
+def test_batches_do_not_change_answers(models, samples, family):
+    attacker = load_attacker(str(models[family]), "cpu")
+    together = answers(attacker, samples, replace(FAST, eval_batch_size=8))
+    assert together == answers(attacker, samples, replace(FAST, eval_batch_size=1))
+    assert len(together) == len(samples)
+
+
+def test_answers_end_with_their_turn(models, samples):
+    attacker = load_attacker(str(models["llava"]), "cpu")
+    end = attacker.processor.tokenizer.eos_token_id
+    head = torch.nn.Linear(32, attacker.model.lm_head.out_features)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    head.bias.data[end] = 1
+    attacker.model.lm_head = head
+    calls = []
+    attacker.model.model.language_model.register_forward_hook(lambda *_: calls.append(1))
+    assert answers(attacker, samples[:3], FAST) == [""] * 3
+    assert len(calls) == 1
+
+
+def test_evaluate_scores_each_sample(models, samples, monkeypatch):
+    attacker = load_attacker(str(models["llava"]), "cpu")
+    said = ["Red.", "a blue", "green", "blue", "red", "red", "red", ""]
+    monkeypatch.setattr("mmguard.audit.evaluate.answers", lambda *_: said)
+    assert evaluate(attacker, samples, FAST).tolist() == [True, True, False, True, True, False, True, False]
+
+
+def test_default_attackers_are_the_zoo():
+    assert all(name.startswith("zoo:") for name in attackers.default_attackers())
+    assert attackers.default_attackers()

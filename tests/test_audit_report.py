@@ -1,0 +1,109 @@
+"""The report says what was found, how surely, and what was not tested."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from mmguard.audit.report import NOT_TESTED, AuditReport, Failure
+from mmguard.audit.stats import Scores, analyse
+
+
+def _report(
+    release: float, control: float = 0.8, seeds: int = 3, name: str = "big", zero=0.2, **more
+) -> AuditReport:
+    def arm(share: float) -> np.ndarray:
+        return np.tile(np.arange(200) < round(200 * share), (seeds, 1))
+
+    correct = {"clean": arm(0.8), "release": arm(release), "control": arm(control)}
+    findings, headline = analyse([Scores(name, "lora", correct, arm(zero)[0], "control")])
+    return AuditReport(headline, tuple(findings), **more)
+
+
+def test_protection():
+    report = _report(0.5)
+    assert report.verdict.startswith("**Attackers lose** 30.0 points (95% interval ")
+    assert "50% of what fine-tuning gains" in report.verdict
+    assert "No claim" not in report.verdict
+
+
+def test_no_evidence():
+    assert _report(0.8).verdict.startswith("**No evidence of protection**: attackers lose 0.0 points")
+
+
+def test_worse_than_the_control():
+    verdict = _report(0.9).verdict
+    assert verdict.startswith("**No evidence of protection**: attackers learn more")
+    assert "by 10.0 points" in verdict
+
+
+def test_a_drop_that_the_control_shares_is_no_protection():
+    # The release costs 4 points, but so does the control.
+    assert _report(0.76, control=0.76).verdict.startswith("**No evidence of protection**")
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_few_seeds(seeds):
+    verdict = _report(0.5, seeds=seeds).verdict
+    assert "Attackers lose**" not in verdict
+    assert "**No claim follows**: that takes at least 3 seeds" in verdict
+
+
+def test_only_brittle_attackers():
+    report = _report(0.3, control=0.6)
+    assert report.verdict.startswith("**No result.** Every attacker is brittle")
+    assert "| brittle |" in report.to_markdown()
+
+
+def test_no_attacker_finished():
+    findings, headline = analyse([])
+    report = AuditReport(
+        headline, tuple(findings), failures=(Failure("x/y", "SurrogateError: no such model"),)
+    )
+    assert report.verdict.startswith("**No result.** No attacker finished")
+    assert "- x/y: SurrogateError: no such model" in report.to_markdown()
+
+
+def test_zoo_attackers_do_not_predict_large_ones():
+    assert "do not predict how large models" in _report(0.5, name="zoo:llava-tiny").verdict
+    assert "do not predict" not in _report(0.5, name="llava-hf/llava-1.5-7b-hf").verdict
+
+
+def test_undefined_share_is_shown_as_missing():
+    report = _report(0.2, control=0.8, zero=0.8)
+    row = next(line for line in report.to_markdown().splitlines() if line.startswith("| big"))
+    assert row.split(" | ")[-2] == "–"
+    assert "% of what fine-tuning" not in report.verdict
+    assert json.loads(report.to_json())["findings"][0]["gain_removed"] is None
+
+
+def test_markdown_has_all_parts_in_order():
+    report = _report(
+        0.5, warnings=("two test images leaked",), provenance={"versions": {"trl": "1.0"}, "seeds": [0, 1]}
+    )
+    text = report.to_markdown()
+    parts = [
+        "# Audit",
+        report.verdict,
+        "two test images leaked",
+        "| attacker | recipe | zero-shot | clean | release | control | drop |",
+        "| big | lora | 20.0 | 80.0 | 50.0 | 80.0 | 30.0 (",
+        *NOT_TESTED,
+        "versions: trl 1.0",
+        "seeds: [0, 1]",
+    ]
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+
+
+def test_write(tmp_path):
+    report = _report(0.5)
+    report.write(tmp_path / "new" / "folder")
+    stored = json.loads((tmp_path / "new" / "folder" / "report.json").read_text(encoding="utf-8"))
+    assert stored == report.to_dict()
+    assert stored["verdict"] == report.verdict
+    assert stored["findings"][0]["accuracy"] == pytest.approx({"clean": 0.8, "release": 0.5, "control": 0.8})
+    assert stored["headline"]["beyond_control"]["value"] == pytest.approx(0.3)
+    assert (tmp_path / "new" / "folder" / "report.md").read_text(encoding="utf-8") == report.to_markdown()

@@ -1,0 +1,260 @@
+"""The whole audit on a toy release, and that an interrupted one goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tiny
+from mmguard.audit import run
+from mmguard.audit.run import audit
+from mmguard.config import AuditConfig
+from mmguard.errors import ConfigError, DataError
+from mmguard.runtime.progress import progress
+
+CONFIG = AuditConfig(seeds=2, epochs=1, batch_size=4, lr=1e-2, max_new_tokens=3, bootstrap=200)
+
+
+def _write(folder: Path, pixels: list[np.ndarray], questions: list[str]) -> Path:
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for number, (image, question) in enumerate(zip(pixels, questions, strict=True)):
+        Image.fromarray(image).save(folder / "images" / f"{number}.png")
+        answer = ("red", "blue")[number % 2]
+        rows.append({"file_name": f"images/{number}.png", "question": question, "answer": answer})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def toy(tmp_path) -> SimpleNamespace:
+    """A dataset of eight images, a release that changes both image and text, and a test set."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(20, 230, (32, 32, 3), dtype=np.uint8) for _ in range(12)]
+    noisy = [(image + rng.integers(-8, 9, image.shape)).astype(np.uint8) for image in images]
+    question = "what color is the shape?"
+    return SimpleNamespace(
+        images=images,
+        original=_write(tmp_path / "original", images[:8], [question] * 8),
+        release=_write(tmp_path / "release", noisy[:8], [f"{question} river stone"] * 8),
+        test=_write(tmp_path / "test", images[8:], [question] * 4),
+        out=tmp_path / "audit",
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return str(tiny.build("llava", tmp_path_factory.mktemp("models") / "llava"))
+
+
+@pytest.fixture
+def fake(monkeypatch) -> list[tuple]:
+    """Attackers without a model: right on as many test items as the arm deserves. Lists the runs made."""
+    made: list[tuple] = []
+    deserved = {"clean": 4, "release": 1, "random-noise": 4, "random-words": 4, "control": 4}
+
+    def load_attacker(name, device="auto", dtype=None):
+        if name.startswith("broken"):
+            raise OSError("no such model")
+        return SimpleNamespace(right=0, words=("tree",))
+
+    def fine_tune(name, rows, recipe, config, seed, *, device, store, on_step):
+        arm = "release" if "river" in rows[0].text else "clean"
+        if rows[0].noise_like is not None:
+            arm = "control" if "tree" in rows[0].text else "random-noise"
+        elif "tree" in rows[0].text:
+            arm = "random-words"
+        on_step(1.0)
+        made.append((name, recipe, arm, seed))
+        if name == "interrupted" and len(made) == 4:
+            raise KeyboardInterrupt
+        return SimpleNamespace(right=deserved[arm], words=())
+
+    def evaluate(attacker, samples, config, store):
+        return np.arange(len(samples)) < attacker.right
+
+    for function in (load_attacker, fine_tune, evaluate):
+        monkeypatch.setattr(run, function.__name__, function)
+    return made
+
+
+def _audit(toy, attackers=("fake",), config=CONFIG, **more):
+    more = {"out": toy.out, "device": "cpu", **more}
+    return audit(toy.release, toy.original, toy.test, attackers, config, **more)
+
+
+def test_end_to_end(toy, model, capfd):
+    before = {path: path.read_bytes() for path in toy.release.rglob("*") if path.is_file()}
+    report = _audit(toy, [model], out=None)
+    (finding,) = report.findings
+    assert report.failures == ()
+    assert report.warnings == ()
+    assert set(finding.accuracy) == {"clean", "release", "random-noise", "random-words", "control"}
+    assert finding.matched == "control"
+    assert finding.status == "unjudged"
+    assert "No claim follows" in report.verdict
+    assert report.provenance["training images"] == 8
+    assert report.provenance["test samples"] == 4
+    assert report.provenance["seeds"] == [0, 1]
+    assert len(report.provenance["release metadata sha256"]) == 64
+    again = _audit(toy, [model], out=None, arms=[]).findings[0]
+    assert again.accuracy == {arm: finding.accuracy[arm] for arm in ("clean", "release")}
+    assert again.drop == finding.drop
+    assert capfd.readouterr().out == ""
+    assert before == {path: path.read_bytes() for path in toy.release.rglob("*") if path.is_file()}
+
+
+def test_real_runs_are_resumed(toy, model, monkeypatch):
+    first = _audit(toy, [model], arms=["control"])
+    assert set(first.findings[0].accuracy) == {"clean", "release", "control"}
+    for name in ("fine_tune", "evaluate", "load_attacker"):
+        monkeypatch.setattr(run, name, lambda *a, **k: pytest.fail("made again"))
+    assert _audit(toy, [model], arms=["control"]) == first
+    assert json.loads((toy.out / "report.json").read_text(encoding="utf-8")) == first.to_dict()
+
+
+def test_effect(toy, fake):
+    report = _audit(toy, config=replace(CONFIG, seeds=3))
+    assert report.headline.beyond_control.value == pytest.approx(0.75)
+    assert report.verdict.startswith("**Attackers lose** 75.0 points")
+    assert len(fake) == len(set(fake)) == 15
+
+
+def test_an_interrupted_audit_goes_on(toy, fake):
+    with pytest.raises(KeyboardInterrupt):
+        _audit(toy, ["interrupted"])
+    report = _audit(toy, ["interrupted"])
+    assert report.failures == ()
+    assert len(fake) == 11  # the run that was cut off was made again, and no other
+    assert len(set(fake)) == 10
+    _audit(toy, ["interrupted"])
+    assert len(fake) == 11
+
+
+def test_a_half_written_run_is_made_again(toy, fake):
+    _audit(toy)
+    path = next((toy.out / "runs").glob("*release_1*"))
+    path.write_text(path.read_text(encoding="utf-8")[:-20], encoding="utf-8")
+    _audit(toy)
+    assert fake[10:] == [("fake", "lora", "release", 1)]
+
+
+def test_more_seeds_attackers_and_recipes_reuse_what_is_there(toy, fake):
+    _audit(toy)
+    _audit(toy, ["fake", "other"], replace(CONFIG, seeds=3, recipes=("lora", "full"), bootstrap=300))
+    assert len(fake) == len(set(fake)) == 2 * 2 * 3 * 5
+
+
+@pytest.mark.parametrize(
+    "change", [{"lr": 1e-3}, {"epochs": 2.0}, {"batch_size": 2}, {"lora_rank": 4}, {"max_new_tokens": 5}]
+)
+def test_other_settings_are_not_reused(toy, fake, change):
+    _audit(toy)
+    _audit(toy, config=replace(CONFIG, **change))
+    assert len(fake) == 20
+
+
+def test_rank_does_not_matter_to_full_fine_tuning(toy, fake):
+    _audit(toy, config=replace(CONFIG, recipes=("full",)))
+    _audit(toy, config=replace(CONFIG, recipes=("full",), lora_rank=4))
+    assert len(fake) == 10
+
+
+@pytest.mark.parametrize("part", ["release", "original", "test"])
+def test_other_data_is_not_reused(toy, fake, part):
+    _audit(toy)
+    path = getattr(toy, part) / "images" / "0.png"
+    pixels = np.asarray(Image.open(path)).copy()
+    pixels[0, 0, 0] ^= 1
+    Image.fromarray(pixels).save(path)
+    _audit(toy)
+    assert len(fake) == 20
+
+
+def test_another_model_under_the_same_name_is_not_reused(toy, fake, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "weights").write_text("a", encoding="utf-8")
+    _audit(toy, [str(folder)])
+    (folder / "weights").write_text("bb", encoding="utf-8")
+    _audit(toy, [str(folder)])
+    assert len(fake) == 20
+
+
+def test_names_that_look_alike_do_not_share_a_file(toy, fake):
+    _audit(toy, ["a/b", "a-b"])
+    _audit(toy, ["a/b", "a-b"])
+    assert len(fake) == 20
+
+
+def test_one_attacker_fails_and_the_other_goes_on(toy, fake):
+    report = _audit(toy, ["broken", "fake"])
+    assert [(one.attacker, one.reason) for one in report.failures] == [("broken", "OSError: no such model")]
+    assert [finding.attacker for finding in report.findings] == ["fake"]
+    assert "broken: OSError" in report.to_markdown()
+
+
+def test_leaked_test_images_are_left_out_and_told(toy, fake):
+    Image.fromarray(toy.images[3]).save(toy.test / "images" / "1.png", compress_level=0)  # other bytes
+    report = _audit(toy)
+    assert report.provenance["test samples"] == 3
+    assert "1 of 4 test images are training images too" in report.to_markdown()
+
+
+def test_a_test_set_of_training_images(toy, fake):
+    with pytest.raises(DataError, match="no test image is left: 8 are training images"):
+        audit(toy.release, toy.original, toy.original, ["fake"], CONFIG)
+    with pytest.raises(DataError, match="no test image is left: 8 are training images"):
+        audit(toy.release, toy.original, toy.release, ["fake"], CONFIG)
+    assert fake == []
+
+
+def test_unreadable_test_images_are_told(toy, fake):
+    (toy.test / "images" / "2.png").write_bytes(b"no image")
+    report = _audit(toy)
+    assert report.provenance["test samples"] == 3
+    assert any("1 test images cannot be read" in warning for warning in report.warnings)
+
+
+def test_unknown_arm(toy):
+    with pytest.raises(ConfigError, match="random-nois: choose from"):
+        _audit(toy, arms=["random-nois"])
+
+
+def test_nothing_private_is_read(toy, fake):
+    record = toy.release.with_name("release.record")
+    record.mkdir()
+    (record / "record.json").write_text("{}", encoding="utf-8")
+    record.chmod(0)
+    assert _audit(toy, out=None).findings
+    record.chmod(0o700)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_progress_reaches_one(toy, fake, again):
+    if again:
+        _audit(toy)
+    told: list[tuple[float, str]] = []
+    _audit(toy, progress=lambda share, what: told.append((share, what)))
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1)
+    assert told[0][1] == "fake lora clean seed 0"
+
+
+def test_bar_writes_to_standard_error_only(capfd):
+    with progress("Working", 2) as advance:
+        advance(0.5)
+        advance(1.5)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "Working" in err
+    with progress("Working", 2, enabled=False) as advance:
+        advance(2)
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,201 @@
+"""Audit statistics: hand-computed values, coverage of the intervals, and what has no number."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mmguard.audit.stats import Scores, analyse
+
+
+def _arm(*accuracies: float, items: int = 100) -> np.ndarray:
+    """One row a seed; the first so many of 100 items are right."""
+    return np.array([[number < round(share * items) for number in range(items)] for share in accuracies])
+
+
+def _scores(clean, release, control=None, zero=0.2, name="a", matched="control", items=100) -> Scores:
+    correct = {"clean": _arm(*clean, items=items), "release": _arm(*release, items=items)}
+    if control is not None:
+        correct[matched] = _arm(*control, items=items)
+    return Scores(name, "lora", correct, _arm(zero, items=items)[0], matched)
+
+
+def test_point_estimates_by_hand():
+    scores = _scores(clean=(0.80, 0.84, 0.82), release=(0.50, 0.55, 0.60), control=(0.80, 0.80, 0.80))
+    (finding,), headline = analyse([scores])
+    assert finding.zero_shot == pytest.approx(0.2)
+    assert finding.accuracy == pytest.approx({"clean": 0.82, "release": 0.55, "control": 0.80})
+    assert finding.gain.value == pytest.approx(0.62)
+    assert finding.drop.value == pytest.approx(0.27)
+    assert finding.control_cost.value == pytest.approx(0.02)
+    assert finding.beyond_control.value == pytest.approx(0.25)
+    assert finding.gain_removed.value == pytest.approx(0.25 / 0.60)
+    assert finding.status == "valid"
+    for estimate in (finding.drop, finding.control_cost, finding.beyond_control, finding.gain_removed):
+        assert estimate.low < estimate.value < estimate.high
+    assert headline.claim
+    assert headline.counted == 1
+    assert headline.beyond_control.value == pytest.approx(0.25)
+    assert headline.gain_removed.value == pytest.approx(0.25 / 0.60)
+
+
+def test_items_are_paired_across_arms():
+    # Whatever items are drawn, an arm that is right wherever the other is differs from it by nothing.
+    (finding,), _ = analyse([_scores((0.6, 0.6, 0.6), (0.6, 0.6, 0.6), (0.6, 0.6, 0.6))])
+    assert (finding.drop.low, finding.drop.high) == (0, 0)
+
+
+def test_seeds_are_paired_by_index():
+    # Seeds differ wildly, the arms of one seed always by ten points: only the items make the interval wide.
+    (paired,), _ = analyse([_scores((0.9, 0.5, 0.2), (0.8, 0.4, 0.1))])
+    (crossed,), _ = analyse([_scores((0.9, 0.5, 0.2), (0.1, 0.8, 0.4))])
+    assert paired.drop.value == pytest.approx(crossed.drop.value)
+    assert paired.drop.high - paired.drop.low < 0.15
+    assert crossed.drop.high - crossed.drop.low > 0.5
+
+
+def test_variance_between_seeds_is_not_understated():
+    """With many items only seeds vary: the resamples' variance must be s²/S, not s²/S · (S − 1)/S."""
+    from mmguard.audit.stats import _draw
+
+    accuracies = (0.2, 0.5, 0.6, 0.9)
+    draws = _draw(_scores(accuracies, accuracies, items=2000), None, 4000, 0, 0)["clean"]
+    assert draws.var() == pytest.approx(np.var(accuracies, ddof=1) / 4, rel=0.1)
+
+
+@pytest.mark.parametrize(("seeds", "spread", "expected"), [(3, 0.02, 0.90), (6, 0.04, 0.88)])
+def test_intervals_cover_the_truth(seeds: int, spread: float, expected: float):
+    """Of 200 simulated audits, about 95% of the intervals hold the true drop; the bound allows for chance."""
+    rng = np.random.default_rng(1)
+    covered = 0
+    for trial in range(200):
+        difficulty = rng.normal(0, 0.15, size=150)  # shared by both arms, as by any two models
+        correct = {}
+        for arm, mean in (("clean", 0.7), ("release", 0.6)):
+            chance = mean + difficulty + rng.normal(0, spread, size=(seeds, 1))
+            correct[arm] = rng.random((seeds, 150)) < chance
+        entry = Scores("a", "lora", correct, correct["clean"][0], "control")
+        (finding,), _ = analyse([entry], resamples=300, seed=trial)
+        covered += finding.drop.low <= 0.1 <= finding.drop.high
+    assert expected <= covered / 200 <= 1
+
+
+def test_items_of_one_image_are_drawn_together():
+    # Ten images of ten questions each, all right or all wrong: ten observations, not a hundred.
+    entry = _scores((0.5,) * 3, (0.5,) * 3)
+    images = [number // 10 for number in range(100)]
+    (alone,), _ = analyse([entry])
+    (grouped,), _ = analyse([entry], groups=images)
+    width = [finding.gain.high - finding.gain.low for finding in (alone, grouped)]
+    assert width[1] > 2 * width[0]
+
+
+def test_group_sizes_weigh_by_items():
+    groups = [0] * 90 + [1] * 10
+    (finding,), _ = analyse([_scores((0.9,) * 3, (0.9,) * 3, zero=0.0)], groups=groups)
+    assert finding.gain.value == pytest.approx(0.9)
+    assert (finding.gain.low, finding.gain.high) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("control", "zero"),
+    [
+        ((0.20, 0.20, 0.20), 0.20),  # fine-tuning gains nothing
+        ((0.15, 0.15, 0.15), 0.20),  # it loses
+        ((0.21, 0.21, 0.21), 0.20),  # one item: far from clear
+        ((0.05, 0.20, 0.60), 0.20),  # in the mean it gains, but some seeds do not
+    ],
+)
+def test_no_share_of_a_gain_that_is_not_clearly_positive(control, zero):
+    (finding,), headline = analyse([_scores(control, (0.1, 0.1, 0.1), control, zero)])
+    assert finding.gain_removed is None
+    assert headline.gain_removed is None
+    assert headline.beyond_control is not None
+
+
+def test_share_above_one_is_allowed():
+    (finding,), _ = analyse([_scores((0.8,) * 3, (0.1,) * 3, (0.8,) * 3, zero=0.3)])
+    assert finding.gain_removed.value == pytest.approx(0.7 / 0.5)
+
+
+@pytest.mark.parametrize(
+    ("cost", "status"),
+    [
+        (0.0, "valid"),
+        (-0.1, "valid"),
+        (0.03, "valid"),
+        (0.04, "doubtful"),
+        (0.05, "doubtful"),
+        (0.06, "brittle"),
+    ],
+)
+def test_status_by_control_cost(cost: float, status: str):
+    (finding,), headline = analyse([_scores((0.8,) * 3, (0.4,) * 3, (0.8 - cost,) * 3)])
+    assert finding.status == status
+    assert headline.brittle == (status == "brittle")
+    assert headline.counted == (status != "brittle")
+
+
+def test_brittle_by_the_mean_over_seeds_and_not_by_one():
+    (finding,), _ = analyse([_scores((0.8,) * 3, (0.4,) * 3, (0.70, 0.80, 0.80))])
+    assert finding.status == "doubtful"
+
+
+def test_brittle_attackers_do_not_enter_the_mean():
+    sturdy = _scores((0.8,) * 3, (0.6,) * 3, (0.8,) * 3, name="sturdy")
+    brittle = _scores((0.8,) * 3, (0.1,) * 3, (0.5,) * 3, name="brittle")
+    findings, headline = analyse([brittle, sturdy])
+    assert [finding.status for finding in findings] == ["brittle", "valid"]
+    assert headline.beyond_control.value == pytest.approx(0.2)
+    assert headline.strongest == "sturdy (lora)"
+    assert (headline.counted, headline.brittle) == (1, 1)
+
+
+def test_mean_over_attackers_and_the_strongest():
+    strong = _scores((0.8,) * 3, (0.75,) * 3, (0.8,) * 3, name="strong")
+    weak = _scores((0.8,) * 3, (0.45,) * 3, (0.8,) * 3, name="weak")
+    _, headline = analyse([weak, strong])
+    assert headline.beyond_control.value == pytest.approx(0.2)
+    assert headline.beyond_control.low < 0.2 < headline.beyond_control.high
+    assert headline.strongest == "strong (lora)"
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_few_seeds_make_no_claim_and_judge_nobody(seeds: int):
+    (finding,), headline = analyse([_scores((0.8,) * seeds, (0.4,) * seeds, (0.5,) * seeds)])
+    assert finding.status == "unjudged"
+    assert not headline.claim
+    assert finding.drop.value == pytest.approx(0.4)
+
+
+def test_without_the_matched_control():
+    (finding,), headline = analyse([_scores((0.8,) * 3, (0.4,) * 3)])
+    assert finding.control_cost is finding.beyond_control is finding.gain_removed is None
+    assert finding.status == "unjudged"
+    assert headline.beyond_control is None
+    assert not headline.claim
+
+
+def test_nothing_to_analyse():
+    findings, headline = analyse([])
+    assert findings == []
+    assert headline.beyond_control is None
+    assert not headline.claim
+
+
+def test_all_wrong_everywhere():
+    (finding,), _ = analyse([_scores((0.0,) * 3, (0.0,) * 3, (0.0,) * 3, zero=0.0)])
+    assert (finding.drop.value, finding.drop.low, finding.drop.high) == (0, 0, 0)
+    assert finding.gain_removed is None
+
+
+def test_same_seed_same_intervals():
+    entry = _scores((0.8, 0.7, 0.6), (0.4, 0.5, 0.3), (0.8, 0.8, 0.7))
+    assert analyse([entry], seed=3) == analyse([entry], seed=3)
+    assert analyse([entry], seed=3) != analyse([entry], seed=4)
+
+
+def test_arms_must_agree_in_shape():
+    entry = _scores((0.8,) * 3, (0.4,) * 2)
+    with pytest.raises(ValueError, match="differ in seeds"):
+        analyse([entry])

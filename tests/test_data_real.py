@@ -1,0 +1,62 @@
+"""Real datasets, where they lie beside the repository: read, changed within the budgets, verified."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmguard.config import ProtectConfig
+from mmguard.data.images import load_image
+from mmguard.data.readers import read_dataset
+from mmguard.data.tasks import CAPTION_PROMPT, score, target_text, user_text
+from mmguard.release.verify import verify
+from mmguard.release.writer import ReleaseWriter
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+IMAGES_AND_ROWS = {
+    "daquar": (479, 4170),  # of its 480 images, one has no row
+    "docvqa_mini": (10, 10),
+    "flickr8k": (399, 399),
+    "vqa_rad": (314, 3515),
+}
+
+
+def folder(name: str) -> Path:
+    if not (DATA / name).is_dir():
+        pytest.skip(f"{name} is not here")
+    return DATA / name
+
+
+@pytest.mark.parametrize("name", IMAGES_AND_ROWS)
+def test_every_row_is_read(name: str) -> None:
+    dataset = read_dataset(folder(name))
+    images, rows = IMAGES_AND_ROWS[name]
+    assert (len(dataset.by_image()), len(dataset.rows), len(dataset.samples)) == (images, rows, rows)
+    assert dataset.rejected == []
+    for sample in dataset.samples:
+        assert score(target_text(sample), sample)
+        assert (user_text(sample.question, sample.options) == CAPTION_PROMPT) == (name == "flickr8k")
+
+
+@pytest.mark.parametrize("name", IMAGES_AND_ROWS)
+def test_a_release_of_a_few_images_is_verified(name: str, tmp_path: Path) -> None:
+    root = folder(name)
+    limit = 1 if name == "docvqa_mini" else 2  # pages of 4 million pixels
+    dataset = read_dataset(root, limit=limit)
+    writer = ReleaseWriter(tmp_path / "out", dataset, ProtectConfig(), ["zoo:tiny"], root, None, limit)
+    before = {image: image.read_bytes() for image in dataset.by_image()}
+    for seed, image in enumerate(dataset.by_image()):
+        original = load_image(image).int()
+        delta = torch.randint(-8, 9, original.shape, generator=torch.Generator().manual_seed(seed))
+        writer.write_image(image, (original + delta).clamp(0, 255).to(torch.uint8))
+    release = writer.finish({s.id: ("zebra", "moon") for s in dataset.samples if s.question is not None}, [])
+    assert release.images == limit
+    assert {image: image.read_bytes() for image in dataset.by_image()} == before
+    result = verify(release.path, root)
+    assert result.problems == []
+    assert (result.images, result.samples, result.max_eps) == (limit, len(dataset.samples), 8)
+    again = read_dataset(release.path)
+    assert [s.answers for s in again.samples] == [s.answers for s in dataset.samples]
+    assert [s.id for s in again.samples] == [s.id for s in dataset.samples]

@@ -1,0 +1,241 @@
+"""The tap: the rows of eager attention, at SDPA's output."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from torch import Tensor
+from transformers import DynamicCache
+
+from mmguard.errors import SurrogateError
+from mmguard.lvlm.attention import tap
+from mmguard.lvlm.prompt import Encoded, Example
+from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.lvlm.tuning import lora_config
+from test_lvlm_pixels import photograph
+from tiny import FAMILIES, built
+
+# Mllama's layer 1 reads the image only (cross-attention): its keys are not those of the others.
+LAYERS = {family: [0, 2] if family == "mllama" else [0, 1] for family in FAMILIES}
+
+
+@functools.cache
+def surrogate(family: str) -> Surrogate:
+    return load_surrogate(built(family))
+
+
+@functools.cache
+def plain(family: str, attention: str) -> Any:
+    return hf.AutoModelForImageTextToText.from_pretrained(built(family), attn_implementation=attention).eval()
+
+
+def batch(model: Surrogate) -> tuple[Encoded, list[Tensor]]:
+    """Two examples of different length (the shorter one is padded) and image size, one of them without
+    trigger."""
+    examples = [
+        Example("What color is the circle?", "red", trigger=("dog", "lungs")),
+        Example("Which shape is it?", "B", options=("a circle", "a square")),
+    ]
+    images = [photograph(0, 40, 60), photograph(1, 64, 64)]
+    return model.encode(examples, images), images
+
+
+def average(attentions: Tensor, group: Tensor) -> Tensor:
+    """Eager `(B, H, q, k)` over heads and the rows of the group, one sample at a time."""
+    return torch.stack(
+        [
+            a.mean(0)[g].mean(0) if g.any() else torch.zeros(a.shape[-1])
+            for a, g in zip(attentions, group, strict=True)
+        ]
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_are_those_of_eager_attention(family: str) -> None:
+    model = surrogate(family)
+    encoded, images = batch(model)
+    inputs = {**encoded.inputs, **model.pixels(images)}
+    assert (encoded.inputs["attention_mask"] == 0).any()
+    groups = {"trigger": encoded.roles.trigger, "answer": encoded.roles.answer}
+
+    with torch.no_grad(), tap(model.model, LAYERS[family], groups) as recorded:
+        logits = model.model(**inputs).logits
+
+    real = encoded.inputs["attention_mask"].bool()
+    with torch.no_grad():
+        assert torch.equal(logits[real], plain(family, "sdpa")(**inputs).logits[real])
+        eager = plain(family, "eager")(**inputs, output_attentions=True).attentions
+    for name, group in groups.items():
+        expected = torch.stack([average(eager[layer], group) for layer in LAYERS[family]])
+        torch.testing.assert_close(recorded[name], expected, atol=1e-5, rtol=0)
+        filled = group.any(1).float().expand(len(LAYERS[family]), -1)
+        torch.testing.assert_close(recorded[name].sum(-1), filled)
+    assert not recorded["trigger"][:, 1].any()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_of_attention_reaches_the_pixels(family: str) -> None:
+    model = surrogate(family)
+    encoded, images = batch(model)
+    images = [image.requires_grad_() for image in images]
+    # The first layer's queries and keys of Mllama have seen no image yet.
+    forward = model.forward(encoded, model.pixels(images), [2] if family == "mllama" else [0, 1])
+    assert forward.attention is not None
+    loss = forward.attention.answer.clamp(min=1e-9).log().mean()
+    for gradient in torch.autograd.grad(loss, images):
+        assert gradient.abs().max() > 0
+
+
+def test_cross_attention_rows_and_mixed_layers() -> None:
+    model = surrogate("mllama")
+    encoded, images = batch(model)
+    inputs = {**encoded.inputs, **model.pixels(images)}
+    with torch.no_grad():
+        with tap(model.model, [1], {"answer": encoded.roles.answer}) as recorded:
+            model.model(**inputs)
+        eager = plain("mllama", "eager")(**inputs, output_attentions=True).attentions
+    torch.testing.assert_close(
+        recorded["answer"][0], average(eager[1], encoded.roles.answer), atol=1e-5, rtol=0
+    )
+    with (
+        pytest.raises(SurrogateError, match="layers of one kind"),
+        tap(model.model, [0, 1], {"answer": encoded.roles.answer}),
+    ):
+        model.model(**inputs)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl", "gemma3"])
+def test_rows_with_a_cache_are_those_without(family: str) -> None:
+    model = surrogate(family)
+    encoded, images = batch(model)
+    one = {key: value[:1] for key, value in encoded.inputs.items()}
+    pixels = model.pixels(images[:1])
+    answer = encoded.roles.answer[:1]
+    cut = int(answer[0].nonzero()[0]) - 3
+    with torch.no_grad():
+        with tap(model.model, [0, 1], {"answer": answer}) as full:
+            model.model(**one, **pixels)
+        cache = DynamicCache()
+        model.model(**{key: value[:, :cut] for key, value in one.items()}, **pixels, past_key_values=cache)
+        suffix = model._continue(Encoded(one, encoded.labels[:1], encoded.roles), cache, cut)
+        with tap(model.model, [0, 1], {"answer": answer[:, cut:]}) as recorded:
+            model.model(**suffix)
+    torch.testing.assert_close(recorded["answer"], full["answer"], atol=1e-6, rtol=0)
+
+
+def test_a_single_query_sees_every_key_of_the_cache() -> None:
+    model = surrogate("llava")
+    encoded, images = batch(model)
+    length = int(encoded.inputs["attention_mask"][0].sum())
+    ids = encoded.inputs["input_ids"][:1, :length]
+    last = torch.zeros_like(ids, dtype=torch.bool)
+    last[:, -1] = True
+    with torch.no_grad():
+        with tap(model.model, [0], {"last": last}) as full:
+            model.model(input_ids=ids, **model.pixels(images[:1]))
+        cache = DynamicCache()
+        model.model(input_ids=ids[:, :-1], **model.pixels(images[:1]), past_key_values=cache)
+        with tap(model.model, [0], {"last": last[:, -1:]}) as recorded:
+            model.model(input_ids=ids[:, -1:], past_key_values=cache)
+    torch.testing.assert_close(recorded["last"], full["last"], atol=1e-6, rtol=0)
+
+
+def test_boolean_and_additive_masks_mean_the_same() -> None:
+    model = surrogate("llava")
+    encoded, images = batch(model)
+    real, pixels = encoded.inputs["attention_mask"].bool(), model.pixels(images)
+    length = real.shape[1]
+    allowed = torch.ones(length, length).tril().bool()[None, None] & real[:, None, None, :]
+    allowed = allowed | torch.eye(length).bool()
+    allowed[..., 5] &= torch.eye(length).bool()[
+        :, 5
+    ]  # a key that no other row may see: the mask must be read
+    additive = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
+    rows = {}
+    for name, mask in {"bool": allowed, "float": additive}.items():
+        with torch.no_grad(), tap(model.model, [0, 1], {"answer": encoded.roles.answer}) as recorded:
+            model.model(input_ids=encoded.inputs["input_ids"], attention_mask=mask, **pixels)
+        rows[name] = recorded["answer"]
+    eager = plain("llava", "eager")
+    with torch.no_grad():
+        out = eager(
+            input_ids=encoded.inputs["input_ids"], attention_mask=additive, **pixels, output_attentions=True
+        ).attentions
+    expected = torch.stack([average(out[layer], encoded.roles.answer) for layer in (0, 1)])
+    torch.testing.assert_close(rows["bool"], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(rows["float"], expected, atol=1e-5, rtol=0)
+    assert not rows["bool"][..., 5].any()
+
+
+def test_bfloat16_rows_are_float32_distributions() -> None:
+    exact = surrogate("qwen3_vl")
+    half = load_surrogate(built("qwen3_vl"), dtype=torch.bfloat16)
+    encoded, images = batch(exact)
+    with torch.no_grad():
+        expected = exact.forward(encoded, exact.pixels(images), [0, 1]).attention
+        found = half.forward(encoded, half.pixels(images), [0, 1])
+    assert expected is not None
+    assert found.attention is not None
+    assert found.attention.answer.dtype == found.nll.dtype == torch.float32
+    torch.testing.assert_close(found.attention.answer.sum(-1), torch.ones(2, 2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.attention.answer, expected.answer, atol=0.02, rtol=0)
+
+
+def test_lora_wrapped_models_are_tapped() -> None:
+    from peft import get_peft_model
+
+    model = load_surrogate(built("llava"))
+    encoded, images = batch(model)
+    inputs = {**encoded.inputs, **model.pixels(images)}
+    groups = {"answer": encoded.roles.answer}
+    with torch.no_grad(), tap(model.model, [0, 1], groups) as before:
+        model.model(**inputs)
+    wrapped = get_peft_model(model.model, lora_config(4)).eval()
+    with torch.no_grad(), tap(wrapped, [0, 1], groups) as fresh:
+        wrapped(**inputs)
+    assert torch.equal(fresh["answer"], before["answer"])  # LoRA starts at zero
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    with torch.no_grad(), tap(wrapped, [0, 1], groups) as moved:
+        wrapped(**inputs)
+    assert (moved["answer"] - before["answer"]).abs().max() > 1e-4
+
+
+def test_refusals_and_cleaning_up() -> None:
+    model = surrogate("llava")
+    encoded, images = batch(model)
+    groups = {"answer": encoded.roles.answer}
+    inputs = {**encoded.inputs, **model.pixels(images)}
+    with tap(model.model, [0], groups) as recorded:
+        with pytest.raises(SurrogateError, match="already"), tap(model.model, [0], groups):
+            pass
+        with torch.no_grad():
+            model.model(**inputs)
+    assert set(recorded) == {"answer"}
+    with tap(model.model, [0], groups):
+        model.model(**inputs)
+        with pytest.raises(SurrogateError, match="one forward pass"):
+            model.model(**inputs)
+    with pytest.raises(SurrogateError, match="layer 7"), tap(model.model, [7], groups):
+        pass
+    with pytest.raises(SurrogateError, match="no forward pass"), tap(model.model, [0], groups):
+        pass
+    with pytest.raises(SurrogateError, match="load_surrogate"), tap(plain("llava", "sdpa"), [0], groups):
+        pass
+    with (
+        pytest.raises(SurrogateError, match="rows of 'answer'"),
+        tap(model.model, [0], {"answer": groups["answer"][:, 1:]}),
+    ):
+        model.model(**inputs)
+    with pytest.raises(ZeroDivisionError), tap(model.model, [0], groups):
+        raise ZeroDivisionError
+    with torch.no_grad(), tap(model.model, [-1], groups) as last:
+        model.model(**inputs)
+    with torch.no_grad(), tap(model.model, [1], groups) as second:
+        model.model(**inputs)
+    assert torch.equal(last["answer"], second["answer"])

@@ -1,0 +1,200 @@
+"""The differentiable processor: the value of the real one, the gradient of its float path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from mmguard.errors import SurrogateError
+from mmguard.lvlm.pixels import differentiable_pixels, layout, to_uint8
+from tiny import FAMILIES, built
+
+# Settings of the published models (patch, tile and resolution rules), no weights needed.
+PROCESSORS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "qwen2-vl": (hf.Qwen2VLImageProcessor, {"size": {"shortest_edge": 3136, "longest_edge": 12845056}}),
+    "qwen3-vl": (
+        hf.Qwen2VLImageProcessor,
+        {
+            "patch_size": 16,
+            "size": {"shortest_edge": 65536, "longest_edge": 16777216},
+            "image_mean": [0.5] * 3,
+            "image_std": [0.5] * 3,
+        },
+    ),
+    "llava": (
+        hf.CLIPImageProcessor,
+        {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}},
+    ),
+    "llava-next": (
+        hf.LlavaNextImageProcessor,
+        {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}},
+    ),
+    "gemma3": (hf.Gemma3ImageProcessor, {"size": {"height": 896, "width": 896}}),
+    "mllama": (hf.MllamaImageProcessor, {"size": {"height": 560, "width": 560}, "max_image_tiles": 4}),
+    "glm4v": (hf.Glm4vImageProcessor, {"size": {"shortest_edge": 12544, "longest_edge": 9633792}}),
+    "internvl": (
+        hf.GotOcr2ImageProcessor,
+        {"size": {"height": 448, "width": 448}, "crop_to_patches": True, "max_patches": 12},
+    ),
+    "minicpm-v": (hf.MiniCPMV4_6ImageProcessor, {"max_slice_nums": 9, "scale_resolution": 448}),
+    "smolvlm": (
+        hf.SmolVLMImageProcessor,
+        {"size": {"longest_edge": 1536}, "max_image_size": {"longest_edge": 512}, "do_image_splitting": True},
+    ),
+}
+
+
+def photograph(seed: int, height: int, width: int) -> Tensor:
+    """A `[0,1]` image on the uint8 grid, with edges at which bicubic resizing overshoots."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, height, width), generator=generator) / 255
+
+
+def pil(image: Tensor) -> Image.Image:
+    return Image.fromarray(np.asarray(to_uint8(image).permute(1, 2, 0)))
+
+
+@pytest.fixture(params=PROCESSORS)
+def processor(request: pytest.FixtureRequest) -> Any:
+    cls, settings_ = PROCESSORS[request.param]
+    return cls(**settings_)
+
+
+def test_value_is_that_of_the_file_and_gradient_reaches_the_image(processor: Any) -> None:
+    images = [photograph(0, 46, 70).requires_grad_(), photograph(1, 64, 64).requires_grad_()]
+    expected = processor([[pil(image.detach())] for image in images], return_tensors="pt")
+
+    output = differentiable_pixels(processor, images)
+
+    assert set(output) == set(expected)
+    for key, value in expected.items():
+        if isinstance(value, Tensor):
+            assert torch.equal(output[key].detach(), value), key
+        else:
+            assert output[key] == value, key
+    gradients = torch.autograd.grad(output["pixel_values"].square().sum(), images)
+    for gradient in gradients:  # LLaVA crops to the square in the middle, the others see everything
+        top, left = (max(0, side - min(gradient.shape[1:])) // 2 for side in gradient.shape[1:])
+        seen = gradient[:, top : top + 40, left : left + 40]
+        assert (seen != 0).float().mean() > 0.99
+
+
+def test_gradient_is_the_slope_of_the_float_path(processor: Any) -> None:
+    image, direction = (
+        photograph(2, 46, 70),
+        torch.randn(3, 46, 70, generator=torch.Generator().manual_seed(3)),
+    )
+
+    def floats(at: Tensor) -> Tensor:
+        return processor([[at * 255]], return_tensors="pt")["pixel_values"]
+
+    leaf = image.clone().requires_grad_()
+    output = differentiable_pixels(processor, [leaf])["pixel_values"]
+    weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(4))
+    (gradient,) = torch.autograd.grad((output * weight).sum(), leaf)
+
+    slope = (
+        weight.double() * (floats(image + 0.05 * direction) - floats(image - 0.05 * direction)).double() / 0.1
+    ).sum()
+    assert torch.isclose((gradient * direction).double().sum(), slope, rtol=2e-3, atol=2e-3 * weight.norm())
+
+
+def test_repeated_images_are_processed_once(processor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = photograph(5, 46, 70).requires_grad_(), photograph(6, 50, 30)
+    images = [first, second, first, first]
+    expected = processor([[to_uint8(image.detach())] for image in images], return_tensors="pt")
+    handed: list[Tensor] = []
+    original = type(processor).process_image
+
+    def spy(self: Any, image: Tensor, **kwargs: Any) -> Tensor:
+        handed.append(image)
+        return original(self, image, **kwargs)
+
+    monkeypatch.setattr(type(processor), "process_image", spy)
+
+    output = differentiable_pixels(processor, images)
+
+    assert sum(image.is_floating_point() for image in handed) == 2
+    for key, value in expected.items():
+        if isinstance(value, Tensor):
+            assert torch.equal(output[key].detach(), value), key
+        else:
+            assert output[key] == value, key
+    (thrice,) = torch.autograd.grad(output["pixel_values"].sum(), first)
+    (once,) = torch.autograd.grad(differentiable_pixels(processor, [first])["pixel_values"].sum(), first)
+    torch.testing.assert_close(thrice, 3 * once, rtol=1e-3, atol=1e-4)
+
+
+def test_layout_depends_on_the_size_only(processor: Any) -> None:
+    sizes = [(46, 70), (64, 64), (46, 70)]
+    images = [photograph(7 + number, *size) for number, size in enumerate(sizes)]
+    real, blank = differentiable_pixels(processor, images), layout(processor, sizes)
+    assert set(real) == set(blank)
+    for key, value in real.items():
+        if key != "pixel_values":
+            assert torch.equal(value, blank[key]) if isinstance(value, Tensor) else value == blank[key], key
+    assert real["pixel_values"].shape == blank["pixel_values"].shape
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tiny_models_see_what_their_processor_shows_them(family: str) -> None:
+    full = hf.AutoProcessor.from_pretrained(built(family))
+    images = [photograph(8, 40, 60), photograph(9, 64, 64)]
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
+    text = full.apply_chat_template(chat)
+    expected = full(
+        text=[text] * 2, images=[[pil(image)] for image in images], return_tensors="pt", padding=True
+    )
+    kwargs = full._merge_kwargs(tokenizer_init_kwargs=full.tokenizer.init_kwargs)["images_kwargs"]
+
+    output = differentiable_pixels(
+        full.image_processor, [image.requires_grad_() for image in images], **kwargs
+    )
+
+    assert torch.equal(output["pixel_values"].detach(), expected["pixel_values"])
+    assert output["pixel_values"].requires_grad
+
+
+def test_no_float_path_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor = hf.CLIPImageProcessor()
+    seen: list[torch.dtype] = []
+    original = type(processor).process_image
+
+    def spy(self: Any, image: Tensor, **kwargs: Any) -> Tensor:
+        seen.append(image.dtype)
+        return original(self, image, **kwargs)
+
+    monkeypatch.setattr(type(processor), "process_image", spy)
+    image = photograph(10, 30, 30)
+    assert not differentiable_pixels(processor, [image])["pixel_values"].requires_grad
+    with torch.no_grad():
+        differentiable_pixels(processor, [image.requires_grad_()])
+    assert seen == [torch.uint8, torch.uint8]
+    differentiable_pixels(processor, [image])
+    assert seen[2:] == [torch.uint8, torch.float32]
+
+
+def test_a_processor_without_gradients_is_named() -> None:
+    processor = hf.CLIPImageProcessorPil()
+    image = photograph(11, 30, 30)
+    value = differentiable_pixels(processor, [image])["pixel_values"]
+    assert value.shape == (1, 3, 224, 224)
+    with pytest.raises(SurrogateError, match=r"CLIPImageProcessorPil.*torchvision"):
+        differentiable_pixels(processor, [image.requires_grad_()])
+
+
+@given(st.lists(st.integers(0, 255), min_size=3, max_size=3), st.floats(-0.49, 0.49))
+@settings(max_examples=50, deadline=None)
+def test_rounding_undoes_float_noise(values: list[int], noise: float) -> None:
+    exact = torch.tensor(values, dtype=torch.uint8)
+    noisy = (exact.double() + noise).float() / 255
+    assert torch.equal(to_uint8(noisy), exact)

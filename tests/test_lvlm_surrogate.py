@@ -1,0 +1,257 @@
+"""The surrogate as a whole: losses, candidates over one cache, energies, vocabulary, loading."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mmguard.errors import SurrogateError
+from mmguard.lvlm.energy import energy_per_image_token
+from mmguard.lvlm.prompt import Example
+from mmguard.lvlm.surrogate import Forward, Surrogate, load_surrogate
+from test_lvlm_pixels import photograph
+from tiny import FAMILIES, built
+
+LAYERS = {family: [0, 2] if family == "mllama" else [0, 1] for family in FAMILIES}
+EXAMPLES = [
+    Example("What color is the circle?", "red", trigger=("dog", "lungs")),
+    Example("Which shape is it?", "B", options=("a circle", "a square")),
+    Example("Is it red?", "no it is not", trigger=("of",)),
+]
+
+
+@functools.cache
+def surrogate(family: str) -> Surrogate:
+    return load_surrogate(built(family))
+
+
+def images() -> list[Tensor]:
+    shared = photograph(0, 40, 60)
+    return [shared, photograph(1, 64, 64), shared]
+
+
+def close(found: Forward, expected: Forward, tolerance: float) -> None:
+    torch.testing.assert_close(found.nll, expected.nll, atol=tolerance, rtol=0)
+    assert (found.attention is None) == (expected.attention is None)
+    if found.attention is not None and expected.attention is not None:
+        torch.testing.assert_close(
+            found.attention.trigger, expected.attention.trigger, atol=tolerance, rtol=0
+        )
+        torch.testing.assert_close(found.attention.answer, expected.attention.answer, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nll_is_the_mean_over_labels_of_the_plain_model(family: str) -> None:
+    model = surrogate(family)
+    plain = hf.AutoModelForImageTextToText.from_pretrained(built(family)).eval()
+    encoded, pixels = model.encode(EXAMPLES, images()), model.pixels(images())
+    with torch.no_grad():
+        found = model.forward(encoded, pixels).nll
+        logits = plain(**encoded.inputs, **pixels).logits
+    for row in range(len(EXAMPLES)):
+        expected = functional.cross_entropy(logits[row, :-1], encoded.labels[row, 1:], ignore_index=-100)
+        torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_is_its_samples(family: str) -> None:
+    model = surrogate(family)
+    with torch.no_grad():
+        together = model.forward(model.encode(EXAMPLES, images()), model.pixels(images()), LAYERS[family])
+        for row, (example, image) in enumerate(zip(EXAMPLES, images(), strict=True)):
+            alone = model.forward(model.encode([example], [image]), model.pixels([image]), LAYERS[family])
+            torch.testing.assert_close(together.nll[row], alone.nll[0], atol=1e-4, rtol=0)
+            assert together.attention is not None
+            assert alone.attention is not None
+            length = alone.attention.answer.shape[-1]
+            torch.testing.assert_close(
+                together.attention.answer[:, row, :length], alone.attention.answer[:, 0], atol=1e-5, rtol=0
+            )
+            assert not together.attention.answer[:, row, length:].any()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embedding_gradient_is_the_slope_of_the_loss(family: str) -> None:
+    model = surrogate(family)
+    encoded, pixels = model.encode(EXAMPLES[:1], images()[:1]), model.pixels(images()[:1])
+    forward = model.forward(encoded, pixels)
+    (gradient,) = torch.autograd.grad(forward.nll.sum(), forward.embeddings)
+    assert gradient.shape == (*encoded.labels.shape, model.model.config.get_text_config().hidden_size)
+    position = int(encoded.roles.trigger[0].nonzero()[0])
+    torch.testing.assert_close(forward.embeddings, model.embed(encoded.inputs["input_ids"]))
+
+    direction = functional.normalize(
+        torch.randn(gradient.shape[-1], generator=torch.Generator().manual_seed(0)), dim=0
+    )
+    losses = []
+    for step in (0.02, -0.02):
+
+        def moved(_module: Any, _inputs: Any, output: Tensor, step: float = step) -> Tensor:
+            output = output.clone()
+            output[0, position] += step * direction
+            return output
+
+        handle = model.model.get_input_embeddings().register_forward_hook(moved)
+        with torch.no_grad():
+            losses.append(model.forward(encoded, pixels).nll.double().sum())
+        handle.remove()
+    slope = (losses[0] - losses[1]) / 0.04
+    torch.testing.assert_close((gradient[0, position] @ direction).double(), slope, rtol=0.05, atol=2e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("options", [(), ("a circle", "a square")])
+def test_candidates_are_a_plain_batch(family: str, options: tuple[str, ...]) -> None:
+    model, image = surrogate(family), photograph(2, 40, 60)
+    answer = "B" if options else "blue it is"
+    words = ["dog", "lungs", "teal", "qzx", "of"]
+    examples = [Example("What is it?", answer, options, ("the", word, "red")) for word in words]
+    with torch.no_grad():
+        encoded = model.encode(examples, [image] * 5)
+        expected = model.forward(encoded, model.pixels([image] * 5), LAYERS[family])
+    calls: list[int] = []
+    handle = model.model.register_forward_pre_hook(
+        lambda _m, _a, kwargs: calls.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    try:
+        found, forward = model.forward_candidates(examples, image, LAYERS[family], chunk=2)
+    finally:
+        handle.remove()
+
+    assert torch.equal(found.labels, encoded.labels)
+    close(forward, expected, 1e-4)
+    # The image ran once, and the batches were shorter than it.
+    assert len(calls) == 1 + 3
+    assert calls[0] > int(encoded.roles.image[0].nonzero()[-1])
+    assert all(calls[0] + suffix == encoded.labels.shape[1] for suffix in calls[1:])
+    _, again = model.forward_candidates(examples, image, pixels=model.pixels([image]))
+    torch.testing.assert_close(again.nll, expected.nll, atol=1e-4, rtol=0)
+    assert again.attention is None
+
+
+def test_candidates_that_differ_before_the_image_run_in_full() -> None:
+    model, image = load_surrogate(built("qwen3_vl")), photograph(2, 40, 60)
+    template = model.processor.chat_template
+    part = "{% for part in message['content'] %}"
+    model.processor.chat_template = template.replace(part, "{% for part in message['content'] | reverse %}")
+    examples = [Example("What is it?", "blue", trigger=(word,)) for word in ("dog", "teal", "lungs")]
+    encoded = model.encode(examples, [image] * 3)
+    first = encoded.roles.trigger[0].int().argmax(), encoded.roles.image[0].int().argmax()
+    assert first[0] < first[1]
+    with torch.no_grad():
+        expected = model.forward(encoded, model.pixels([image] * 3), [0])
+    close(model.forward_candidates(examples, image, [0], chunk=2)[1], expected, 1e-4)
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("llava_next", "mllama")])
+def test_energy_lies_on_the_tokens_that_see_the_change(family: str) -> None:
+    """With attention in the vision tower off, an image token's feature depends on its own pixels only."""
+    model = load_surrogate(built(family))
+    for name, module in model.model.named_modules():
+        if re.search(r"(vis).*attn.*\.(out_proj|proj)$|vision.*attention\.projection_layer$", name):
+            assert isinstance(module, nn.Linear)
+            nn.init.zeros_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    encoded = model.encode(EXAMPLES[:2], images()[:2])
+    pixels = model.pixels(images()[:2])
+    pixels["pixel_values"].requires_grad_()
+    seen: list[Tensor] = []
+    handle = model.model.get_decoder().register_forward_pre_hook(
+        lambda _m, _a, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    model.forward(encoded, pixels)
+    handle.remove()
+    features = seen[0][encoded.roles.image]
+    counts = encoded.roles.image.sum(1).tolist()
+    for token in {0, 1, counts[0] // 2, counts[0] - 1, counts[0], len(features) - 2, len(features) - 1}:
+        (gradient,) = torch.autograd.grad(features[token].sum(), pixels["pixel_values"], retain_graph=True)
+        moved = {"pixel_values": gradient}
+        energy = energy_per_image_token(moved, {"pixel_values": torch.zeros_like(gradient)}, counts, family)
+        assert energy.nonzero().flatten().tolist() == [token]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_energy_of_a_batch(family: str) -> None:
+    model = surrogate(family)
+    encoded = model.encode(EXAMPLES, images())
+    changed = [images()[0], (images()[1] + 16 / 255).clamp(0, 1), images()[2]]
+    pixels, clean = model.pixels(changed), model.pixels(images())
+    if family in ("llava_next", "mllama"):
+        with pytest.raises(SurrogateError, match="image_sizes" if family == "llava_next" else "shape"):
+            model.token_energy(encoded, pixels, clean)
+        return
+    energy = model.token_energy(encoded, pixels, clean)
+    assert energy.shape == encoded.labels.shape
+    assert not energy[~encoded.roles.image].any()
+    assert not energy[0].any()
+    assert not energy[2].any()
+    assert (energy[1][encoded.roles.image[1]] > 0).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_admissible_tokens_are_words_behind_a_space(family: str) -> None:
+    model = surrogate(family)
+    vocabulary = model.admissible_tokens()
+    assert len(vocabulary.words) == len(vocabulary.ids) > 50
+    for token, word in zip(vocabulary.ids.tolist(), vocabulary.words, strict=True):
+        assert re.fullmatch("[A-Za-z]{2,12}", word)
+        assert model.tokenizer.convert_ids_to_tokens(token) == "Ġ" + word
+    every = {t for t in model.tokenizer.get_vocab() if re.fullmatch("Ġ[A-Za-z]{2,12}", t)}
+    assert {"Ġ" + word for word in vocabulary.words} == every
+
+
+def test_the_model_is_frozen_and_in_evaluation_mode() -> None:
+    model = surrogate("llava").model
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not any(module.training for module in model.modules())
+
+
+class TestLoading:
+    def test_zoo_names_are_listed(self) -> None:
+        with pytest.raises(SurrogateError, match=r"zoo:nope.*llava-tiny"):
+            load_surrogate("zoo:nope")
+
+    def test_zoo_folders_are_loaded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("mmguard.zoo.path", lambda name: built(name))
+        assert load_surrogate("zoo:smolvlm").name == "zoo:smolvlm"
+
+    def test_what_cannot_be_fetched(self) -> None:
+        with pytest.raises(SurrogateError, match=r"nobody/nothing.*hub id.*zoo:NAME"):
+            load_surrogate("nobody/nothing")
+
+    def test_a_text_model(self, tmp_path: Path) -> None:
+        config = hf.LlamaConfig(
+            vocab_size=600, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
+        )
+        hf.LlamaForCausalLM(config).save_pretrained(tmp_path)
+        hf.AutoTokenizer.from_pretrained(built("llava")).save_pretrained(tmp_path)
+        with pytest.raises(SurrogateError, match="not an image-text model"):
+            load_surrogate(tmp_path)
+
+    def test_no_chat_template(self, tmp_path: Path) -> None:
+        processor = hf.AutoProcessor.from_pretrained(built("llava"))
+        processor.chat_template = processor.tokenizer.chat_template = None
+        processor.save_pretrained(tmp_path)
+        hf.AutoConfig.from_pretrained(built("llava")).save_pretrained(tmp_path)
+        with pytest.raises(SurrogateError, match="no chat template"):
+            load_surrogate(tmp_path)
+
+    def test_a_slow_tokenizer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(hf.PreTrainedTokenizerFast, "is_fast", False)
+        with pytest.raises(SurrogateError, match="slow tokenizer"):
+            load_surrogate(built("llava"))
+
+    def test_dtype_and_device(self) -> None:
+        model = load_surrogate(built("llava"), device="cpu", dtype=torch.bfloat16)
+        assert model.model.dtype == torch.bfloat16
+        assert load_surrogate(built("llava"), device="cpu").model.dtype == torch.float32
+        assert model.device.type == "cpu"

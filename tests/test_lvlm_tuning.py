@@ -1,0 +1,141 @@
+"""Adaptation that leaves no trace."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mmguard.lvlm.prompt import Example
+from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.lvlm.tuning import adapted, lora_config, preserved
+from test_lvlm_pixels import photograph
+from tiny import FAMILIES, built
+
+EXAMPLES = [Example("What color is it?", "red", trigger=("dog",)), Example("Is it red?", "yes")]
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    """Everything about a model that a stranger could have changed."""
+    return {
+        "weights": {
+            name: hashlib.sha256(value.numpy().tobytes()).hexdigest()
+            for name, value in model.state_dict().items()
+        },
+        "modules": [
+            (name, id(module), type(module), module.training) for name, module in model.named_modules()
+        ],
+        "parameters": [
+            (name, id(p), p.requires_grad, p.grad is None) for name, p in model.named_parameters()
+        ],
+        "attributes": sorted(vars(model)),
+        "hooks": [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()],
+    }
+
+
+def batch(model: Surrogate) -> tuple[Any, Any]:
+    images = [photograph(0, 40, 60), photograph(1, 64, 64)]
+    return model.encode(EXAMPLES, images), model.pixels(images)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_shared_model_comes_back_to_the_bit(family: str) -> None:
+    model = load_surrogate(built(family))
+    # A model that somebody else holds in an unusual state.
+    model.model.get_input_embeddings().train()
+    next(model.model.parameters()).requires_grad_(True)
+    encoded, pixels = batch(model)
+    with torch.no_grad():
+        nll = model.forward(encoded, pixels).nll
+    before = state(model.model)
+
+    with adapted(model, rank=4, seed=0) as adapter:
+        with torch.no_grad():
+            assert torch.equal(model.forward(encoded, pixels).nll, nll)  # LoRA starts at zero
+        losses = [adapter.step(encoded, pixels, lr=1e-2) for _ in range(3)]
+        with torch.no_grad():
+            after = model.forward(encoded, pixels).nll
+        assert not any(parameter.requires_grad for parameter in model.model.parameters())
+        assert not any(module.training for module in model.model.modules())
+
+    assert losses[-1] < losses[0]
+    assert after.mean() < nll.mean()
+    assert state(model.model) == before
+    with torch.no_grad():
+        assert torch.equal(model.forward(encoded, pixels).nll, nll)
+
+
+def test_an_error_inside_leaves_no_trace_either() -> None:
+    model = load_surrogate(built("llava"))
+    model.forward(*batch(model))  # transformers hangs hooks of its own into a model at its first pass
+    before = state(model.model)
+
+    def fail_after_a_step() -> None:
+        with adapted(model, rank=4, seed=0) as adapter:
+            adapter.step(*batch(model), lr=1e-3)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_after_a_step()
+    assert state(model.model) == before
+
+
+def test_the_seed_is_all_that_matters() -> None:
+    model = load_surrogate(built("qwen3_vl"))
+    encoded, pixels = batch(model)
+
+    def run(seed: int) -> tuple[list[float], torch.Tensor]:
+        with adapted(model, rank=4, seed=seed) as adapter:
+            losses = [adapter.step(encoded, pixels, lr=1e-2) for _ in range(2)]
+            with torch.no_grad():
+                return losses, model.forward(encoded, pixels).nll
+
+    torch.manual_seed(1)
+    first, nll = run(0)
+    torch.manual_seed(2)
+    state_before = torch.get_rng_state()
+    second, again = run(0)
+    assert torch.equal(torch.get_rng_state(), state_before)
+    assert first == second
+    assert torch.equal(nll, again)
+    assert not torch.equal(nll, run(1)[1])
+
+
+def test_image_gradients_flow_through_the_adapted_model() -> None:
+    model = load_surrogate(built("smolvlm"))
+    image = photograph(0, 40, 60).requires_grad_()
+    encoded = model.encode(EXAMPLES[:1], [image])
+    with adapted(model, rank=4, seed=0) as adapter:
+        adapter.step(encoded, model.pixels([image]), lr=1e-2)
+        (gradient,) = torch.autograd.grad(model.forward(encoded, model.pixels([image])).nll.sum(), image)
+    assert gradient.abs().max() > 0
+
+
+def test_lora_covers_the_linear_layers_but_the_head() -> None:
+    model = load_surrogate(built("llava"))
+    linear = {name for name, module in model.model.named_modules() if isinstance(module, nn.Linear)}
+    with adapted(model, rank=4, seed=0):
+        wrapped = {name for name, module in model.model.named_modules() if hasattr(module, "lora_A")}
+    assert wrapped == linear - {"lm_head"}
+    config = lora_config(8)
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.bias) == (8, 16, 0.1, "none")
+
+
+def test_preserved_restores_flags_after_an_error() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+    model[0].weight.requires_grad_(False)
+    model[1].eval()
+
+    def fail_in_another_state() -> None:
+        with preserved(model):
+            model.train().requires_grad_(True)
+            model[0].eval()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_in_another_state()
+    assert [p.requires_grad for p in model.parameters()] == [False, True]
+    assert [model[0].training, model[1].training] == [True, False]
