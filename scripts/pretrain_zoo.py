@@ -7,6 +7,7 @@ noise of up to 8/255, so that neither hurts a later fine-tuning by itself (docs/
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import shutil
@@ -330,10 +331,8 @@ def save(model: Any, processor: Any, name: str, family: str, parameters: int, ac
     """A plain Hugging Face folder: float16 safetensors, processor, and a card with what pretraining reached."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    state = {k: v.to(torch.float16) for k, v in model.state_dict().items()}
-    model.save_pretrained(folder, state_dict=state)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float16"}, indent=2) + "\n")
+    # A half-precision copy: casting a state dict instead would part the tied embeddings and store them twice.
+    copy.deepcopy(model).to(torch.float16).save_pretrained(folder)
     processor.save_pretrained(folder)
     card = {
         "name": name, "family": family, "parameters": parameters,

@@ -11,8 +11,8 @@ sees its rows in the same order, and pairing by index is right whether or not th
 move together, whereas drawing them apart would be wrong if it does.
 
 Of S seeds, S − 1 are drawn each time (Rao and Wu, 1988): drawing S would understate the variance between
-seeds by the factor (S − 1)/S, a third for the usual three. Where the test set's noise dominates, intervals are wide
-rather than narrow (simulated coverage of three seeds on 150 items: 98% and more), since the noise of
+seeds by the factor (S − 1)/S, a third for the usual three. Where the test set's noise dominates, intervals
+are wide rather than narrow (simulated coverage of three seeds on 150 items: 98% and more), since the noise of
 single answers is counted with the seeds and with the items. But no percentile interval reaches beyond the
 seeds that were run: where seeds differ by 5 points and 1000 items leave little other noise, three seeds cover
 the truth in 85% of the cases, five in 91%, ten in 94%. Use more seeds then.
