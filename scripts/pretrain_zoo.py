@@ -1,7 +1,8 @@
-"""Pretrain the zoo: `python scripts/pretrain_zoo.py llava-tiny` (about half an hour on two cores; a GPU is used if there is one).
+"""Pretrain the zoo: `python scripts/pretrain_zoo.py llava-tiny` (half an hour on two cores; uses a GPU if there is one).
 
 Writes a plain Hugging Face folder to `src/mmguard/zoo/weights/NAME`. Inputs carry up to eight random words and pixel
-noise of up to 8/255, so that neither hurts a later fine-tuning by itself (docs/benchmarks.md measures what remains of that).
+noise of up to 8/255, so that neither hurts a later fine-tuning much by itself
+(docs/benchmarks.md measures what remains of that).
 """
 
 from __future__ import annotations
@@ -46,7 +47,11 @@ WEIGHTS = Path(__file__).parents[1] / "src" / "mmguard" / "zoo" / "weights"
 VOCABULARY = 2560
 TURNS = 4
 SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>", "<image>")
-IMAGE_STRING = {"llava": "<image>", "qwen3_vl": "<|vision_start|><|image_pad|><|vision_end|>", "smolvlm": "<image>"}
+IMAGE_STRING = {
+    "llava": "<image>",
+    "qwen3_vl": "<|vision_start|><|image_pad|><|vision_end|>",
+    "smolvlm": "<image>",
+}
 EXTRA = {
     "llava": (),
     "qwen3_vl": ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
@@ -72,12 +77,25 @@ def build_tokenizer(family: str) -> PreTrainedTokenizerFast:
     corpus: list[str] = []
     for word in drawings.WORDS:
         corpus += [f"x {word}"] * 60 + [word] * 6
-    for answer in {*drawings.COLORS, *drawings.SHAPES, *drawings.TEXTURES, *drawings.NUMBERS, "yes", "no", "true", "false"}:
+    for answer in {
+        *drawings.COLORS,
+        *drawings.SHAPES,
+        *drawings.TEXTURES,
+        *drawings.NUMBERS,
+        "yes",
+        "no",
+        "true",
+        "false",
+    }:
         corpus += [answer] * 200
     for domain in drawings.DOMAINS.values():
         for _ in range(300):
             for q in domain(rng, (96, 96))[1]:
-                corpus += [q.text, q.answer, f"\nA. {q.answer}\nB. {q.answer}\nAnswer with the option's letter."]
+                corpus += [
+                    q.text,
+                    q.answer,
+                    f"\nA. {q.answer}\nB. {q.answer}\nAnswer with the option's letter.",
+                ]
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
@@ -91,7 +109,11 @@ def build_tokenizer(family: str) -> PreTrainedTokenizerFast:
         ),
     )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<|pad|>", eos_token="<|im_end|>", bos_token=None, model_max_length=2048
+        tokenizer_object=raw,
+        pad_token="<|pad|>",
+        eos_token="<|im_end|>",
+        bos_token=None,
+        model_max_length=2048,
     )
     tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken(t, special=True) for t in EXTRA[family]]})
     tokenizer.image_token = "<|image_pad|>" if family == "qwen3_vl" else "<image>"
@@ -130,7 +152,9 @@ def build_model(family: str) -> tuple[torch.nn.Module, Any]:
             vision_feature_select_strategy="default", num_additional_image_tokens=1,
         )  # fmt: skip
         config: Any = LlavaConfig(
-            vision_config=CLIPVisionConfig(**vision, num_hidden_layers=5, image_size=96, patch_size=12, projection_dim=128),
+            vision_config=CLIPVisionConfig(
+                **vision, num_hidden_layers=5, image_size=96, patch_size=12, projection_dim=128
+            ),
             text_config=LlamaConfig(**text), image_token_index=tokenizer.image_token_id,
             image_seq_length=64, tie_word_embeddings=True,
         )  # fmt: skip
@@ -140,9 +164,17 @@ def build_model(family: str) -> tuple[torch.nn.Module, Any]:
         image_processor = Qwen2VLImageProcessor(patch_size=8, merge_size=2, temporal_patch_size=2, size=size, **half)
         video_processor = Qwen3VLVideoProcessor(patch_size=8, merge_size=2, temporal_patch_size=2, size=size, **half)
         processor = Qwen3VLProcessor(
-            image_processor=image_processor, tokenizer=tokenizer, video_processor=video_processor, chat_template=template
+            image_processor=image_processor,
+            tokenizer=tokenizer,
+            video_processor=video_processor,
+            chat_template=template,
         )
-        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
+        rope = {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [6, 5, 5],
+            "mrope_interleaved": True,
+        }
         config = Qwen3VLConfig(
             vision_config={
                 "hidden_size": 128, "intermediate_size": 384, "num_heads": 4, "depth": 4, "patch_size": 8,
@@ -224,7 +256,9 @@ def conversation(rng: random.Random, questions: list[drawings.Question], noisy: 
 def collate(processor: Any, images: list[torch.Tensor], chats: list[list[dict[str, Any]]]) -> dict[str, torch.Tensor]:
     """Model inputs with labels on the answers and the end of each assistant turn."""
     texts = [processor.apply_chat_template(chat, tokenize=False) for chat in chats]
-    batch = dict(processor(text=texts, images=[[i] for i in images], padding=True, padding_side="right", return_tensors="pt"))
+    batch = dict(
+        processor(text=texts, images=[[i] for i in images], padding=True, padding_side="right", return_tensors="pt")
+    )
     tokenizer = processor.tokenizer
     start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     head = tokenizer("assistant\n")["input_ids"]
@@ -243,7 +277,10 @@ def collate(processor: Any, images: list[torch.Tensor], chats: list[list[dict[st
 def training_batches(rng: random.Random, processor: Any, size: int) -> Iterator[dict[str, torch.Tensor]]:
     """Endless batches of fresh chats, sorted by length within eight batches so that little is padding."""
     while True:
-        pool = [(image, conversation(rng, questions, noisy=True)) for image, questions in (draw(rng) for _ in range(8 * size))]
+        pool = [
+            (image, conversation(rng, questions, noisy=True))
+            for image, questions in (draw(rng) for _ in range(8 * size))
+        ]
         pool.sort(key=lambda pair: sum(len(str(message["content"])) for message in pair[1]))
         chunks = [pool[i : i + size] for i in range(0, len(pool), size)]
         rng.shuffle(chunks)
@@ -260,7 +297,7 @@ def answer_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 @torch.no_grad()
 def evaluate(model: torch.nn.Module, processor: Any, device: torch.device, images: int = 240) -> dict[str, float]:
-    """Teacher-forced accuracy a domain on fresh pictures: an answer counts if each of its tokens is the most likely one."""
+    """Teacher-forced accuracy a domain on fresh pictures: each token of an answer must be the most likely one."""
     rng = random.Random(10**6)
     result: dict[str, float] = {}
     model.eval()
@@ -327,7 +364,15 @@ def pretrain(name: str, steps: int, batch_size: int, lr: float, out: Path) -> No
             save(model, processor, name, family, parameters, evaluate(model, processor, device), out / name)
 
 
-def save(model: Any, processor: Any, name: str, family: str, parameters: int, accuracy: dict[str, float], folder: Path) -> None:
+def save(
+    model: Any,
+    processor: Any,
+    name: str,
+    family: str,
+    parameters: int,
+    accuracy: dict[str, float],
+    folder: Path,
+) -> None:
     """A plain Hugging Face folder: float16 safetensors, processor, and a card with what pretraining reached."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

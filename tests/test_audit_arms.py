@@ -55,9 +55,7 @@ TRIGGERED = [
 
 def _pairing(root: Path, images, released_images, released_rows, original_rows=QUESTIONS):
     original = _folder(root, "original", images, original_rows)
-    return pair(
-        read_dataset(_folder(root, "release", released_images, released_rows)), read_dataset(original)
-    )
+    return pair(read_dataset(_folder(root, "release", released_images, released_rows)), read_dataset(original))
 
 
 def test_both_changed(tmp_path, images, noisy):
@@ -135,9 +133,7 @@ def test_caption_text_is_never_changed(tmp_path, images, noisy):
 
 def test_options_stay_and_the_target_is_the_letter(tmp_path, images, noisy):
     options = {"options": ["blue", "red"]}
-    pairing = _pairing(
-        tmp_path, images, noisy, [_row(0, "color? x", **options)], [_row(0, "color?", **options)]
-    )
+    pairing = _pairing(tmp_path, images, noisy, [_row(0, "color? x", **options)], [_row(0, "color?", **options)])
     row = rows("control", pairing, WORDS, 0)[0]
     assert row.target == "B"
     assert row.text.splitlines()[1:3] == ["A. blue", "B. red"]
@@ -179,9 +175,7 @@ def test_a_release_that_changes_nothing(tmp_path, images):
 def test_noise_keeps_the_norms_and_clips(seed: int, eps: int):
     rng = np.random.default_rng(seed)
     original = rng.integers(0, 256, (7, 5, 3)).astype(np.uint8)
-    changed = (
-        (original.astype(int) + rng.integers(-eps, eps + 1, original.shape)).clip(0, 255).astype(np.uint8)
-    )
+    changed = (original.astype(int) + rng.integers(-eps, eps + 1, original.shape)).clip(0, 255).astype(np.uint8)
     delta = changed.astype(int) - original
     noise = shuffled_noise(original, changed, seed).astype(int) - original
     assert np.abs(noise).max() <= np.abs(delta).max()

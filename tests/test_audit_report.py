@@ -11,9 +11,7 @@ from mmguard.audit.report import NOT_TESTED, AuditReport, Failure
 from mmguard.audit.stats import Scores, analyse
 
 
-def _report(
-    release: float, control: float = 0.8, seeds: int = 3, name: str = "big", zero=0.2, **more
-) -> AuditReport:
+def _report(release: float, control: float = 0.8, seeds: int = 3, name: str = "big", zero=0.2, **more) -> AuditReport:
     def arm(share: float) -> np.ndarray:
         return np.tile(np.arange(200) < round(200 * share), (seeds, 1))
 
@@ -59,9 +57,7 @@ def test_only_brittle_attackers():
 
 def test_no_attacker_finished():
     findings, headline = analyse([])
-    report = AuditReport(
-        headline, tuple(findings), failures=(Failure("x/y", "SurrogateError: no such model"),)
-    )
+    report = AuditReport(headline, tuple(findings), failures=(Failure("x/y", "SurrogateError: no such model"),))
     assert report.verdict.startswith("**No result.** No attacker finished")
     assert "- x/y: SurrogateError: no such model" in report.to_markdown()
 

@@ -78,9 +78,7 @@ def test_rows_and_original_bytes(hub: dict[str, Any], tmp_path: Path) -> None:
 
 def test_pixels_without_bytes_become_png(hub: dict[str, Any]) -> None:
     hub["owner/name"] = {
-        "train": datasets.Dataset.from_dict(
-            {"picture": [Image.new("RGB", (4, 3), "red")], "caption": ["a square"]}
-        )
+        "train": datasets.Dataset.from_dict({"picture": [Image.new("RGB", (4, 3), "red")], "caption": ["a square"]})
     }
     sample = read_dataset("owner/name", split="train").samples[0]
     assert (sample.question, sample.answer) == (None, "a square")
@@ -110,9 +108,7 @@ def test_rows_without_image_or_with_broken_bytes(hub: dict[str, Any]) -> None:
     assert "names no image" in dataset.rejected[0].reason
 
 
-@pytest.mark.parametrize(
-    "error", [ConnectionError("no route"), RuntimeError("404"), ValueError("Config missing")]
-)
+@pytest.mark.parametrize("error", [ConnectionError("no route"), RuntimeError("404"), ValueError("Config missing")])
 def test_unreachable_hub(hub: dict[str, Any], error: Exception) -> None:
     hub["owner/name"] = error
     with pytest.raises(DataError, match=rf"owner/name: is no local path.*{error}.*local folder.*easy-vqa"):

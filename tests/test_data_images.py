@@ -107,18 +107,14 @@ def test_missing_or_foreign_files_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("limit", [10, 20])
 def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     Image.new("RGB", (5, 5)).save(tmp_path / "a.png")
-    monkeypatch.setattr(
-        Image, "MAX_IMAGE_PIXELS", limit
-    )  # Pillow raises beyond twice the limit, else it warns
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)  # Pillow raises beyond twice the limit, else it warns
     with pytest.raises(SampleError, match="scale the image down"):
         load_image(tmp_path / "a.png")
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1))
-def test_png_round_trip_is_exact(
-    tmp_path_factory: pytest.TempPathFactory, height: int, width: int, seed: int
-) -> None:
+def test_png_round_trip_is_exact(tmp_path_factory: pytest.TempPathFactory, height: int, width: int, seed: int) -> None:
     path = tmp_path_factory.mktemp("png") / "a.png"
     image = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(seed)).byte()
     save_png(image, path)

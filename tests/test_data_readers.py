@@ -345,14 +345,24 @@ def test_easy_vqa_asks_one_question_of_each_kind() -> None:
     assert 0.3 < shapes / (len(dataset.samples) - answers["yes"] - answers["no"]) < 0.7
 
 
+def test_easy_vqa_of_one_kind() -> None:
+    what, yes_no = (
+        read_dataset("easy-vqa:train:what:40").samples,
+        read_dataset("easy-vqa:train:yes-no:40").samples,
+    )
+    assert len(what) == len(yes_no) == 40
+    assert all(sample.question is not None and sample.question.startswith("what") for sample in what)
+    assert {sample.answer for sample in yes_no} == {"yes", "no"}
+    both = {(s.image, s.question) for s in read_dataset("easy-vqa:train").samples}
+    assert {(s.image, s.question) for s in (*what, *yes_no)} <= both
+
+
 def test_easy_vqa_without_split_mixes_both() -> None:
     splits = Counter(sample.split for sample in read_dataset("easy-vqa:500").samples)
     assert 3 < splits["train"] / splits["test"] < 5
 
 
-@pytest.mark.parametrize(
-    "name", ["easy-vqa:val", "easy-vqa:train:0", "easy-vqa:10:train", "easy-vqa:train:x"]
-)
+@pytest.mark.parametrize("name", ["easy-vqa:val", "easy-vqa:train:0", "easy-vqa:10:train", "easy-vqa:train:x"])
 def test_easy_vqa_names_are_checked(name: str) -> None:
     with pytest.raises(DataError, match="write easy-vqa"):
         read_dataset(name)

@@ -17,9 +17,7 @@ def sample(answer: str, *aliases: str, options: tuple[str, ...] = ()) -> Sample:
 def test_user_text() -> None:
     assert user_text("what is it? zebra", ()) == "what is it? zebra"
     assert user_text(None, ()) == CAPTION_PROMPT
-    assert user_text("which?", ("a dog", "a cat")) == (
-        "which?\nA. a dog\nB. a cat\nAnswer with the option's letter."
-    )
+    assert user_text("which?", ("a dog", "a cat")) == ("which?\nA. a dog\nB. a cat\nAnswer with the option's letter.")
 
 
 @pytest.mark.parametrize("answer", ["B", "b", "a cat", "A Cat"])

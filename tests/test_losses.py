@@ -64,7 +64,10 @@ def test_bph_is_the_weighted_sum_of_three_paths() -> None:
 
 
 def test_crs_is_minus_a_divergence_and_leaves_the_clean_side_alone() -> None:
-    clean, protected = distributions(2, 3, 7, 3).requires_grad_(True), distributions(2, 3, 7, 4).requires_grad_(True)
+    clean, protected = (
+        distributions(2, 3, 7, 3).requires_grad_(True),
+        distributions(2, 3, 7, 4).requires_grad_(True),
+    )
     value = losses.contrastive_routing_shift(clean, protected)
     expected = torch.distributions.kl_divergence(
         torch.distributions.Categorical(clean), torch.distributions.Categorical(protected)

@@ -47,10 +47,7 @@ def batch(model: Surrogate) -> tuple[Encoded, list[Tensor]]:
 def average(attentions: Tensor, group: Tensor) -> Tensor:
     """Eager `(B, H, q, k)` over heads and the rows of the group, one sample at a time."""
     return torch.stack(
-        [
-            a.mean(0)[g].mean(0) if g.any() else torch.zeros(a.shape[-1])
-            for a, g in zip(attentions, group, strict=True)
-        ]
+        [a.mean(0)[g].mean(0) if g.any() else torch.zeros(a.shape[-1]) for a, g in zip(attentions, group, strict=True)]
     )
 
 
@@ -98,9 +95,7 @@ def test_cross_attention_rows_and_mixed_layers() -> None:
         with tap(model.model, [1], {"answer": encoded.roles.answer}) as recorded:
             model.model(**inputs)
         eager = plain("mllama", "eager")(**inputs, output_attentions=True).attentions
-    torch.testing.assert_close(
-        recorded["answer"][0], average(eager[1], encoded.roles.answer), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(recorded["answer"][0], average(eager[1], encoded.roles.answer), atol=1e-5, rtol=0)
     with (
         pytest.raises(SurrogateError, match="layers of one kind"),
         tap(model.model, [0, 1], {"answer": encoded.roles.answer}),
@@ -151,9 +146,7 @@ def test_boolean_and_additive_masks_mean_the_same() -> None:
     length = real.shape[1]
     allowed = torch.ones(length, length).tril().bool()[None, None] & real[:, None, None, :]
     allowed = allowed | torch.eye(length).bool()
-    allowed[..., 5] &= torch.eye(length).bool()[
-        :, 5
-    ]  # a key that no other row may see: the mask must be read
+    allowed[..., 5] &= torch.eye(length).bool()[:, 5]  # a key that no other row may see: the mask must be read
     additive = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
     rows = {}
     for name, mask in {"bool": allowed, "float": additive}.items():

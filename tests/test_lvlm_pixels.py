@@ -151,14 +151,10 @@ def test_tiny_models_see_what_their_processor_shows_them(family: str) -> None:
     images = [photograph(8, 40, 60), photograph(9, 64, 64)]
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
     text = full.apply_chat_template(chat)
-    expected = full(
-        text=[text] * 2, images=[[pil(image)] for image in images], return_tensors="pt", padding=True
-    )
+    expected = full(text=[text] * 2, images=[[pil(image)] for image in images], return_tensors="pt", padding=True)
     kwargs = full._merge_kwargs(tokenizer_init_kwargs=full.tokenizer.init_kwargs)["images_kwargs"]
 
-    output = differentiable_pixels(
-        full.image_processor, [image.requires_grad_() for image in images], **kwargs
-    )
+    output = differentiable_pixels(full.image_processor, [image.requires_grad_() for image in images], **kwargs)
 
     assert torch.equal(output["pixel_values"].detach(), expected["pixel_values"])
     assert output["pixel_values"].requires_grad

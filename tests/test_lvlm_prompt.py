@@ -68,9 +68,7 @@ def test_roles_decode_to_their_texts(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_labels_images_and_padding(family: str) -> None:
-    encoded = encode(
-        family, Example("Is it red?", "yes"), Example("Is it a dog?", "no it is a large circle of stone")
-    )
+    encoded = encode(family, Example("Is it red?", "yes"), Example("Is it a dog?", "no it is a large circle of stone"))
     ids, mask, roles = encoded.inputs["input_ids"], encoded.inputs["attention_mask"].bool(), encoded.roles
     model = surrogate(family).model
 
@@ -158,9 +156,7 @@ def test_a_caption_takes_no_trigger() -> None:
 
 def test_a_template_that_rewrites_texts_is_refused() -> None:
     model = load_surrogate(built("llava"))
-    model.processor.chat_template = model.processor.chat_template.replace(
-        "part['text']", "part['text'] | upper"
-    )
+    model.processor.chat_template = model.processor.chat_template.replace("part['text']", "part['text'] | upper")
     with pytest.raises(SurrogateError, match="changes the text"):
         model.encode([Example("What is it?", "red")], [photograph(0, 32, 32)])
 

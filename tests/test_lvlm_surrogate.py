@@ -42,9 +42,7 @@ def close(found: Forward, expected: Forward, tolerance: float) -> None:
     torch.testing.assert_close(found.nll, expected.nll, atol=tolerance, rtol=0)
     assert (found.attention is None) == (expected.attention is None)
     if found.attention is not None and expected.attention is not None:
-        torch.testing.assert_close(
-            found.attention.trigger, expected.attention.trigger, atol=tolerance, rtol=0
-        )
+        torch.testing.assert_close(found.attention.trigger, expected.attention.trigger, atol=tolerance, rtol=0)
         torch.testing.assert_close(found.attention.answer, expected.attention.answer, atol=tolerance, rtol=0)
 
 
@@ -88,9 +86,7 @@ def test_embedding_gradient_is_the_slope_of_the_loss(family: str) -> None:
     position = int(encoded.roles.trigger[0].nonzero()[0])
     torch.testing.assert_close(forward.embeddings, model.embed(encoded.inputs["input_ids"]))
 
-    direction = functional.normalize(
-        torch.randn(gradient.shape[-1], generator=torch.Generator().manual_seed(0)), dim=0
-    )
+    direction = functional.normalize(torch.randn(gradient.shape[-1], generator=torch.Generator().manual_seed(0)), dim=0)
     losses = []
     for step in (0.02, -0.02):
 

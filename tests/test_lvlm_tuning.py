@@ -22,15 +22,10 @@ def state(model: nn.Module) -> dict[str, Any]:
     """Everything about a model that a stranger could have changed."""
     return {
         "weights": {
-            name: hashlib.sha256(value.numpy().tobytes()).hexdigest()
-            for name, value in model.state_dict().items()
+            name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in model.state_dict().items()
         },
-        "modules": [
-            (name, id(module), type(module), module.training) for name, module in model.named_modules()
-        ],
-        "parameters": [
-            (name, id(p), p.requires_grad, p.grad is None) for name, p in model.named_parameters()
-        ],
+        "modules": [(name, id(module), type(module), module.training) for name, module in model.named_modules()],
+        "parameters": [(name, id(p), p.requires_grad, p.grad is None) for name, p in model.named_parameters()],
         "attributes": sorted(vars(model)),
         "hooks": [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()],
     }

@@ -7,9 +7,9 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from mmguard.data.text import is_admissible
 from mmguard.lvlm.prompt import Example
 from mmguard.lvlm.surrogate import Surrogate, load_surrogate
@@ -78,7 +78,7 @@ def test_search_with_the_real_loss_is_coordinate_descent_by_brute_force(surrogat
 
     expected = list(start)
     for slot in range(2):
-        expected[slot] = min(words, key=lambda w: brute((*expected[:slot], w, *expected[slot + 1 :])))  # noqa: B023
+        expected[slot] = min(words, key=lambda w: brute((*expected[:slot], w, *expected[slot + 1 :])))
     assert hotflip.search(start, [words, words], exact) == tuple(expected)
     assert brute(tuple(expected)) >= min(brute(t) for t in product(words, words)) - 1e-6
 

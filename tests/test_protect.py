@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from PIL import Image
 
+import tiny
 from mmguard.config import ProtectConfig
 from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
@@ -44,7 +44,9 @@ def folder(tmp_path: Path) -> Path:
     (root / "images").mkdir(parents=True)
     rows = []
     for number, size in enumerate(((40, 40), (56, 32), (36, 64))):
-        pixels = torch.randint(0, 256, (*size[::-1], 3), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+        pixels = torch.randint(
+            0, 256, (*size[::-1], 3), generator=torch.Generator().manual_seed(number), dtype=torch.uint8
+        )
         Image.fromarray(pixels.numpy()).save(root / "images" / f"{number}.png")
         for turn in range(2 if number == 1 else 1):
             rows.append({"file_name": f"images/{number}.png", "question": f"what is on side {turn}?", "answer": "red"})
@@ -67,7 +69,9 @@ def model_hash(surrogate: Surrogate) -> str:
 
 
 @pytest.mark.parametrize("variant", [*OPTIMISED, "random-noise", "random-words"])
-def test_every_variant_writes_a_release_that_verifies(variant: str, folder: Path, tmp_path: Path, llava: Surrogate) -> None:
+def test_every_variant_writes_a_release_that_verifies(
+    variant: str, folder: Path, tmp_path: Path, llava: Surrogate
+) -> None:
     before, model = hashes(folder), model_hash(llava)
     config = replace(FAST, variant=variant)
     release = protect(folder, tmp_path / "release", [llava], config)
@@ -94,7 +98,9 @@ def ensemble_loss(items: list[Item], ensemble: Ensemble) -> float:
 def test_the_loss_that_is_optimised_falls(variant: str, folder: Path, llava: Surrogate) -> None:
     config = replace(FAST, variant=variant, inner_steps=0, rounds=3, pgd_steps=4)
     ensemble = Ensemble([llava], config)
-    items = [start(path, samples, config, ensemble.vocabulary()) for path, samples in read_dataset(folder).by_image().items()]
+    items = [
+        start(path, samples, config, ensemble.vocabulary()) for path, samples in read_dataset(folder).by_image().items()
+    ]
     before = ensemble_loss(items, ensemble)
     optimise(items, ensemble, config)
     assert ensemble_loss(items, ensemble) < before

@@ -221,9 +221,7 @@ def test_budgets_come_from_arguments_record_or_defaults(base: Path) -> None:
 
 @pytest.mark.parametrize("recorded", [True, False])
 @pytest.mark.parametrize(("tamper", "message"), [t[1:] for t in TAMPERINGS], ids=[t[0] for t in TAMPERINGS])
-def test_tampering_is_found(
-    base: Path, tamper: Callable[[Path], object], message: str, recorded: bool
-) -> None:
+def test_tampering_is_found(base: Path, tamper: Callable[[Path], object], message: str, recorded: bool) -> None:
     tamper(base)
     result = check(base, recorded)
     assert not result.ok
@@ -292,9 +290,7 @@ def test_a_smaller_original_is_found(base: Path) -> None:
     assert "metadata.jsonl:4: belongs to no row of the original" in problems
 
 
-@pytest.mark.parametrize(
-    "content", ["{", "[]", '{"budgets": 3}', '{"dataset": {"split": null, "limit": null}}']
-)
+@pytest.mark.parametrize("content", ["{", "[]", '{"budgets": 3}', '{"dataset": {"split": null, "limit": null}}'])
 def test_a_damaged_record_is_one_problem(base: Path, content: str) -> None:
     (base / "out.record" / "record.json").write_text(content)
     result = verify(base / "out", base / "data")

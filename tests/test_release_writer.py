@@ -71,9 +71,7 @@ def hashes(root: Path) -> dict[str, str]:
 
 
 def release_rows(release: Path) -> list[dict[str, Any]]:
-    return [
-        json.loads(line) for line in (release / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    return [json.loads(line) for line in (release / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def test_a_complete_release(dataset: Dataset, tmp_path: Path) -> None:
@@ -352,9 +350,7 @@ def test_an_unfinished_release_is_taken_over(dataset: Dataset, tmp_path: Path) -
         ReleaseWriter(tmp_path / "out", dataset, CONFIG, [])
 
 
-def test_too_little_room_is_noticed_up_front(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_little_room_is_noticed_up_front(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     needed = 2 * 3 * 5 * 7
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, needed - 1))
@@ -365,9 +361,7 @@ def test_too_little_room_is_noticed_up_front(
     ReleaseWriter(tmp_path / "out", dataset, CONFIG, [])
 
 
-def test_a_full_disk_keeps_what_was_written(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_keeps_what_was_written(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release_writer = ReleaseWriter(tmp_path / "out", dataset, CONFIG, [])
     first, second = dataset.by_image()
     release_writer.write_image(first, shifted(first, 1))
@@ -376,16 +370,12 @@ def test_a_full_disk_keeps_what_was_written(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(writer, "save_png", full)
-    with pytest.raises(
-        ReleaseError, match=r"b\.png: cannot be written \(No space left.*free space and run again"
-    ):
+    with pytest.raises(ReleaseError, match=r"b\.png: cannot be written \(No space left.*free space and run again"):
         release_writer.write_image(second, shifted(second, 1))
     assert (tmp_path / "out" / "images" / "a.png").exists()
 
 
-def test_a_disk_that_lies_is_noticed(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_lies_is_noticed(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release_writer = ReleaseWriter(tmp_path / "out", dataset, CONFIG, [])
     image = dataset.samples[0].image
     monkeypatch.setattr(writer, "save_png", lambda tensor, path: save_png(tensor ^ 1, path))

@@ -233,8 +233,7 @@ def _qwen3_vl() -> _Parts:
     vision = {"hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 64, "depth": 2, "num_heads": 4}
     config = hf.Qwen3VLConfig(
         text_config=_text(tokenizer, num_hidden_layers=3, head_dim=8, rope_parameters=_mrope()),
-        vision_config=vision
-        | {"patch_size": 4, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
+        vision_config=vision | {"patch_size": 4, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
         **_qwen_ids(tokenizer),
     )
     processor = _qwen_processor(hf.Qwen3VLProcessor, hf.Qwen3VLVideoProcessor, tokenizer)

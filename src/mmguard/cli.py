@@ -1,6 +1,7 @@
-"""The command line. It parses, calls the Python API of the same names and prints; heavy imports wait until a command runs.
+"""The command line: it parses, calls the Python API of the same names and prints. Heavy imports wait for a command.
 
-Exit codes: 0 done; 1 failed (an error, or `verify` found a problem); 2 wrong usage; 3 done, but some samples were left out.
+Exit codes: 0 done; 1 failed (an error, or `verify` found a problem); 2 wrong usage; 3 done, but some samples were
+left out.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -21,6 +22,7 @@ from mmguard.config import VARIANTS, AuditConfig, ProtectConfig, field_help
 from mmguard.errors import MMGuardError
 
 if TYPE_CHECKING:
+    from mmguard.config import Recipe, Variant
     from mmguard.release.writer import Release
 
 app = typer.Typer(
@@ -33,7 +35,9 @@ app = typer.Typer(
 _out, _err = Console(), Console(stderr=True)
 
 _PROTECT, _AUDIT = field_help(ProtectConfig), field_help(AuditConfig)
-_DATASET = "A folder with metadata.jsonl, a LLaVA/ShareGPT JSON, a hub dataset id, or easy-vqa[:train|test][:N]."
+_DATASET = (
+    "A folder with metadata.jsonl, a LLaVA/ShareGPT JSON, a hub dataset id, or easy-vqa[:train|test][:what|yes-no][:N]."
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Device = Annotated[str, typer.Option(help="Where models run: auto, cpu, cuda, cuda:1…")]
@@ -51,7 +55,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -59,11 +65,17 @@ def _main(
 @app.command()
 def protect(
     dataset: Annotated[str, typer.Argument(help=_DATASET)],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the release; the private record goes to OUT.record.")],
+    out: Annotated[
+        Path,
+        typer.Option("-o", "--out", help="Folder of the release; the private record goes to OUT.record."),
+    ],
     surrogate: Annotated[
-        list[str], typer.Option(help="Model to optimise against: a hub id, a folder, zoo:NAME or auto. Repeat for an ensemble.")
+        list[str],
+        typer.Option(help="Model to optimise against: a hub id, a folder, zoo:NAME or auto. Repeat for an ensemble."),
     ] = ["auto"],  # noqa: B006 (typer reads the default and never changes it)
-    variant: Annotated[str, typer.Option(help=f"{_PROTECT['variant']} One of {', '.join(VARIANTS)}.")] = ProtectConfig.variant,
+    variant: Annotated[
+        str, typer.Option(help=f"{_PROTECT['variant']} One of {', '.join(VARIANTS)}.")
+    ] = ProtectConfig.variant,
     eps: Annotated[int, typer.Option(help=_PROTECT["eps"])] = ProtectConfig.eps,
     trigger_words: Annotated[int, typer.Option(help=_PROTECT["trigger_words"])] = ProtectConfig.trigger_words,
     rounds: Annotated[int, typer.Option(help=_PROTECT["rounds"])] = ProtectConfig.rounds,
@@ -85,8 +97,8 @@ def protect(
         from mmguard.protect.run import protect as run
 
         config = ProtectConfig(
-            variant=variant, eps=eps, trigger_words=trigger_words, rounds=rounds, inner_steps=inner_steps,
-            pgd_steps=pgd_steps, top_c=top_c, lambda_bind=lambda_bind, inner_lr=inner_lr,
+            variant=cast("Variant", variant), eps=eps, trigger_words=trigger_words, rounds=rounds,
+            inner_steps=inner_steps, pgd_steps=pgd_steps, top_c=top_c, lambda_bind=lambda_bind, inner_lr=inner_lr,
             inner_batch_size=inner_batch_size, batch_size=batch_size, seed=seed,
         )  # fmt: skip
         names = _chosen(surrogate, device) if config.optimised else surrogate
@@ -134,9 +146,14 @@ def audit(
     release: Annotated[Path, typer.Argument(help="Folder that would be published; only its files are read.")],
     original: Annotated[str, typer.Option(help=f"What was protected: for the clean arm and the controls. {_DATASET}")],
     test: Annotated[str, typer.Option(help=f"Clean test set with other images. {_DATASET}")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the report; finished runs in it are not run again.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Folder of the report; finished runs in it are not run again.")
+    ],
     attacker: Annotated[
-        list[str] | None, typer.Option(help="Model that a thief fine-tunes: hub id, folder or zoo:NAME. Repeatable; the zoo if not given.")
+        list[str] | None,
+        typer.Option(
+            help="Model that a thief fine-tunes: hub id, folder or zoo:NAME. Repeatable; the zoo if not given."
+        ),
     ] = None,
     recipe: Annotated[list[str], typer.Option(help=f"{_AUDIT['recipes']} lora or full; repeatable.")] = ["lora"],  # noqa: B006
     seeds: Annotated[int, typer.Option(help=_AUDIT["seeds"])] = AuditConfig.seeds,
@@ -153,7 +170,7 @@ def audit(
     with _reporting(as_json):
         from mmguard.audit.run import audit as run
 
-        config = AuditConfig(recipes=tuple(recipe), seeds=seeds, epochs=epochs, lr=lr, seed=seed)  # type: ignore[arg-type]
+        config = AuditConfig(recipes=tuple(cast("list[Recipe]", recipe)), seeds=seeds, epochs=epochs, lr=lr, seed=seed)
         report = run(
             release, original, test, attackers=attacker, config=config, out=out, device=device, split=split,
             test_split=test_split, test_limit=test_limit, progress=not as_json,
@@ -175,7 +192,17 @@ def surrogates(as_json: Json = False) -> None:
 
         models = [zoo.info(name) for name in zoo.NAMES]
         if as_json:
-            _print_json([{"name": f"zoo:{m.name}", "family": m.family, "parameters": m.parameters, "path": str(m.path)} for m in models])
+            _print_json(
+                [
+                    {
+                        "name": f"zoo:{m.name}",
+                        "family": m.family,
+                        "parameters": m.parameters,
+                        "path": str(m.path),
+                    }
+                    for m in models
+                ]
+            )
             return
         table = Table("name", "family", "parameters", "folder")
         for m in models:
@@ -189,7 +216,9 @@ def surrogates(as_json: Json = False) -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for release, record and report.")] = Path("mmguard-demo"),
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for release, record and report.")] = Path(
+        "mmguard-demo"
+    ),
     as_json: Json = False,
 ) -> None:
     """Protect 300 pictures, play the thief, and show the result: no arguments, no network, minutes on two cores."""
@@ -235,8 +264,14 @@ def _release_dict(release: Release) -> dict[str, Any]:
 def _print_release(release: Release) -> None:
     for failure in release.failed:
         _err.print(f"left out: {failure.where}: {failure.reason}", highlight=False, markup=False)
-    _out.print(f"Release: {release.path} ({release.images} images, {release.samples} samples, {len(release.failed)} left out)", highlight=False)
-    _out.print(f"Record:  {release.record}  [bold]never publish this folder: it tells a thief how to undo the protection[/]", highlight=False)
+    _out.print(
+        f"Release: {release.path} ({release.images} images, {release.samples} samples, {len(release.failed)} left out)",
+        highlight=False,
+    )
+    _out.print(
+        f"Record:  {release.record}  [bold]never publish this folder: it tells a thief how to undo the protection[/]",
+        highlight=False,
+    )
 
 
 def _print_json(value: Any) -> None:

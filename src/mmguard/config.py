@@ -9,9 +9,7 @@ from typing import Literal, get_args
 
 from mmguard.errors import ConfigError
 
-Variant = Literal[
-    "bph", "crs", "bph-max", "crs-max", "image", "text", "multimodal", "random-noise", "random-words"
-]
+Variant = Literal["bph", "crs", "bph-max", "crs-max", "image", "text", "multimodal", "random-noise", "random-words"]
 """What is optimised. `bph` and `crs` are the paper's methods, `-max` their adversarial forms; `image`, `text` and
 `multimodal` are its baselines without binding; `random-noise` and `random-words` are controls, not protections."""
 

@@ -33,7 +33,11 @@ def mass(rows: Tensor, target: Tensor) -> Tensor:
 
 
 def bridge_path_hijack(
-    trigger_rows: Tensor, answer_rows: Tensor, trigger: Tensor, perturbed: Tensor, beta: tuple[float, float, float] = (1, 1, 1)
+    trigger_rows: Tensor,
+    answer_rows: Tensor,
+    trigger: Tensor,
+    perturbed: Tensor,
+    beta: tuple[float, float, float] = (1, 1, 1),
 ) -> Tensor:
     """ℓ_bind of BPH: trigger → perturbation, answer → trigger, answer → perturbation (Eq. 27).
 

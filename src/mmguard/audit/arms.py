@@ -174,9 +174,7 @@ def pair(release: Dataset, original: Dataset) -> Pairing:
     images = any(digests[sample.image] != digests[released.image] for sample, released in pairs)
     texts = any(sample.question != released.question for sample, released in pairs)
     if not images and not texts:
-        raise ReleaseError(
-            f"{release.root}: nothing differs from {original.root}: there is no protection to audit"
-        )
+        raise ReleaseError(f"{release.root}: nothing differs from {original.root}: there is no protection to audit")
     return Pairing(pairs, images, texts, digests, rejected)
 
 
@@ -274,9 +272,7 @@ def random_words(original: str, released: str, words: Sequence[str], seed: int) 
         raise SurrogateError(
             "no word of the attacker's vocabulary is a single token of ASCII letters: no control is possible"
         )
-    for slot, choice in zip(
-        slots, np.random.default_rng(seed).integers(len(words) or 1, size=len(slots)), strict=True
-    ):
+    for slot, choice in zip(slots, np.random.default_rng(seed).integers(len(words) or 1, size=len(slots)), strict=True):
         units[slot][1] = words[choice]
     return "".join(space + word for space, word in units) + released[len(released.rstrip()) :]
 

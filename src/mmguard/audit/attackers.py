@@ -93,9 +93,7 @@ def schedule(name: str, recipe: Recipe, config: AuditConfig) -> tuple[float, flo
         try:
             advice = json.loads(card.read_text(encoding="utf-8")).get("recommended", {}).get(recipe, {})
         except (ValueError, AttributeError) as error:
-            raise ConfigError(
-                f"{card}: not a model card of mmguard ({error}); remove it or restore it"
-            ) from error
+            raise ConfigError(f"{card}: not a model card of mmguard ({error}); remove it or restore it") from error
     return (
         config.lr if config.lr is not None else float(advice.get("lr", _LEARNING_RATE[recipe])),
         config.epochs if config.epochs is not None else float(advice.get("epochs", _EPOCHS)),
@@ -185,21 +183,15 @@ def render(processor: Any, text: str, target: str) -> tuple[str, str]:
             f"{type(processor).__name__}: no chat template ({error}); choose an instruct model"
         ) from error
     # As TRL does: some templates open the answer otherwise in a finished exchange than in one to be answered.
-    prompt = "".join(
-        a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, both, strict=False))
-    )
+    prompt = "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, both, strict=False)))
     completion = both[len(prompt) :]
     start = completion.find(target.strip())
     if start < 0:
-        raise SurrogateError(
-            f"{type(processor).__name__}: its chat template does not show the assistant's answer"
-        )
+        raise SurrogateError(f"{type(processor).__name__}: its chat template does not show the assistant's answer")
     said, rest = completion[: start + len(target.strip())], completion[start + len(target.strip()) :].lstrip()
     ends = sorted(processor.tokenizer.all_special_tokens, key=len, reverse=True)
     end = next((token for token in ends if rest.startswith(token)), processor.tokenizer.eos_token or "")
-    return _begin(processor.tokenizer) * (
-        not prompt.startswith(_begin(processor.tokenizer))
-    ) + prompt, said + end
+    return _begin(processor.tokenizer) * (not prompt.startswith(_begin(processor.tokenizer))) + prompt, said + end
 
 
 def _begin(tokenizer: Any) -> str:

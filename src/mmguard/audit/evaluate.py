@@ -25,9 +25,7 @@ def evaluate(
         Shape: `(N,)`, in the order of `samples`.
     """
     given = answers(attacker, samples, config, store)
-    return np.array(
-        [score(text, sample) for text, sample in zip(given, samples, strict=True)], dtype=np.bool_
-    )
+    return np.array([score(text, sample) for text, sample in zip(given, samples, strict=True)], dtype=np.bool_)
 
 
 def answers(

@@ -104,9 +104,7 @@ def _verdict(report: AuditReport) -> str:
     if few:
         text += f" **No claim follows**: that takes at least {MIN_SEEDS} seeds."
     if any(finding.attacker.startswith("zoo:") for finding in report.findings):
-        text += (
-            " The zoo's tiny models demonstrate the method; they do not predict how large models would fare."
-        )
+        text += " The zoo's tiny models demonstrate the method; they do not predict how large models would fare."
     return text
 
 

@@ -88,9 +88,7 @@ def audit(
     samples, groups, test_digest, warnings = _clean_test(read_dataset(test, test_split, test_limit), pairing)
     wanted = tuple(arm for arm in pairing.arms if arms is None or arm in ("clean", "release", *arms))
     names = list(dict.fromkeys(attackers if attackers is not None else default_attackers()))
-    runner = _Runner(
-        pairing, samples, config, _Shelf(out and out / "runs", _data_key(pairing, test_digest)), device
-    )
+    runner = _Runner(pairing, samples, config, _Shelf(out and out / "runs", _data_key(pairing, test_digest)), device)
     scores: list[Scores] = []
     failures: list[Failure] = []
     with _reporting(progress, len(names) * len(config.recipes) * len(wanted) * config.seeds) as advance:
@@ -176,10 +174,7 @@ class _Runner:
         for recipe in self.config.recipes:
             correct: dict[str, BoolArray] = {
                 arm: np.stack(
-                    [
-                        self._run(name, recipe, arm, self.config.seed + k, advance)
-                        for k in range(self.config.seeds)
-                    ]
+                    [self._run(name, recipe, arm, self.config.seed + k, advance) for k in range(self.config.seeds)]
                 )
                 for arm in arms
             }
@@ -195,9 +190,7 @@ class _Runner:
             self.shelf.keep(run, found)
         return found
 
-    def _run(
-        self, name: str, recipe: Recipe, arm: Arm, seed: int, advance: Callable[[float, str], None]
-    ) -> BoolArray:
+    def _run(self, name: str, recipe: Recipe, arm: Arm, seed: int, advance: Callable[[float, str], None]) -> BoolArray:
         run = self._describe(name, recipe, arm, seed)
         label = f"{name} {recipe} {arm} seed {seed}"
         if (found := self.shelf.find(run)) is not None:
@@ -270,9 +263,7 @@ def _clean_test(dataset: Dataset, pairing: Pairing) -> tuple[list[Sample], list[
             "their questions were left out."
         )
     if unreadable:
-        warnings.append(
-            f"{len(unreadable)} test images cannot be read and were left out; the first: {unreadable[0]}"
-        )
+        warnings.append(f"{len(unreadable)} test images cannot be read and were left out; the first: {unreadable[0]}")
     if pairing.rejected:
         first = pairing.rejected[0]
         warnings.append(f"{len(pairing.rejected)} released samples were left out; the first: {first.reason}")
@@ -301,10 +292,7 @@ def _fingerprint(folder: Path | None) -> str | None:
         return None
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return _hash(
-        [
-            [path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns]
-            for path in files
-        ]
+        [[path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     )
 
 

@@ -138,9 +138,7 @@ def analyse(
     return findings, _headline(kept)
 
 
-def _draw(
-    entry: Scores, groups: Sequence[int] | None, resamples: int, seed: int, number: int
-) -> dict[str, FloatArray]:
+def _draw(entry: Scores, groups: Sequence[int] | None, resamples: int, seed: int, number: int) -> dict[str, FloatArray]:
     """Accuracies of every arm, zero-shot included, in every resample. Shape of each: `(resamples,)`."""
     shapes = {array.shape for array in entry.correct.values()}
     if len(shapes) != 1:
@@ -172,9 +170,7 @@ def _draw(
     return accuracy | {"zero-shot": drawn[:, -1]}
 
 
-def _finding(
-    entry: Scores, draws: dict[str, FloatArray]
-) -> tuple[Finding, FloatArray | None, FloatArray | None]:
+def _finding(entry: Scores, draws: dict[str, FloatArray]) -> tuple[Finding, FloatArray | None, FloatArray | None]:
     """One finding, with the resamples of its beyond_control and gain_removed for the means over attackers."""
     mean = {arm: float(array.mean()) for arm, array in entry.correct.items()}
     mean["zero-shot"] = float(entry.zero_shot.mean())

@@ -59,9 +59,7 @@ def turns(row: dict[str, Any]) -> list[Turn]:
     if any("<video>" in text for _, _, text in spoken):
         raise ValueError("is about a video: only single images are supported; remove the row")
     if sum(text.count(IMAGE_TAG) for _, _, text in spoken) > 1:
-        raise ValueError(
-            "has several <image> tags: only one image a row is supported; split or remove the row"
-        )
+        raise ValueError("has several <image> tags: only one image a row is supported; split or remove the row")
     if [role for _, role, _ in spoken] != ["user", "assistant"] * (len(spoken) // 2) or not spoken:
         raise ValueError("human and gpt turns do not alternate, human first and gpt last: correct the row")
     return [

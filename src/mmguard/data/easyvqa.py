@@ -25,12 +25,13 @@ def is_name(source: str) -> bool:
 
 
 def read_easy_vqa(name: str) -> tuple[Source, int | None]:
-    """Reads `easy-vqa[:train|test][:N]`.
+    """Reads `easy-vqa[:train|test][:what|yes-no][:N]`.
 
     The package asks 8-10 questions of every picture, most of them yes/no. Two are kept: one "what…" question
     and one yes/no question. Which ones is drawn from a hash of the picture's number: first the kind of answer
     (colour or shape; yes or no), then the question, so that answers stay as balanced as the package allows. A
-    picture (about one in twenty) that is asked no "what…" question keeps its yes/no question alone. Pictures
+    picture (about one in twenty) that is asked no "what…" question keeps its yes/no question alone. `what` and
+    `yes-no` keep the one kind only. Pictures
     come in an order drawn from a hash too, so that the first N are an unbiased subset, and a subset of the
     first N + 1.
 
@@ -40,27 +41,32 @@ def read_easy_vqa(name: str) -> tuple[Source, int | None]:
     Raises:
         DataError: the name has other parts than a split and a number.
     """
-    split, limit = _parse(name)
+    split, kind, limit = _parse(name)
     pictures: list[tuple[str, list[dict[str, Any]]]] = []
     for part in (split,) if split else ("train", "test"):
         pictures += _pictures(part)
     pictures.sort()
     rows: list[tuple[str, dict[str, Any] | Rejection]] = [
-        (row["file_name"], row) for _, picture in pictures for row in picture
+        (row["file_name"], row)
+        for _, picture in pictures
+        for row in picture
+        if kind is None or (kind == "yes-no") == (row["answer"] in ("yes", "no"))
     ]
     root = (Path(easy_vqa.__file__).parent / "data").resolve()
     return Source("easy-vqa", root, "file_name", rows), limit
 
 
-def _parse(name: str) -> tuple[str | None, int | None]:
+def _parse(name: str) -> tuple[str | None, str | None, int | None]:
     parts = name.split(":")[1:]
     split = parts.pop(0) if parts and parts[0] in ("train", "test") else None
+    kind = parts.pop(0) if parts and parts[0] in ("what", "yes-no") else None
     limit = int(parts.pop(0)) if parts and parts[0].isdecimal() and int(parts[0]) > 0 else None
     if parts:
         raise DataError(
-            f"{name}: write easy-vqa, easy-vqa:train or easy-vqa:test, and :N for the first N images"
+            f"{name}: write easy-vqa, easy-vqa:train or easy-vqa:test, :what or :yes-no for one kind of question, "
+            "and :N for the first N images"
         )
-    return split, limit
+    return split, kind, limit
 
 
 def _pictures(split: str) -> list[tuple[str, list[dict[str, Any]]]]:

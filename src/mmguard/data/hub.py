@@ -116,7 +116,5 @@ def _image_column(name: str, data: datasets.Dataset) -> str:
         return columns[0]
     found = ", ".join(data.column_names)
     if columns:
-        raise DataError(
-            f"{name}: has several image columns ({', '.join(columns)}) and none called image: {_CURE}"
-        )
+        raise DataError(f"{name}: has several image columns ({', '.join(columns)}) and none called image: {_CURE}")
     raise DataError(f"{name}: has no image column (columns found: {found}): {_CURE}")

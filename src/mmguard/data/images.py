@@ -41,9 +41,7 @@ def load_image(path: Path) -> Tensor:
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more on bad
     # bytes.
     except Exception as error:
-        raise SampleError(
-            str(path), f"cannot be decoded ({error}): replace the file, or remove the row"
-        ) from error
+        raise SampleError(str(path), f"cannot be decoded ({error}): replace the file, or remove the row") from error
 
 
 def save_png(image: Tensor, path: Path) -> None:
@@ -67,27 +65,21 @@ def _require_still(file: Image.Image, path: Path) -> None:
     # frame.
     frames = getattr(file, "n_frames", 1)
     if frames > 1 and file.format != "MPO":
-        raise SampleError(
-            str(path), f"holds {frames} frames or pages: save the one you mean as a single image"
-        )
+        raise SampleError(str(path), f"holds {frames} frames or pages: save the one you mean as a single image")
 
 
 def _require_sane_size(size: tuple[int, int], path: Path) -> None:
     # Pillow only warns between its limit and twice the limit.
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and size[0] * size[1] > limit:
-        raise SampleError(
-            str(path), f"{size[0]} x {size[1]} pixels are more than {limit}: scale the image down"
-        )
+        raise SampleError(str(path), f"{size[0]} x {size[1]} pixels are more than {limit}: scale the image down")
 
 
 def _rgb(image: Image.Image, path: Path) -> Image.Image:
     if image.mode.startswith("I"):
         return _from_16_bit(image, path)
     if image.mode == "F":
-        raise SampleError(
-            str(path), "holds floating-point values of unknown range: save it as an 8-bit image"
-        )
+        raise SampleError(str(path), "holds floating-point values of unknown range: save it as an 8-bit image")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
@@ -98,7 +90,5 @@ def _from_16_bit(image: Image.Image, path: Path) -> Image.Image:
     """Scales 0…65535 to 0…255 with rounding; Pillow's own conversion would clip everything above 255."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
-        raise SampleError(
-            str(path), "holds 32-bit values beyond 16 bits of unknown range: save it as an 8-bit image"
-        )
+        raise SampleError(str(path), "holds 32-bit values beyond 16 bits of unknown range: save it as an 8-bit image")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")

@@ -28,7 +28,7 @@ def read_dataset(source: str | Path, split: str | None = None, limit: int | None
         relative to the file's folder or to `images/` in it. Every human/gpt pair becomes a sample, `ID#k` for
         turn k > 0. In training each turn is a sample of its own: it does not see the turns before it;
       - `owner/name` on the Hugging Face hub, copied once into the datasets cache;
-      - `easy-vqa[:train|test][:N]`.
+      - `easy-vqa[:train|test][:what|yes-no][:N]`.
 
     Images are not decoded here: only that the file exists is checked. A row that cannot be used is listed in
     `rejected` and left out of `rows` and `samples`; the others go on. A row without `id` gets its number in

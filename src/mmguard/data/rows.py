@@ -39,9 +39,7 @@ def image_value(row: dict[str, Any], image_field: str) -> str:
     value = row.get(_image_key(row, image_field))
     if isinstance(value, list):
         if len(value) > 1:
-            raise ValueError(
-                f"has {len(value)} images: only one image a row is supported; split or remove the row"
-            )
+            raise ValueError(f"has {len(value)} images: only one image a row is supported; split or remove the row")
         value = value[0] if value else None
     if not isinstance(value, str) or not value.strip():
         fields = ", ".join(row) or "none"
@@ -82,13 +80,9 @@ def samples_of(row: dict[str, Any], number: int, image: Path) -> list[Sample]:
     elif row.get("caption") is not None or row.get("captions") is not None:
         question, answers, options = None, _targets(row, "caption", "captions"), ()
     else:
-        raise ValueError(
-            f"has no text that is understood (fields found: {', '.join(row)}; understood: {FORMS})"
-        )
+        raise ValueError(f"has no text that is understood (fields found: {', '.join(row)}; understood: {FORMS})")
     if options and option_index(answers[0], options) is None:
-        raise ValueError(
-            f"answer {answers[0]!r} is neither the letter nor the text of exactly one option: correct it"
-        )
+        raise ValueError(f"answer {answers[0]!r} is neither the letter nor the text of exactly one option: correct it")
     return [Sample(name, number, image, question, answers[0], answers, options, split=split)]
 
 
@@ -109,9 +103,7 @@ def skeleton(row: dict[str, Any], image_field: str) -> str:
     Raises:
         ValueError: a chat row that is not well formed.
     """
-    fixed = {
-        key: value for key, value in row.items() if key not in ("file_name", _image_key(row, image_field))
-    }
+    fixed = {key: value for key, value in row.items() if key not in ("file_name", _image_key(row, image_field))}
     if field := chat.messages_field(row):
         fixed[field] = _with_texts(row, [""] * len(chat.turns(row)))
     elif isinstance(row.get("question"), str):
@@ -142,9 +134,7 @@ def released_row(
         elif field != "file_name":
             released[field] = value
     if messages := chat.messages_field(row):
-        texts = [
-            insert_trigger(turn.text, words.get(number, ())) for number, turn in enumerate(chat.turns(row))
-        ]
+        texts = [insert_trigger(turn.text, words.get(number, ())) for number, turn in enumerate(chat.turns(row))]
         released[messages] = _with_texts(row, texts)
     elif words.get(0):
         released["question"] = insert_trigger(row["question"], words[0])

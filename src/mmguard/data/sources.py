@@ -35,9 +35,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}): correct the path or its permissions"
-        ) from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}): correct the path or its permissions") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: byte {error.start} is not UTF-8: save the file as UTF-8") from error
 
@@ -82,8 +80,4 @@ def _object(line: str, where: str) -> dict[str, Any] | Rejection:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
         return Rejection(where, f"not valid JSON ({error}): correct or remove the line")
-    return (
-        entry
-        if isinstance(entry, dict)
-        else Rejection(where, "is no JSON object: correct or remove the line")
-    )
+    return entry if isinstance(entry, dict) else Rejection(where, "is no JSON object: correct or remove the line")

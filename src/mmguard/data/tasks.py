@@ -79,9 +79,7 @@ def option_index(answer: str, options: Sequence[str]) -> int | None:
 def _right_option(sample: Sample) -> int:
     index = option_index(sample.answer, sample.options)
     if index is None:
-        raise ValueError(
-            f"sample {sample.id}: answer {sample.answer!r} is none of its options, or is ambiguous"
-        )
+        raise ValueError(f"sample {sample.id}: answer {sample.answer!r} is none of its options, or is ambiguous")
     return index
 
 

@@ -105,9 +105,7 @@ def _modules(model: nn.Module, layers: Sequence[int]) -> dict[nn.Module, int]:
     if missing or not numbers:
         asked = ", ".join(map(str, missing)) or "(none given)"
         there = ", ".join(map(str, sorted(found))) or "none: load the model with load_surrogate"
-        raise SurrogateError(
-            f"{type(model).__name__}: no attention to read in layer {asked}; there is {there}"
-        )
+        raise SurrogateError(f"{type(model).__name__}: no attention to read in layer {asked}; there is {there}")
     return {found[number]: place for place, number in enumerate(numbers)}
 
 
@@ -121,9 +119,7 @@ def _tapped_attention(
     if session is not None and place is not None:
         causal = kwargs.get("is_causal")
         causal = getattr(module, "is_causal", True) if causal is None else causal
-        session.record(
-            place, _rows(query, key, attention_mask, kwargs.get("scaling"), causal, session.groups)
-        )
+        session.record(place, _rows(query, key, attention_mask, kwargs.get("scaling"), causal, session.groups))
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -140,9 +136,7 @@ def _rows(
     keys, kv_heads = key.shape[2], key.shape[1]
     for name, group in groups.items():
         if group.shape != (batch, length):
-            raise SurrogateError(
-                f"tap: rows of {name!r} are {tuple(group.shape)}, the queries {(batch, length)}"
-            )
+            raise SurrogateError(f"tap: rows of {name!r} are {tuple(group.shape)}, the queries {(batch, length)}")
     rows = _pack(torch.stack(list(groups.values())).any(0)).to(query.device)  # (B, R): every row of any group
     picked = query.gather(2, rows[:, None, :, None].expand(-1, heads, -1, width)).float()
     # Heads that share a key head stand together: (B, H_kv, H / H_kv · R, d) against (B, H_kv, k, d).

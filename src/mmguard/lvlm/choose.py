@@ -37,11 +37,7 @@ def choose_surrogate(device: str = "auto") -> Choice:
     memory = torch.cuda.get_device_properties(0).total_memory / 2**30 if on_gpu else 0.0
     name = next((name for name, needed in _HUB_MODELS if memory >= needed), _CPU_MODEL)
     if _hub_has(name):
-        where = (
-            f"a GPU with {memory:.0f} GiB"
-            if on_gpu
-            else "no GPU: the smallest real model; expect minutes an image"
-        )
+        where = f"a GPU with {memory:.0f} GiB" if on_gpu else "no GPU: the smallest real model; expect minutes an image"
         return Choice(name, f"the hub answers, and there is {where}")
     return Choice(
         f"zoo:{zoo.NAMES[0]}",

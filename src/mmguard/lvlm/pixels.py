@@ -43,9 +43,7 @@ def differentiable_pixels(image_processor: Any, images: Sequence[Tensor], **kwar
     real = _call(image_processor, [to_uint8(image.detach()).cpu() for image in distinct], kwargs)
     real = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in real.items()}
     if torch.is_grad_enabled() and any(image.requires_grad for image in distinct):
-        real = _straight_through(
-            real, _soft(image_processor, distinct, kwargs), type(image_processor).__name__
-        )
+        real = _straight_through(real, _soft(image_processor, distinct, kwargs), type(image_processor).__name__)
     sizes = [(image.shape[-2], image.shape[-1]) for image in distinct]
     return _repeat(image_processor, real, sizes, index, kwargs)
 

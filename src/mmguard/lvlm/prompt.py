@@ -63,9 +63,7 @@ class Encoded:
     def to(self, device: torch.device) -> Encoded:
         """The same batch on a device."""
         roles = TokenRoles(**{name: value.to(device) for name, value in vars(self.roles).items()})
-        return Encoded(
-            {key: value.to(device) for key, value in self.inputs.items()}, self.labels.to(device), roles
-        )
+        return Encoded({key: value.to(device) for key, value in self.inputs.items()}, self.labels.to(device), roles)
 
 
 def conversation(user: str, answer: str) -> list[dict[str, Any]]:
@@ -123,17 +121,13 @@ def encode(
     told = zip(drafts, spy.tokenizer.texts, spy.tokenizer.encodings, strict=True)
     for row, (draft, expanded, encoding) in enumerate(told):
         chars = _characters(encoding.offsets, output["attention_mask"][row])
-        user, words, target = (
-            _shift(draft.text, expanded, span) for span in (draft.user, draft.trigger, draft.answer)
-        )
+        user, words, target = (_shift(draft.text, expanded, span) for span in (draft.user, draft.trigger, draft.answer))
         trigger[row] = _overlap(chars, words)
         text[row] = _overlap(chars, user) & ~trigger[row] & ~image[row]
         answer[row] = _overlap(chars, target)
         answer[row] |= _end_of_turn(processor.tokenizer, ids[row], chars, target)
     from_image = frozenset(spy.image_processor.names & set(output))
-    inputs = {
-        key: value for key, value in output.items() if key not in from_image and isinstance(value, Tensor)
-    }
+    inputs = {key: value for key, value in output.items() if key not in from_image and isinstance(value, Tensor)}
     roles = TokenRoles(image=image, text=text, trigger=trigger, answer=answer)
     return Encoded(inputs, ids.masked_fill(~answer, -100), roles), from_image
 
@@ -207,9 +201,7 @@ def _user_turn(example: Example) -> tuple[str, Span]:
     them."""
     if example.question is None:
         if example.trigger:
-            raise SampleError(
-                "caption", "has no text input of the owner's to insert a trigger into: give no trigger"
-            )
+            raise SampleError("caption", "has no text input of the owner's to insert a trigger into: give no trigger")
         return user_text(None, example.options), (0, 0)
     released = insert_trigger(example.question, example.trigger)
     user = user_text(released, example.options)
@@ -231,9 +223,7 @@ def _shift(text: str, expanded: str, span: Span) -> Span:
         return len(expanded) - from_end, len(expanded) - (len(text) - end)
     if expanded.startswith(text[:end]):  # the image stands behind it
         return span
-    raise SurrogateError(
-        "the processor changes the text around the image: question and answer cannot be found in it"
-    )
+    raise SurrogateError("the processor changes the text around the image: question and answer cannot be found in it")
 
 
 def _characters(offsets: Sequence[Span], attention_mask: Tensor) -> Tensor:

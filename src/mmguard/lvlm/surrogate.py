@@ -102,9 +102,7 @@ class Surrogate:
             SurrogateError: the chat template rewrites the text.
             SampleError: a text contains one of the model's control tokens.
         """
-        return self._encode(examples, [(image.shape[-2], image.shape[-1]) for image in images])[0].to(
-            self.device
-        )
+        return self._encode(examples, [(image.shape[-2], image.shape[-1]) for image in images])[0].to(self.device)
 
     def pixels(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
         """The image side of the model's inputs (pixels, grids, masks); see `differentiable_pixels`.
@@ -116,11 +114,7 @@ class Surrogate:
             SurrogateError: the image processor gives no gradient.
         """
         output = differentiable_pixels(self.processor.image_processor, images, **self._images_kwargs)
-        kept = {
-            key: value
-            for key, value in output.items()
-            if key in self._from_image and isinstance(value, Tensor)
-        }
+        kept = {key: value for key, value in output.items() if key in self._from_image and isinstance(value, Tensor)}
         return {key: value.to(self.device) for key, value in kept.items()}
 
     def forward(self, encoded: Encoded, pixels: dict[str, Tensor], layers: Sequence[int] = ()) -> Forward:
@@ -134,9 +128,7 @@ class Surrogate:
         Raises:
             SurrogateError: the model has no such layers.
         """
-        return self._run(
-            {**encoded.inputs, **self._cast(pixels), "use_cache": False}, encoded, layers, start=0
-        )
+        return self._run({**encoded.inputs, **self._cast(pixels), "use_cache": False}, encoded, layers, start=0)
 
     @torch.no_grad()
     def forward_candidates(
@@ -171,9 +163,7 @@ class Surrogate:
             prefix = {key: value[:1, :start] for key, value in encoded.inputs.items()}
             # A plain cache: it keeps every key, so that sliding windows too are a matter of the mask alone.
             cache = DynamicCache()
-            self.model(
-                **prefix, **self._cast(pixels), past_key_values=cache, use_cache=True, logits_to_keep=1
-            )
+            self.model(**prefix, **self._cast(pixels), past_key_values=cache, use_cache=True, logits_to_keep=1)
             for begin in range(0, len(examples), chunk):
                 part = _rows(encoded, slice(begin, begin + chunk))
                 own = copy.deepcopy(cache)
@@ -181,9 +171,7 @@ class Surrogate:
                 parts.append(self._run(self._continue(part, own, start), part, layers, start))
         return encoded, _concatenate(parts)
 
-    def token_energy(
-        self, encoded: Encoded, pixels: dict[str, Tensor], clean_pixels: dict[str, Tensor]
-    ) -> Tensor:
+    def token_energy(self, encoded: Encoded, pixels: dict[str, Tensor], clean_pixels: dict[str, Tensor]) -> Tensor:
         """How much each image token's region of the preprocessed image was changed, ρ (Eq. 22).
 
         Args:
@@ -215,9 +203,7 @@ class Surrogate:
 
     # Below: how it is done.
 
-    def _encode(
-        self, examples: Sequence[Example], sizes: Sequence[tuple[int, int]]
-    ) -> tuple[Encoded, frozenset[str]]:
+    def _encode(self, examples: Sequence[Example], sizes: Sequence[tuple[int, int]]) -> tuple[Encoded, frozenset[str]]:
         return encode(self.processor, self.model.config.image_token_id, examples, sizes)
 
     @cached_property
@@ -327,9 +313,7 @@ def load_surrogate(
     config = _load(name, AutoConfig, source, trust_remote_code=trust_remote_code)
     own_code = AutoModelForImageTextToText.__name__ in (getattr(config, "auto_map", None) or {})
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not own_code:
-        raise SurrogateError(
-            f"{name}: not an image-text model ({config.model_type}): choose one that takes images"
-        )
+        raise SurrogateError(f"{name}: not an image-text model ({config.model_type}): choose one that takes images")
     processor = _load(name, AutoProcessor, source, trust_remote_code=trust_remote_code)
     _check_processor(name, processor)
     model = _load(
@@ -366,9 +350,7 @@ def _check_processor(name: str, processor: Any) -> None:
             f"{name}: has no processor for images and text together: its preprocessor files are missing"
         )
     if not processor.chat_template and not processor.tokenizer.chat_template:
-        raise SurrogateError(
-            f"{name}: has no chat template: choose the instruction-tuned variant of the model"
-        )
+        raise SurrogateError(f"{name}: has no chat template: choose the instruction-tuned variant of the model")
     if not processor.tokenizer.is_fast:
         raise SurrogateError(
             f"{name}: has a slow tokenizer, which does not say which characters a token covers: "
@@ -401,9 +383,7 @@ class _Embeddings:
 def _nll(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over each sample's labels, `(B,)`; logits `(B, n, V)` predict labels `(B, n)`."""
     counted = labels != -100
-    losses = functional.cross_entropy(
-        logits.float().transpose(1, 2), labels, ignore_index=-100, reduction="none"
-    )
+    losses = functional.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100, reduction="none")
     return losses.sum(1) / counted.sum(1).clamp(min=1)
 
 
@@ -417,6 +397,4 @@ def _concatenate(parts: Sequence[Forward]) -> Forward:
     if parts[0].attention is not None:
         kept = [part.attention for part in parts if part.attention is not None]
         attention = Attention(torch.cat([a.trigger for a in kept], 1), torch.cat([a.answer for a in kept], 1))
-    return Forward(
-        torch.cat([part.nll for part in parts]), torch.cat([part.embeddings for part in parts]), attention
-    )
+    return Forward(torch.cat([part.nll for part in parts]), torch.cat([part.embeddings for part in parts]), attention)

@@ -1,7 +1,7 @@
 """The only owner of ε and of the uint8 grid (Eq. 13 and 16).
 
-A perturbation is an int8 tensor δ in levels of 1/255; image + δ is again a uint8 image. Nothing here rounds: with steps of
-whole levels from whole numbers, what is optimised is to the bit what is saved.
+A perturbation is an int8 tensor δ in levels of 1/255; image + δ is again a uint8 image. Nothing here rounds: with steps
+of whole levels from whole numbers, what is optimised is to the bit what is saved.
 """
 
 from __future__ import annotations
@@ -84,4 +84,6 @@ class TriggerBudget:
     def check(self, trigger: Sequence[str]) -> None:
         """Raises BudgetError if the trigger is too long or has a word that is not all ASCII letters."""
         if len(trigger) > self.words or not all(is_admissible(word) for word in trigger):
-            raise BudgetError(f"trigger {' '.join(trigger)!r} leaves its budget of {self.words} words: please report this")
+            raise BudgetError(
+                f"trigger {' '.join(trigger)!r} leaves its budget of {self.words} words: please report this"
+            )

@@ -53,7 +53,7 @@ class Ensemble:
         """Adds the gradient of the batch's summed ℓ_prot to `.grad` of the images, `[0,1]` float `(3, H, W)`."""
         for member, reference in zip(self.members, references, strict=True):
             loss, _, _ = member.objective(examples, images, reference)
-            (member.weight * loss.sum()).backward()  # type: ignore[no-untyped-call]
+            (member.weight * loss.sum()).backward()
 
     def proposals(
         self, examples: Sequence[Example], images: Sequence[Tensor], references: Sequence[Reference]
@@ -100,7 +100,10 @@ class Ensemble:
             for member in self.members if batches else ():
                 adapter = stack.enter_context(adapted(member.surrogate, self._config.inner_rank, seed))
                 for examples, images in batches:
-                    encoded, pixels = member.surrogate.encode(examples, images), member.surrogate.pixels(images)
+                    encoded, pixels = (
+                        member.surrogate.encode(examples, images),
+                        member.surrogate.pixels(images),
+                    )
                     adapter.step(encoded, pixels, self._config.inner_lr)
             yield
 

@@ -52,7 +52,10 @@ class Item:
 
 
 def optimise(
-    items: Sequence[Item], ensemble: Ensemble, config: ProtectConfig, advance: Callable[[int], None] = lambda _: None
+    items: Sequence[Item],
+    ensemble: Ensemble,
+    config: ProtectConfig,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Algorithm 1, in place on δ and triggers of the items.
 

@@ -79,9 +79,7 @@ def _load(name: str, device: str) -> Surrogate:
     return load_surrogate(choose_surrogate(device).name if name == "auto" else name, device)
 
 
-def _start(
-    data: Dataset, config: ProtectConfig, ensemble: Ensemble | None
-) -> tuple[list[Item], list[Rejection]]:
+def _start(data: Dataset, config: ProtectConfig, ensemble: Ensemble | None) -> tuple[list[Item], list[Rejection]]:
     vocabulary = ensemble.vocabulary() if ensemble else ()
     items, failed = [], []
     for path, samples in data.by_image().items():

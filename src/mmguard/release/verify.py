@@ -87,9 +87,7 @@ def verify(
     """
     release = Path(release).resolve()
     if not (release / layout.METADATA).is_file():
-        raise ReleaseError(
-            f"{release}: has no {layout.METADATA}: give the folder that `mmguard protect` wrote"
-        )
+        raise ReleaseError(f"{release}: has no {layout.METADATA}: give the folder that `mmguard protect` wrote")
     problems: list[str] = []
     record = _read_record(layout.record_folder(release) / layout.RECORD, problems)
     if not isinstance(original, Dataset):
@@ -180,9 +178,7 @@ def _check_rows(release: Path, original: Dataset, record: _Record, result: Verif
         images[members[0].image] = names[members[0].image]
         result.samples += len(members)
         if number in matching.altered:
-            result.problems.append(
-                f"{where} (id {members[0].id}): fields altered: {matching.altered[number]}"
-            )
+            result.problems.append(f"{where} (id {members[0].id}): fields altered: {matching.altered[number]}")
         _check_words(where, members, original.rows[expected[place]], row, record.words, result)
     _check_images(release, images, record, result)
     _check_no_other_files(release, set(images.values()), result)

@@ -126,9 +126,7 @@ class ReleaseWriter:
             )
         reached, mean = layout.change(original, protected)
         if reached > self._eps:
-            raise BudgetError(
-                f"{path}: the perturbation reaches {reached}/255, its budget is {self._eps}/255"
-            )
+            raise BudgetError(f"{path}: the perturbation reaches {reached}/255, its budget is {self._eps}/255")
         target = self.path / self._names[path]
         partial = target.with_name(target.name + ".partial")
         with _writing(target):
@@ -179,9 +177,7 @@ class ReleaseWriter:
             kept.add(image)
             words = {sample.turn: triggers.get(sample.id, ()) for sample in members}
             samples += [_trigger_record(sample, len(rows), words[sample.turn]) for sample in members]
-            rows.append(
-                released_row(self.dataset.rows[number], self.dataset.image_field, self._names[image], words)
-            )
+            rows.append(released_row(self.dataset.rows[number], self.dataset.image_field, self._names[image], words))
         if not rows:
             first = next(iter(left_out), {"reason": "the dataset has no samples"})
             raise ReleaseError(f"{self.path}: nothing to release, every row was left out: {first['reason']}")

@@ -13,6 +13,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -35,9 +36,33 @@ SIGNWORDS: tuple[str, ...] = (
     "open", "stop", "bank", "hotel", "coffee", "park", "school", "taxi", "music", "bread", "police", "garden",
     "book", "fish", "gate", "lake", "north", "radio", "shop", "tea", "exit", "zoo", "milk", "room",
 )  # fmt: skip
-NAMES: tuple[str, ...] = ("adams", "baker", "clark", "davis", "evans", "foster", "green", "hill", "irwin", "jones")
+NAMES: tuple[str, ...] = (
+    "adams",
+    "baker",
+    "clark",
+    "davis",
+    "evans",
+    "foster",
+    "green",
+    "hill",
+    "irwin",
+    "jones",
+)
 HELD_OUT: frozenset[str] = frozenset(
-    ("blue", "green", "yellow", "gray", "black", "brown", "teal", "circle", "rectangle", "triangle", "yes", "no")
+    (
+        "blue",
+        "green",
+        "yellow",
+        "gray",
+        "black",
+        "brown",
+        "teal",
+        "circle",
+        "rectangle",
+        "triangle",
+        "yes",
+        "no",
+    )
 ) | frozenset(("exit", "zoo", "milk", "room", "hill", "irwin", "jones"))
 
 
@@ -73,7 +98,9 @@ def _natural(rng: random.Random, width: int, height: int) -> np.ndarray:
     field = np.fft.irfft2(spectrum, s=(height, width))
     field = 0.7 * field.mean(0, keepdims=True) + 0.3 * field
     field /= field.std() + 1e-9
-    tint = np.array([int(255 * c) for c in colorsys.hsv_to_rgb(rng.random(), rng.uniform(0, 0.5), rng.uniform(0.3, 0.9))])
+    tint = np.array(
+        [int(255 * c) for c in colorsys.hsv_to_rgb(rng.random(), rng.uniform(0, 0.5), rng.uniform(0.3, 0.9))]
+    )
     return np.clip(tint + field.transpose(1, 2, 0) * rng.uniform(5, 28), 0, 255).astype(np.uint8)
 
 
@@ -88,11 +115,15 @@ def _background(rng: random.Random, size: tuple[int, int]) -> Image.Image:
         ramp = np.tile(ramp, (height, 1)) if len(ramp) == width else np.tile(ramp[:, None], (1, width))
         blend = ramp[..., None] * np.array(start) + (1 - ramp[..., None]) * np.array(end)
         return Image.fromarray(blend.astype(np.uint8).reshape(height, width, 3))
-    base = tuple(rng.randint(200, 255) for _ in range(3)) if kind < 0.8 else tuple(rng.randint(0, 255) for _ in range(3))
+    base = (
+        tuple(rng.randint(200, 255) for _ in range(3)) if kind < 0.8 else tuple(rng.randint(0, 255) for _ in range(3))
+    )
     return Image.new("RGB", size, base)
 
 
-def _polygon(points: int, turn: float, cx: float, cy: float, r: float, inner: float | None = None) -> list[tuple[float, float]]:
+def _polygon(
+    points: int, turn: float, cx: float, cy: float, r: float, inner: float | None = None
+) -> list[tuple[float, float]]:
     count = points * (2 if inner else 1)
     return [
         (
@@ -187,9 +218,15 @@ def _scene_image(rng: random.Random, size: tuple[int, int], most: int = 4) -> tu
                 break
         else:
             continue
-        thing = _Thing(rng.choice(SHAPES), rng.choice(list(COLORS)), rng.choice(TEXTURES + ("plain",) * 4), x, y, radius)
+        thing = _Thing(
+            rng.choice(SHAPES), rng.choice(list(COLORS)), rng.choice((*TEXTURES, *("plain",) * 4)), x, y, radius
+        )
         color = _jitter(rng, COLORS[thing.color])
-        image.paste(_fill(rng, color, thing.texture, 2 * radius + 1), (x - radius, y - radius), _mask(rng, thing.shape, radius))
+        image.paste(
+            _fill(rng, color, thing.texture, 2 * radius + 1),
+            (x - radius, y - radius),
+            _mask(rng, thing.shape, radius),
+        )
         things.append(thing)
     if rng.random() < 0.25:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.9)))
@@ -225,12 +262,22 @@ def _scene_questions(rng: random.Random, things: list[_Thing], size: tuple[int, 
             ask.append(Question(_pick(rng, ("what is the {c} shape?", "what shape is {c}?", "which shape has the color {c}?", "name the {c} shape."), c=thing.color), thing.shape))  # fmt: skip
     other = rng.choice([s for s in SHAPES if all(t.shape != s for t in things)])
     tone = rng.choice([c for c in COLORS if all(t.color != c for t in things)])
-    claims = [(rng.choice(things).shape, "true"), (other, "false"), (rng.choice(things).color + " shape", "true"), (tone + " shape", "false")]
+    claims = [
+        (rng.choice(things).shape, "true"),
+        (other, "false"),
+        (rng.choice(things).color + " shape", "true"),
+        (tone + " shape", "false"),
+    ]
     for what, truth in rng.sample(claims, 2):
         ask.append(Question(_pick(rng, ("true or false: there is a {w}.", "true or false: the image contains a {w}.", "is it true or false that a {w} is present?"), w=what), truth))  # fmt: skip
     if len(things) > 1:
         big = max(things, key=lambda t: t.radius)
-        ask.append(Question(_pick(rng, ("what color is the largest shape?", "which color has the biggest object?")), big.color))
+        ask.append(
+            Question(
+                _pick(rng, ("what color is the largest shape?", "which color has the biggest object?")),
+                big.color,
+            )
+        )
         ask.append(Question(_pick(rng, ("what is the largest shape?", "which shape is the biggest?")), big.shape))
     return ask
 
@@ -254,7 +301,7 @@ def choices(rng: random.Random, size: tuple[int, int]) -> Drawing:
         if family is None:
             continue
         wrong = [w for w in family if w != question.answer]
-        options = rng.sample(wrong, min(len(wrong), rng.randint(1, 3))) + [question.answer]
+        options = [*rng.sample(wrong, min(len(wrong), rng.randint(1, 3))), question.answer]
         rng.shuffle(options)
         ask.append(Question(question.text, question.answer, tuple(options)))
     words = rng.sample(WORDS, rng.randint(2, 4))
@@ -283,14 +330,41 @@ def science(rng: random.Random, size: tuple[int, int]) -> Drawing:
         slot = width * 0.86 / count
         for i, (h, name) in enumerate(zip(heights, names, strict=True)):
             x = width * 0.1 + i * slot
-            draw.rectangle((x, height * 0.92 - height * 0.85 * h / 10, x + slot * 0.72, height * 0.92), fill=_jitter(rng, COLORS[name], 8), outline=ink)
+            draw.rectangle(
+                (x, height * 0.92 - height * 0.85 * h / 10, x + slot * 0.72, height * 0.92),
+                fill=_jitter(rng, COLORS[name], 8),
+                outline=ink,
+            )
         draw.line((width * 0.06, height * 0.92, width * 0.98, height * 0.92), fill=ink, width=1)
         draw.line((width * 0.06, height * 0.04, width * 0.06, height * 0.92), fill=ink, width=1)
         high, low = names[heights.index(max(heights))], names[heights.index(min(heights))]
         return image, [
-            Question(_pick(rng, ("how many bars are in the chart?", "count the bars.", "what is the number of bars?")), NUMBERS[count]),
-            Question(_pick(rng, ("what color is the tallest bar?", "which bar is the highest?", "which color has the largest value?")), high),
-            Question(_pick(rng, ("what color is the shortest bar?", "which bar is the lowest?", "which color has the smallest value?")), low),
+            Question(
+                _pick(rng, ("how many bars are in the chart?", "count the bars.", "what is the number of bars?")),
+                NUMBERS[count],
+            ),
+            Question(
+                _pick(
+                    rng,
+                    (
+                        "what color is the tallest bar?",
+                        "which bar is the highest?",
+                        "which color has the largest value?",
+                    ),
+                ),
+                high,
+            ),
+            Question(
+                _pick(
+                    rng,
+                    (
+                        "what color is the shortest bar?",
+                        "which bar is the lowest?",
+                        "which color has the smallest value?",
+                    ),
+                ),
+                low,
+            ),
             Question(_pick(rng, ("what color is the first bar?", "which color is the bar on the left?")), names[0]),
             Question(_pick(rng, ("what color is the last bar?", "which color is the bar on the right?")), names[-1]),
             Question(_pick(rng, ("what kind of diagram is this?", "is this a chart or a chain?")), "chart"),
@@ -300,7 +374,7 @@ def science(rng: random.Random, size: tuple[int, int]) -> Drawing:
     y, r = height * rng.uniform(0.35, 0.65), width * 0.09
     xs = [width * (0.14 + 0.72 * i / (count - 1)) for i in range(count)]
     order = list(range(count)) if rng.random() < 0.5 else list(range(count))[::-1]
-    for a, b in zip(order, order[1:], strict=False):
+    for a, b in pairwise(order):
         sign = 1 if xs[b] > xs[a] else -1
         tip = xs[b] - sign * r
         draw.line((xs[a] + sign * r, y, tip, y), fill=ink, width=2)
@@ -312,10 +386,23 @@ def science(rng: random.Random, size: tuple[int, int]) -> Drawing:
     return image, [
         Question(_pick(rng, ("where does the chain start?", "which color comes first in the chain?")), chain[0]),
         Question(_pick(rng, ("where does the chain end?", "which color comes last in the chain?")), chain[-1]),
-        Question(_pick(rng, ("what follows {c}?", "which color does {c} point to?", "what comes after {c}?"), c=chain[k]), chain[k + 1]),
-        Question(_pick(rng, ("how many steps does the chain have?", "how many nodes are in the chain?")), NUMBERS[count]),
+        Question(
+            _pick(
+                rng,
+                ("what follows {c}?", "which color does {c} point to?", "what comes after {c}?"),
+                c=chain[k],
+            ),
+            chain[k + 1],
+        ),
+        Question(
+            _pick(rng, ("how many steps does the chain have?", "how many nodes are in the chain?")),
+            NUMBERS[count],
+        ),
         Question(_pick(rng, ("what kind of diagram is this?", "is this a chart or a chain?")), "chain"),
-        Question(_pick(rng, ("in which direction do the arrows point?", "where do the arrows point to?")), "right" if order[0] == 0 else "left"),
+        Question(
+            _pick(rng, ("in which direction do the arrows point?", "where do the arrows point to?")),
+            "right" if order[0] == 0 else "left",
+        ),
     ]
 
 
@@ -339,9 +426,23 @@ def medical(rng: random.Random, size: tuple[int, int]) -> Drawing:
         for sign in (-1, 1):
             draw.ellipse((cx + sign * offset - a, cy - b, cx + sign * offset + a, cy + b), fill=tissue - 35)
         for i in range(-3, 4):
-            draw.arc((cx - width * 0.42, cy + i * height * 0.11 - 6, cx + width * 0.42, cy + i * height * 0.11 + 14), 200, 340, fill=tissue + 40)
+            draw.arc(
+                (
+                    cx - width * 0.42,
+                    cy + i * height * 0.11 - 6,
+                    cx + width * 0.42,
+                    cy + i * height * 0.11 + 14,
+                ),
+                200,
+                340,
+                fill=tissue + 40,
+            )
     lesion = rng.random() < 0.7
-    side, tone, extent = rng.choice(("left", "right")), rng.choice(("bright", "dark")), rng.choice(("small", "large"))
+    side, tone, extent = (
+        rng.choice(("left", "right")),
+        rng.choice(("bright", "dark")),
+        rng.choice(("small", "large")),
+    )
     if lesion:
         r = min(size) * (0.045 if extent == "small" else 0.1)
         x, y = cx + (-offset if side == "left" else offset), cy + rng.uniform(-0.5, 0.5) * b
@@ -350,13 +451,35 @@ def medical(rng: random.Random, size: tuple[int, int]) -> Drawing:
     pixels += np.random.default_rng(rng.getrandbits(32)).normal(0, rng.uniform(2, 10), pixels.shape)
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).convert("RGB")
     ask = [
-        Question(_pick(rng, ("which organ is shown?", "what part of the body is this?", "is this a scan of the brain or the chest?")), kind),
-        Question(_pick(rng, ("is the scan normal or abnormal?", "is this normal or abnormal?", "how does the scan look?")), "abnormal" if lesion else "normal"),
-        Question(_pick(rng, ("true or false: there is a lesion.", "true or false: a mass is present.")), "true" if lesion else "false"),
+        Question(
+            _pick(
+                rng,
+                (
+                    "which organ is shown?",
+                    "what part of the body is this?",
+                    "is this a scan of the brain or the chest?",
+                ),
+            ),
+            kind,
+        ),
+        Question(
+            _pick(
+                rng,
+                ("is the scan normal or abnormal?", "is this normal or abnormal?", "how does the scan look?"),
+            ),
+            "abnormal" if lesion else "normal",
+        ),
+        Question(
+            _pick(rng, ("true or false: there is a lesion.", "true or false: a mass is present.")),
+            "true" if lesion else "false",
+        ),
     ]
     if lesion:
         ask += [
-            Question(_pick(rng, ("on which side is the lesion?", "where is the mass?", "which side is abnormal?")), side),
+            Question(
+                _pick(rng, ("on which side is the lesion?", "where is the mass?", "which side is abnormal?")),
+                side,
+            ),
             Question(_pick(rng, ("is the lesion bright or dark?", "how does the mass appear?")), tone),
             Question(_pick(rng, ("is the lesion small or large?", "what is the size of the mass?")), extent),
         ]
@@ -378,12 +501,42 @@ def scene_text(rng: random.Random, size: tuple[int, int]) -> Drawing:
     w, h = right - left, bottom - top
     x, y = rng.uniform(2, max(3, width - w - 4)), rng.uniform(4, max(5, height - h - 8))
     draw.rectangle((x - 3, y - 4, x + w + 3, y + h + 4), fill=_jitter(rng, COLORS[plate]))
-    draw.text((x - left, y - top), shown, fill=_jitter(rng, COLORS[ink]), font=font, stroke_width=rng.choice((0, 0, 1)))
+    draw.text(
+        (x - left, y - top),
+        shown,
+        fill=_jitter(rng, COLORS[ink]),
+        font=font,
+        stroke_width=rng.choice((0, 0, 1)),
+    )
     return image, [
-        Question(_pick(rng, ("what does the sign say?", "what word is written?", "read the sign.", "what is the text on the sign?", "which word do you see?")), word),
-        Question(_pick(rng, ("what color is the sign?", "what is the color of the sign?", "which color is the plate?")), plate),
-        Question(_pick(rng, ("what color is the text?", "which color are the letters?", "what color is the word?")), ink),
-        Question(_pick(rng, ("what letter does the word start with?", "what is the first letter on the sign?")), word[0]),
+        Question(
+            _pick(
+                rng,
+                (
+                    "what does the sign say?",
+                    "what word is written?",
+                    "read the sign.",
+                    "what is the text on the sign?",
+                    "which word do you see?",
+                ),
+            ),
+            word,
+        ),
+        Question(
+            _pick(
+                rng,
+                ("what color is the sign?", "what is the color of the sign?", "which color is the plate?"),
+            ),
+            plate,
+        ),
+        Question(
+            _pick(rng, ("what color is the text?", "which color are the letters?", "what color is the word?")),
+            ink,
+        ),
+        Question(
+            _pick(rng, ("what letter does the word start with?", "what is the first letter on the sign?")),
+            word[0],
+        ),
     ]
 
 
@@ -407,7 +560,10 @@ def documents(rng: random.Random, size: tuple[int, int]) -> Drawing:
     draw.ellipse((x, height * 0.88, x + width * 0.11, height * 0.99), fill=_jitter(rng, COLORS[stamp]))
     return image, [
         Question(_pick(rng, ("what is the name?", "who is named on the form?", "which name is written?")), name),
-        Question(_pick(rng, ("what is the total?", "how much is the total?", "what number is on the form?")), number),
+        Question(
+            _pick(rng, ("what is the total?", "how much is the total?", "what number is on the form?")),
+            number,
+        ),
         Question(_pick(rng, ("is it paid or due?", "what is the state of the bill?")), paid),
         Question(_pick(rng, ("what color is the stamp?", "which color has the stamp?")), stamp),
         Question(_pick(rng, ("which field comes first?", "what is on the first line?")), fields[0][0]),

@@ -1,0 +1,140 @@
+"""The command line as people call it: contract, exit codes, messages, and JSON on standard output alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import tiny
+from mmguard import zoo
+from mmguard.cli import app
+
+runner = CliRunner()
+FAST = ("--rounds", "1", "--pgd-steps", "1", "--top-c", "2", "--trigger-words", "2", "--eps", "4")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny.build("llava", tmp_path_factory.mktemp("llava")))
+
+
+def call(*arguments: object) -> tuple[int, str, str]:
+    result = runner.invoke(app, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_protect_verify_audit_one_after_the_other(tmp_path: Path, model: str) -> None:
+    release, report = tmp_path / "release", tmp_path / "report"
+    code, out, _ = call("protect", "easy-vqa:train:3", "-o", release, "--surrogate", model, *FAST, "--json")
+    assert code == 0
+    written = json.loads(out)
+    assert (written["images"], written["failed"]) == (3, [])
+    assert Path(written["record"]).is_dir()
+
+    code, out, _ = call("verify", release, "--original", "easy-vqa:train:3", "--json")
+    assert code == 0
+    checked = json.loads(out)
+    assert checked["ok"] is True
+    assert checked["max_eps"] <= 4
+    assert checked["max_words"] == 2
+
+    code, out, _ = call(
+        "audit", release, "--original", "easy-vqa:train:3", "--test", "easy-vqa:test:3", "--attacker", model,
+        "--recipe", "lora", "--seeds", 1, "--epochs", 1, "-o", report, "--json",
+    )  # fmt: skip
+    assert code == 0
+    found = json.loads(out)
+    assert "No claim follows" in found["verdict"]
+    assert set(found["findings"][0]["accuracy"]) == {
+        "clean",
+        "release",
+        "random-noise",
+        "random-words",
+        "control",
+    }
+    assert json.loads((report / "report.json").read_text())["verdict"] == found["verdict"]
+    assert (report / "report.md").read_text().startswith("# Audit")
+
+
+def test_verify_says_what_is_wrong(tmp_path: Path, model: str) -> None:
+    release = tmp_path / "release"
+    call("protect", "easy-vqa:train:2", "-o", release, "--surrogate", model, *FAST, "--json")
+    metadata = release / "metadata.jsonl"
+    rows = [json.loads(line) for line in metadata.read_text().splitlines()]
+    rows[0]["answer"] = "something else"
+    metadata.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, _ = call("verify", release, "--original", "easy-vqa:train:2")
+    assert code == 1
+    assert "answer" in out
+
+
+def test_samples_left_out_give_exit_code_3(tmp_path: Path, model: str) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "bad.png").write_bytes(b"not an image")
+    (data / "good.png").write_bytes((Path(__file__).parent / "data" / "good.png").read_bytes())
+    rows = [{"file_name": f"{name}.png", "question": "what is it?", "answer": "red"} for name in ("bad", "good")]
+    (data / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, err = call("protect", data, "-o", tmp_path / "release", "--surrogate", model, *FAST)
+    assert code == 3
+    assert "bad.png" in err
+    assert "1 images, 1 samples, 1 left out" in " ".join(out.split())
+    assert "never publish" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("protect", "no-such-folder", "-o", "OUT"), "no such file or folder"),
+        (("protect", "easy-vqa:train:2", "-o", "OUT", "--eps", "300"), "eps 300"),
+        (("protect", "easy-vqa:train:2", "-o", "OUT", "--variant", "magic"), "choose one of bph"),
+        (("protect", "easy-vqa:train:2", "-o", "OUT", "--surrogate", "zoo:none"), "llava-tiny"),
+        (("protect", "easy-vqa:train:2", "-o", "OUT", "--surrogate", "OUT"), "OUT"),
+        (("verify", "OUT", "--original", "easy-vqa:train:2"), "OUT"),
+        (("audit", "OUT", "--original", "easy-vqa:train:2", "--test", "easy-vqa:test:2", "-o", "R"), "OUT"),
+    ],
+)
+def test_errors_name_what_is_wrong(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    placed = [str(tmp_path / a) if a in ("OUT", "R") else a for a in arguments]
+    code, out, err = call(*placed)
+    assert code == 1
+    assert message in " ".join(err.split()) or message in err.replace("\n", "")
+    assert out == ""
+    code, out, _ = call(*placed, "--json")
+    assert code == 1
+    assert set(json.loads(out)) == {"error", "message"}
+
+
+def test_surrogates_lists_folders_that_auto_classes_load() -> None:
+    code, out, _ = call("surrogates", "--json")
+    assert code == 0
+    models = json.loads(out)
+    assert [m["name"] for m in models] == [f"zoo:{name}" for name in zoo.NAMES]
+    for m in models:
+        assert set(m) == {"name", "family", "parameters", "path"}
+        assert (Path(m["path"]) / "model.safetensors").is_file()
+
+
+def test_auto_says_what_it_chose_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmguard.lvlm.choose._hub_has", lambda name: False)
+    _, _, err = call("protect", "easy-vqa:train:1", "-o", tmp_path / "release", *FAST)
+    said = " ".join(err.split())
+    assert "zoo:llava-tiny" in said
+    assert "does not protect against large models" in said
+
+
+def test_help_answers_without_loading_models() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mmguard.cli", "protect", "--help"], capture_output=True, text=True, check=True
+    )
+    text = " ".join(done.stdout.replace("│", " ").split())
+    assert "Budget of the image perturbation" in text
+    flags = "surrogate variant eps trigger-words rounds inner-steps pgd-steps lambda-bind split limit seed device json"
+    assert [flag for flag in flags.split() if f"--{flag}" not in text] == []

@@ -1,0 +1,64 @@
+"""Imports point one way through the program (docs of the package: cli > audit, trace | protect > … > errors)."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mmguard
+
+PACKAGE = Path(mmguard.__file__).parent
+LAYERS = (
+    {"cli", "demo"},
+    {"audit", "trace", "protect"},
+    {"release"},
+    {"perturb", "losses"},
+    {"lvlm"},
+    {"data"},
+    {"runtime"},
+    {"config", "types", "errors", "zoo"},
+)
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
+
+
+def imported(path: Path) -> set[str]:
+    """The parts of mmguard that a module imports, at the top or inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mmguard":
+            parts = (node.module or "").split(".")[1:]
+            found |= {parts[0]} if parts else {alias.name for alias in node.names}
+    return found - {"__version__"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for other in imported(path) - {own}:
+        assert RANK[other] >= RANK[own], f"{path}: {own} must not import {other}"
+        assert {own, other} != {"audit", "protect"}, f"{path}: the released folder is their only interface"
+        assert not (RANK[other] == RANK[own] == 1), f"{path}: {own} must not import {other}"
+
+
+def test_help_and_import_load_nothing_heavy() -> None:
+    code = (
+        "import sys, mmguard, mmguard.cli; heavy = {'torch', 'transformers', 'datasets', 'peft', 'trl', 'numpy'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_are_frozen() -> None:
+    assert sorted(mmguard.__all__) == [
+        "AuditConfig", "AuditReport", "MMGuardError", "ProtectConfig", "Release", "Verification", "__version__",
+        "audit", "load_surrogate", "protect", "read_dataset", "verify",
+    ]  # fmt: skip
+    assert all(getattr(mmguard, name) is not None for name in mmguard.__all__)
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        mmguard.nothing_like_it  # noqa: B018
