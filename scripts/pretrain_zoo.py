@@ -1,4 +1,4 @@
-"""Pretrain the zoo: `python scripts/pretrain_zoo.py llava-tiny` (half an hour on two cores; uses a GPU if there is one).
+"""Pretrain the zoo: `python scripts/pretrain_zoo.py llava-tiny`, half an hour on two cores; uses a GPU if there is one.
 
 Writes a plain Hugging Face folder to `src/mmguard/zoo/weights/NAME`. Inputs carry up to eight random words and pixel
 noise of up to 8/255, so that neither hurts a later fine-tuning much by itself
