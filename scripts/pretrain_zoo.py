@@ -57,7 +57,7 @@ EXTRA = {
     "qwen3_vl": ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
     "smolvlm": ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<row_1_col_1>"),
 }
-RECOMMENDED = {"lora": {"lr": 2e-3, "epochs": 6}, "full": {"lr": 5e-4, "epochs": 6}}
+RECOMMENDED = {"lora": {"lr": 3e-3, "epochs": 6}, "full": {"lr": 5e-4, "epochs": 6}}
 
 
 def chat_template(image: str) -> str:

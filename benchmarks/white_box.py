@@ -1,6 +1,6 @@
 """Every variant against every attacker on easy-VQA, with controls and intervals: the numbers of docs/benchmarks.md.
 
-    python benchmarks/easy_vqa.py --out out/easy-vqa --report docs/benchmarks.md
+    python benchmarks/white_box.py --out out/easy-vqa --report docs/benchmarks.md
 
 Each release and each fine-tuning run is a file under `--out`, made once: the benchmark can be stopped and started, and
 two processes can share a folder if they are given other `--attacker`s or `--variant`s. Clean and control arms are the
@@ -103,7 +103,7 @@ def page(found: dict[str, list[Finding]], tests: list[Sample], arguments: argpar
     lines = [
         "# Benchmarks",
         "",
-        "Written by `python benchmarks/easy_vqa.py "
+        "Written by `python benchmarks/white_box.py "
         + shlex.join(a for a in sys.argv[1:])
         + "`. Zoo models demonstrate the method; nothing here predicts how large models fare.",
         "",
