@@ -1,0 +1,43 @@
+"""`--surrogate auto` on every kind of machine, with a hub that answers or not."""
+
+from __future__ import annotations
+
+import huggingface_hub
+import pytest
+import torch
+
+from mmguard.lvlm import choose
+
+
+@pytest.mark.parametrize("error", [OSError("no route"), ValueError("bad"), RuntimeError("proxy says no")])
+def test_whatever_keeps_the_hub_from_answering_the_zoo_serves(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: object, name: str, timeout: float) -> None:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
+    choice = choose.choose_surrogate("cpu")
+    assert choice.name == "zoo:llava-tiny"
+    assert "does not protect against large models" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("gib", "name"),
+    [(80, "Qwen/Qwen3-VL-4B-Instruct"), (16, "Qwen/Qwen3-VL-2B-Instruct"), (4, "HuggingFaceTB/SmolVLM-256M-Instruct")],
+)
+def test_a_hub_model_fits_the_gpu(gib: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Card:
+        total_memory = gib * 2**30
+
+    monkeypatch.setattr(choose, "_hub_has", lambda name: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Card)
+    assert choose.choose_surrogate("cuda").name == name
+    assert f"{gib} GiB" in choose.choose_surrogate("cuda").reason
+
+
+def test_without_a_gpu_the_smallest_real_model_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "_hub_has", lambda name: True)
+    choice = choose.choose_surrogate("cpu")
+    assert choice.name == "HuggingFaceTB/SmolVLM-256M-Instruct"
+    assert "no GPU" in choice.reason
