@@ -46,7 +46,7 @@ def release_of(variant: Variant, arguments: argparse.Namespace) -> Path:
             inner_lr=arguments.inner_lr,
             inner_batch_size=arguments.inner_batch_size,
         )
-        protect(arguments.train, folder, [arguments.surrogate], config, device="cpu")
+        protect(arguments.train, [arguments.surrogate], config, folder, device="cpu")
     checked = verify(folder, arguments.train)
     if not checked.ok:
         raise SystemExit(f"{folder}: {checked.problems[:3]}")

@@ -21,7 +21,7 @@ with tempfile.TemporaryDirectory() as scratch:
     image.save(data / "scene.png")
     row = {"file_name": "scene.png", "question": questions[1].text, "answer": questions[1].answer}
     (data / "metadata.jsonl").write_text(json.dumps(row) + "\n")
-    release = protect(data, Path(scratch) / "release", ["zoo:qwen3vl-tiny"], device="cpu")
+    release = protect(data, ["zoo:qwen3vl-tiny"], out=Path(scratch) / "release", device="cpu")
     TARGET.parent.mkdir(parents=True, exist_ok=True)
     released = read_dataset(release.path).samples[0]
     before_after(data / "scene.png", released.image, TARGET, scale=1)

@@ -74,7 +74,7 @@ def test_every_variant_writes_a_release_that_verifies(
 ) -> None:
     before, model = hashes(folder), model_hash(llava)
     config = replace(FAST, variant=variant)
-    release = protect(folder, tmp_path / "release", [llava], config)
+    release = protect(folder, [llava], config, tmp_path / "release")
     result = verify(release.path, folder)
     assert result.problems == []
     assert result.ok
@@ -107,9 +107,9 @@ def test_the_loss_that_is_optimised_falls(variant: str, folder: Path, llava: Sur
 
 
 def test_same_seed_same_release_and_another_seed_another(folder: Path, tmp_path: Path, llava: Surrogate) -> None:
-    first = protect(folder, tmp_path / "a", [llava], FAST)
-    second = protect(folder, tmp_path / "b", [llava], FAST)
-    third = protect(folder, tmp_path / "c", [llava], replace(FAST, seed=1))
+    first = protect(folder, [llava], FAST, tmp_path / "a")
+    second = protect(folder, [llava], FAST, tmp_path / "b")
+    third = protect(folder, [llava], replace(FAST, seed=1), tmp_path / "c")
     assert hashes(first.path) == hashes(second.path)
     assert hashes(first.path) != hashes(third.path)
 
@@ -142,16 +142,16 @@ def test_ensembles_of_different_tokenizers_sum_their_losses(folder: Path, llava:
 def test_captions_are_protected_by_their_images_alone(folder: Path, tmp_path: Path, llava: Surrogate) -> None:
     rows = [{"file_name": f"images/{n}.png", "caption": "a red dog."} for n in range(3)]
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    release = protect(folder, tmp_path / "release", [llava], FAST)
+    release = protect(folder, [llava], FAST, tmp_path / "release")
     result = verify(release.path, folder)
     assert (result.ok, result.max_words, result.max_eps) == (True, 0, 6)
     with pytest.raises(ConfigError, match="captions only"):
-        protect(folder, tmp_path / "other", [llava], replace(FAST, variant="text"))
+        protect(folder, [llava], replace(FAST, variant="text"), tmp_path / "other")
 
 
 def test_a_broken_image_costs_its_own_samples_only(folder: Path, tmp_path: Path, llava: Surrogate) -> None:
     (folder / "images" / "1.png").write_bytes(b"\x89PNG nothing more")
-    release = protect(folder, tmp_path / "release", [llava], FAST)
+    release = protect(folder, [llava], FAST, tmp_path / "release")
     assert (release.images, release.samples) == (2, 2)
     assert len(release.failed) == 1
     assert "1.png" in release.failed[0].reason
@@ -162,9 +162,9 @@ def test_nothing_left_is_an_error(folder: Path, tmp_path: Path, llava: Surrogate
     for path in (folder / "images").iterdir():
         path.write_bytes(b"no image")
     with pytest.raises(DataError, match="none of its 3 images"):
-        protect(folder, tmp_path / "release", [llava], FAST)
+        protect(folder, [llava], FAST, tmp_path / "release")
     with pytest.raises(ConfigError, match="changes nothing"):
-        protect(folder, tmp_path / "release", [llava], replace(FAST, eps=0, trigger_words=0))
+        protect(folder, [llava], replace(FAST, eps=0, trigger_words=0), tmp_path / "release")
 
 
 def test_an_existing_folder_is_not_written_into(folder: Path, tmp_path: Path, llava: Surrogate) -> None:
@@ -172,7 +172,7 @@ def test_an_existing_folder_is_not_written_into(folder: Path, tmp_path: Path, ll
     out.mkdir()
     (out / "mine.txt").write_text("keep me")
     with pytest.raises(ReleaseError, match="release"):
-        protect(folder, out, [llava], FAST)
+        protect(folder, [llava], FAST, out)
     assert hashes(out) == {"mine.txt": hashlib.sha256(b"keep me").hexdigest()}
 
 
@@ -190,3 +190,12 @@ def test_an_item_starts_the_same_whatever_else_is_protected(folder: Path) -> Non
     assert torch.equal(first.delta, again.delta)
     assert first.triggers == again.triggers
     assert torch.equal(first.original(), load_image(path))
+
+
+def test_without_a_folder_the_dataset_names_the_release(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llava: Surrogate
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    release = protect(folder, surrogates=[llava], config=replace(FAST, rounds=1))
+    assert release.path == tmp_path / "data-release"
+    assert verify("data-release", "data").ok

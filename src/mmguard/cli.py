@@ -102,7 +102,7 @@ def protect(
             inner_batch_size=inner_batch_size, batch_size=batch_size, seed=seed,
         )  # fmt: skip
         names = _chosen(surrogate, device) if config.optimised else surrogate
-        release = run(dataset, out, names, config, split=split, limit=limit, device=device, show_progress=not as_json)
+        release = run(dataset, names, config, out, split=split, limit=limit, device=device, show_progress=not as_json)
         if as_json:
             _print_json(_release_dict(release))
         else:

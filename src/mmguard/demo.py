@@ -36,7 +36,7 @@ def run_demo(out: Path, show_progress: bool = True) -> AuditReport:
     Raises:
         ReleaseError: the folder holds a finished demo already, or the release does not verify.
     """
-    release = protect(TRAIN, out / "release", [SURROGATE], PROTECT, device="cpu", show_progress=show_progress)
+    release = protect(TRAIN, [SURROGATE], PROTECT, out / "release", device="cpu", show_progress=show_progress)
     check = verify(release.path, TRAIN)
     if not check.ok:
         raise ReleaseError(f"{release.path}: does not verify: {'; '.join(check.problems[:3])}")

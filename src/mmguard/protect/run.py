@@ -19,9 +19,9 @@ from mmguard.types import Dataset, Rejection
 
 def protect(
     dataset: str | Path | Dataset,
-    out: str | Path,
     surrogates: Sequence[str | Surrogate] = ("auto",),
     config: ProtectConfig | None = None,
+    out: str | Path | None = None,
     *,
     split: str | None = None,
     limit: int | None = None,
@@ -32,10 +32,11 @@ def protect(
 
     Args:
         dataset: a folder, a LLaVA JSON, a hub id, or one that was read already. It is never modified.
-        out: folder of the release; the private record goes beside it, to `OUT.record`.
         surrogates: hub ids, local folders, `zoo:NAME`, `auto`, or loaded surrogates, which come back exactly as they
             were. Several make an ensemble (Eq. 31).
         config: settings; the defaults if not given.
+        out: folder of the release; the private record goes beside it, to `OUT.record`. If not given, the dataset's name
+            with `-release` behind it, in the current folder.
         split: protect only this split.
         limit: protect only the first so many images.
         device: `auto`, `cpu`, `cuda`…
@@ -56,7 +57,8 @@ def protect(
     source = str(dataset) if not isinstance(dataset, Dataset) else str(data.root)
     names = [s.name if isinstance(s, Surrogate) else str(s) for s in surrogates]
     # Before the models: a folder that cannot be written should be known in a second, not after a download.
-    writer = ReleaseWriter(Path(out), data, config, names, source=source, split=split, limit=limit)
+    out = Path(out) if out is not None else Path(f"{Path(source).name.replace(':', '-')}-release")
+    writer = ReleaseWriter(out, data, config, names, source=source, split=split, limit=limit)
     needs_models = config.optimised or config.inserts_triggers
     models = [s if isinstance(s, Surrogate) else _load(s, device) for s in surrogates] if needs_models else []
     ensemble = Ensemble(models, config) if models else None
