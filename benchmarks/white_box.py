@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mmguard.audit.arms import ImageStore, pair, rows
-from mmguard.audit.attackers import fine_tune, load_attacker
-from mmguard.audit.evaluate import evaluate
-from mmguard.audit.stats import Estimate, Finding, Scores, analyse
+from mmguard.auditing.arms import ImageStore, pair, rows
+from mmguard.auditing.attackers import fine_tune, load_attacker
+from mmguard.auditing.evaluate import evaluate
+from mmguard.auditing.stats import Estimate, Finding, Scores, analyse
 from mmguard.config import AuditConfig, ProtectConfig, Variant
 from mmguard.data.readers import read_dataset
-from mmguard.protect.run import protect
+from mmguard.protection.run import protect
 from mmguard.release.verify import verify
 from mmguard.types import Sample
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmguard.data.readers import read_dataset
 from mmguard.demo import before_after
-from mmguard.protect.run import protect
+from mmguard.protection.run import protect
 from mmguard.zoo import drawings
 
 TARGET = Path(__file__).parents[1] / "docs" / "images" / "before-after.png"

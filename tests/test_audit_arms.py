@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmguard.audit.arms import ImageStore, Row, pair, pixel_digest, random_words, rows, shuffled_noise
+from mmguard.auditing.arms import ImageStore, Row, pair, pixel_digest, random_words, rows, shuffled_noise
 from mmguard.data.readers import read_dataset
 from mmguard.data.text import inserted_words
 from mmguard.errors import ReleaseError, SurrogateError

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 import tiny
-from mmguard.audit import attackers
-from mmguard.audit.arms import ImageStore, Row
-from mmguard.audit.attackers import fine_tune, load_attacker, render, schedule
-from mmguard.audit.evaluate import answers, evaluate
+from mmguard.auditing import attackers
+from mmguard.auditing.arms import ImageStore, Row
+from mmguard.auditing.attackers import fine_tune, load_attacker, render, schedule
+from mmguard.auditing.evaluate import answers, evaluate
 from mmguard.config import AuditConfig
 from mmguard.errors import ConfigError, SurrogateError
 from mmguard.types import Sample
@@ -212,7 +212,7 @@ def test_answers_end_with_their_turn(models, samples):
 def test_evaluate_scores_each_sample(models, samples, monkeypatch):
     attacker = load_attacker(str(models["llava"]), "cpu")
     said = ["Red.", "a blue", "green", "blue", "red", "red", "red", ""]
-    monkeypatch.setattr("mmguard.audit.evaluate.answers", lambda *_: said)
+    monkeypatch.setattr("mmguard.auditing.evaluate.answers", lambda *_: said)
     assert evaluate(attacker, samples, FAST).tolist() == [True, True, False, True, True, False, True, False]
 
 

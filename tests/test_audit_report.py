@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from mmguard.audit.report import NOT_TESTED, AuditReport, Failure
-from mmguard.audit.stats import Scores, analyse
+from mmguard.auditing.report import NOT_TESTED, AuditReport, Failure
+from mmguard.auditing.stats import Scores, analyse
 
 
 def _report(release: float, control: float = 0.8, seeds: int = 3, name: str = "big", zero=0.2, **more) -> AuditReport:

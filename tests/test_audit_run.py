@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 import tiny
-from mmguard.audit import run
-from mmguard.audit.run import audit
+from mmguard.auditing import run
+from mmguard.auditing.run import audit
 from mmguard.config import AuditConfig
 from mmguard.errors import ConfigError, DataError
 from mmguard.runtime.progress import progress

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mmguard.audit.stats import Scores, analyse
+from mmguard.auditing.stats import Scores, analyse
 
 
 def _arm(*accuracies: float, items: int = 100) -> np.ndarray:
@@ -56,7 +56,7 @@ def test_seeds_are_paired_by_index():
 
 def test_variance_between_seeds_is_not_understated():
     """With many items only seeds vary: the resamples' variance must be s²/S, not s²/S · (S − 1)/S."""
-    from mmguard.audit.stats import _draw
+    from mmguard.auditing.stats import _draw
 
     accuracies = (0.2, 0.5, 0.6, 0.9)
     draws = _draw(_scores(accuracies, accuracies, items=2000), None, 4000, 0, 0)["clean"]

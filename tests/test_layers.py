@@ -1,4 +1,4 @@
-"""Imports point one way through the program (docs of the package: cli > audit, trace | protect > … > errors)."""
+"""Imports point one way through the program (docs of the package: cli > auditing, trace | protection > … > errors)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import mmguard
 PACKAGE = Path(mmguard.__file__).parent
 LAYERS = (
     {"cli", "demo"},
-    {"audit", "trace", "protect"},
+    {"auditing", "trace", "protection"},
     {"release"},
     {"perturb", "losses"},
     {"lvlm"},
@@ -41,7 +41,7 @@ def test_imports_point_one_way(path: Path) -> None:
     own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     for other in imported(path) - {own}:
         assert RANK[other] >= RANK[own], f"{path}: {own} must not import {other}"
-        assert {own, other} != {"audit", "protect"}, f"{path}: the released folder is their only interface"
+        assert {own, other} != {"auditing", "protection"}, f"{path}: the released folder is their only interface"
         assert not (RANK[other] == RANK[own] == 1), f"{path}: {own} must not import {other}"
 
 
@@ -60,5 +60,9 @@ def test_public_names_are_frozen() -> None:
         "audit", "load_surrogate", "protect", "read_dataset", "verify",
     ]  # fmt: skip
     assert all(getattr(mmguard, name) is not None for name in mmguard.__all__)
+    # A subpackage of the same name would take the function's place as soon as anything imports it.
+    assert not [name for name in mmguard.__all__ if (PACKAGE / name).exists() or (PACKAGE / f"{name}.py").exists()]
+    assert callable(mmguard.protect)
+    assert callable(mmguard.audit)
     with pytest.raises(AttributeError, match="nothing_like_it"):
         mmguard.nothing_like_it  # noqa: B018

@@ -18,9 +18,9 @@ from mmguard.data.readers import read_dataset
 from mmguard.errors import ConfigError, DataError, ReleaseError
 from mmguard.lvlm.surrogate import Surrogate, load_surrogate
 from mmguard.perturb.budget import to_unit
-from mmguard.protect.ensemble import Ensemble
-from mmguard.protect.loop import Item, batches, optimise, start
-from mmguard.protect.run import protect
+from mmguard.protection.ensemble import Ensemble
+from mmguard.protection.loop import Item, batches, optimise, start
+from mmguard.protection.run import protect
 from mmguard.release.verify import verify
 
 FAST = ProtectConfig(rounds=2, pgd_steps=2, top_c=4, eps=6, trigger_words=2, batch_size=4)

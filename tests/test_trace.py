@@ -9,7 +9,7 @@ import pytest
 from mmguard.config import ProtectConfig
 from mmguard.errors import DataError
 from mmguard.lvlm.surrogate import Surrogate, load_surrogate
-from mmguard.protect.run import protect
+from mmguard.protection.run import protect
 from mmguard.trace import trace_routing
 
 DATA = "easy-vqa:train:what:4"

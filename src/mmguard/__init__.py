@@ -6,14 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmguard.audit.report import AuditReport as AuditReport
-    from mmguard.audit.run import audit as audit
+    from mmguard.auditing.report import AuditReport as AuditReport
+    from mmguard.auditing.run import audit as audit
     from mmguard.config import AuditConfig as AuditConfig
     from mmguard.config import ProtectConfig as ProtectConfig
     from mmguard.data.readers import read_dataset as read_dataset
     from mmguard.errors import MMGuardError as MMGuardError
     from mmguard.lvlm.surrogate import load_surrogate as load_surrogate
-    from mmguard.protect.run import protect as protect
+    from mmguard.protection.run import protect as protect
     from mmguard.release.verify import Verification as Verification
     from mmguard.release.verify import verify as verify
     from mmguard.release.writer import Release as Release
@@ -23,14 +23,14 @@ __version__ = "0.1.0"
 # Where each public name lives: importing mmguard loads neither torch nor transformers.
 _HOMES = {
     "AuditConfig": "mmguard.config",
-    "AuditReport": "mmguard.audit.report",
+    "AuditReport": "mmguard.auditing.report",
     "MMGuardError": "mmguard.errors",
     "ProtectConfig": "mmguard.config",
     "Release": "mmguard.release.writer",
     "Verification": "mmguard.release.verify",
-    "audit": "mmguard.audit.run",
+    "audit": "mmguard.auditing.run",
     "load_surrogate": "mmguard.lvlm.surrogate",
-    "protect": "mmguard.protect.run",
+    "protect": "mmguard.protection.run",
     "read_dataset": "mmguard.data.readers",
     "verify": "mmguard.release.verify",
 }

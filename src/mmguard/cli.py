@@ -94,7 +94,7 @@ def protect(
 ) -> None:
     """Write a protected copy of DATASET to the folder OUT. The originals are never modified."""
     with _reporting(as_json):
-        from mmguard.protect.run import protect as run
+        from mmguard.protection.run import protect as run
 
         config = ProtectConfig(
             variant=cast("Variant", variant), eps=eps, trigger_words=trigger_words, rounds=rounds,
@@ -168,7 +168,7 @@ def audit(
 ) -> None:
     """Fine-tune attackers on a release, on clean data and on controls, and report what the protection is worth."""
     with _reporting(as_json):
-        from mmguard.audit.run import audit as run
+        from mmguard.auditing.run import audit as run
 
         config = AuditConfig(recipes=tuple(cast("list[Recipe]", recipe)), seeds=seeds, epochs=epochs, lr=lr, seed=seed)
         report = run(

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torchvision.transforms.functional import to_pil_image
 
-from mmguard.audit.report import AuditReport
-from mmguard.audit.run import audit
+from mmguard.auditing.report import AuditReport
+from mmguard.auditing.run import audit
 from mmguard.config import AuditConfig, ProtectConfig
 from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
 from mmguard.errors import ReleaseError
-from mmguard.protect.run import protect
+from mmguard.protection.run import protect
 from mmguard.release.verify import verify
 
 TRAIN, TEST = "easy-vqa:train:what:300", "easy-vqa:test:what:300"

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmguard.audit.stats import MIN_SEEDS, Estimate, Finding, Headline
+from mmguard.auditing.stats import MIN_SEEDS, Estimate, Finding, Headline
 
 NOT_TESTED = (
     "attackers who transform the images first: JPEG, resizing, cropping, blur, grayscale, augmentation",

@@ -19,7 +19,7 @@ from mmguard.perturb import trigger as hotflip
 from mmguard.perturb.budget import ImageBudget, apply, to_unit
 from mmguard.perturb.objective import Reference
 from mmguard.perturb.trigger import Trigger
-from mmguard.protect.ensemble import Ensemble
+from mmguard.protection.ensemble import Ensemble
 from mmguard.types import Sample
 
 

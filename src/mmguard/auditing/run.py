@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from mmguard.audit.arms import ARMS, Arm, ImageStore, Pairing, pair, pixel_digest
-from mmguard.audit.arms import rows as arm_rows
-from mmguard.audit.attackers import default_attackers, fine_tune, load_attacker, model_folder, schedule
-from mmguard.audit.evaluate import evaluate
-from mmguard.audit.report import AuditReport, Failure
-from mmguard.audit.stats import BoolArray, Scores, analyse
+from mmguard.auditing.arms import ARMS, Arm, ImageStore, Pairing, pair, pixel_digest
+from mmguard.auditing.arms import rows as arm_rows
+from mmguard.auditing.attackers import default_attackers, fine_tune, load_attacker, model_folder, schedule
+from mmguard.auditing.evaluate import evaluate
+from mmguard.auditing.report import AuditReport, Failure
+from mmguard.auditing.stats import BoolArray, Scores, analyse
 from mmguard.config import AuditConfig, Recipe
 from mmguard.data.readers import read_dataset
 from mmguard.data.tasks import target_text, user_text

@@ -22,7 +22,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling, SFTTrainer
 
 from mmguard import zoo
-from mmguard.audit.arms import ImageStore, Row
+from mmguard.auditing.arms import ImageStore, Row
 from mmguard.config import AuditConfig, Recipe
 from mmguard.errors import ConfigError, SurrogateError
 from mmguard.lvlm.surrogate import load_surrogate

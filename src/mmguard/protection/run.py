@@ -10,8 +10,8 @@ from mmguard.data.readers import read_dataset
 from mmguard.errors import ConfigError, DataError, SampleError
 from mmguard.lvlm.choose import choose_surrogate
 from mmguard.lvlm.surrogate import Surrogate, load_surrogate
-from mmguard.protect.ensemble import Ensemble
-from mmguard.protect.loop import Item, optimise, start
+from mmguard.protection.ensemble import Ensemble
+from mmguard.protection.loop import Item, optimise, start
 from mmguard.release.writer import Release, ReleaseWriter
 from mmguard.runtime.progress import progress
 from mmguard.types import Dataset, Rejection

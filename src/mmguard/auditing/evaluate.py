@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from mmguard.audit.arms import ImageStore, Row
-from mmguard.audit.attackers import Attacker, render
-from mmguard.audit.stats import BoolArray
+from mmguard.auditing.arms import ImageStore, Row
+from mmguard.auditing.attackers import Attacker, render
+from mmguard.auditing.stats import BoolArray
 from mmguard.config import AuditConfig
 from mmguard.data.tasks import score, target_text, user_text
 from mmguard.types import Sample
