@@ -126,7 +126,7 @@ def test_auto_says_what_it_chose_and_why(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("mmguard.lvlm.choose._hub_has", lambda name: False)
     _, _, err = call("protect", "easy-vqa:train:1", "-o", tmp_path / "release", *FAST)
     said = " ".join(err.split())
-    assert "zoo:llava-tiny" in said
+    assert "zoo:qwen3vl-tiny" in said
     assert "does not protect against large models" in said
 
 

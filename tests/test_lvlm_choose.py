@@ -18,7 +18,7 @@ def test_whatever_keeps_the_hub_from_answering_the_zoo_serves(
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
     choice = choose.choose_surrogate("cpu")
-    assert choice.name == "zoo:llava-tiny"
+    assert choice.name == "zoo:qwen3vl-tiny"
     assert "does not protect against large models" in choice.reason
 
 

@@ -17,12 +17,12 @@ from mmguard.protection.run import protect
 from mmguard.release.verify import verify
 
 TRAIN, TEST = "easy-vqa:train:what:300", "easy-vqa:test:what:300"
-SURROGATE = "zoo:llava-tiny"
-ATTACKERS = ("zoo:llava-tiny", "zoo:smolvlm-tiny")
+SURROGATE = "zoo:qwen3vl-tiny"
+ATTACKERS = ("zoo:qwen3vl-tiny", "zoo:smolvlm-tiny")
 """The surrogate's architecture, and another one."""
 
 # Less of everything than the defaults, so that two cores need minutes; the report says how few seeds it has.
-PROTECT = ProtectConfig(rounds=1, top_c=16)
+PROTECT = ProtectConfig(variant="crs", rounds=1, top_c=8, inner_steps=20, inner_lr=3e-3, inner_batch_size=8)
 AUDIT = AuditConfig(seeds=1, epochs=3)
 
 

@@ -14,7 +14,7 @@ from mmguard.errors import SurrogateError
 
 _WEIGHTS = Path(__file__).parent / "weights"
 
-NAMES: tuple[str, ...] = ("llava-tiny", "qwen3vl-tiny", "smolvlm-tiny")
+NAMES: tuple[str, ...] = ("qwen3vl-tiny", "llava-tiny", "smolvlm-tiny")
 """The models, the default surrogate first."""
 
 
