@@ -22,7 +22,9 @@ ATTACKERS = ("zoo:qwen3vl-tiny", "zoo:smolvlm-tiny")
 """The surrogate's architecture, and another one."""
 
 # Less of everything than the defaults, so that two cores need minutes; the report says how few seeds it has.
-PROTECT = ProtectConfig(variant="crs", rounds=1, top_c=8, inner_steps=20, inner_lr=3e-3, inner_batch_size=8)
+PROTECT = ProtectConfig(
+    variant="crs", trigger_words=3, rounds=1, top_c=8, inner_steps=20, inner_lr=3e-3, inner_batch_size=8
+)
 AUDIT = AuditConfig(seeds=1, epochs=3)
 
 
