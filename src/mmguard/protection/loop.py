@@ -69,10 +69,11 @@ def optimise(
         with ensemble.adapted(_inner_batches(items, config, round_), seed=config.seed + round_):
             for batch in batches(items, config.batch_size):
                 originals = [item.original() for item in batch]
+                parts = _parts(batch, originals, ensemble, config.batch_size)
                 if config.perturbs_images:
-                    _perturb(batch, originals, ensemble, config)
+                    _perturb(batch, originals, parts, ensemble, config)
                 if config.inserts_triggers:
-                    _search_triggers(batch, originals, ensemble, config)
+                    _search_triggers(batch, originals, parts, ensemble, config)
                 advance(len(batch))
 
 
@@ -103,7 +104,7 @@ def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
 
 @dataclass(frozen=True)
 class _Part:
-    """Samples of a batch that go through the surrogates together."""
+    """Samples of a batch that go through the surrogates together; PGD moves neither their texts nor their originals."""
 
     owners: list[int]
     """Number in the batch of each sample's image."""
@@ -113,18 +114,23 @@ class _Part:
 
 def _parts(batch: Sequence[Item], originals: Sequence[Tensor], ensemble: Ensemble, size: int) -> list[_Part]:
     rows = [(k, example) for k, item in enumerate(batch) for example in item.examples]
+    units = [to_unit(image) for image in originals]
     parts = []
     for start in range(0, len(rows), size):
         owners, examples = zip(*rows[start : start + size], strict=True)
-        units = [to_unit(image) for image in originals]
         references = ensemble.references(examples, [units[k] for k in owners])
         parts.append(_Part(list(owners), list(examples), references))
     return parts
 
 
-def _perturb(batch: Sequence[Item], originals: Sequence[Tensor], ensemble: Ensemble, config: ProtectConfig) -> None:
+def _perturb(
+    batch: Sequence[Item],
+    originals: Sequence[Tensor],
+    parts: Sequence[_Part],
+    ensemble: Ensemble,
+    config: ProtectConfig,
+) -> None:
     """Outer problem, image: PGD steps with the surrogates and triggers held."""
-    parts = _parts(batch, originals, ensemble, config.batch_size)
     budget = ImageBudget(config.eps)
 
     def backward(protected: list[Tensor]) -> None:
@@ -139,12 +145,16 @@ def _perturb(batch: Sequence[Item], originals: Sequence[Tensor], ensemble: Ensem
 
 
 def _search_triggers(
-    batch: Sequence[Item], originals: Sequence[Tensor], ensemble: Ensemble, config: ProtectConfig
+    batch: Sequence[Item],
+    originals: Sequence[Tensor],
+    parts: Sequence[_Part],
+    ensemble: Ensemble,
+    config: ProtectConfig,
 ) -> None:
     """Outer problem, text: HotFlip with the surrogates and images held."""
     protected = [to_unit(apply(image, item.delta)) for image, item in zip(originals, batch, strict=True)]
     proposed = []
-    for part in _parts(batch, originals, ensemble, config.batch_size):
+    for part in parts:
         proposed += ensemble.proposals(part.examples, [protected[k] for k in part.owners], part.references)
     slots = iter(proposed)
     for item, original, image in zip(batch, originals, protected, strict=True):
