@@ -103,50 +103,6 @@ def test_embedding_gradient_is_the_slope_of_the_loss(family: str) -> None:
     torch.testing.assert_close((gradient[0, position] @ direction).double(), slope, rtol=0.05, atol=2e-3)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("options", [(), ("a circle", "a square")])
-def test_candidates_are_a_plain_batch(family: str, options: tuple[str, ...]) -> None:
-    model, image = surrogate(family), photograph(2, 40, 60)
-    answer = "B" if options else "blue it is"
-    words = ["dog", "lungs", "teal", "qzx", "of"]
-    examples = [Example("What is it?", answer, options, ("the", word, "red")) for word in words]
-    with torch.no_grad():
-        encoded = model.encode(examples, [image] * 5)
-        expected = model.forward(encoded, model.pixels([image] * 5), LAYERS[family])
-    calls: list[int] = []
-    handle = model.model.register_forward_pre_hook(
-        lambda _m, _a, kwargs: calls.append(kwargs["input_ids"].shape[1]), with_kwargs=True
-    )
-    try:
-        found, forward = model.forward_candidates(examples, image, LAYERS[family], chunk=2)
-    finally:
-        handle.remove()
-
-    assert torch.equal(found.labels, encoded.labels)
-    close(forward, expected, 1e-4)
-    # The image ran once, and the batches were shorter than it.
-    assert len(calls) == 1 + 3
-    assert calls[0] > int(encoded.roles.image[0].nonzero()[-1])
-    assert all(calls[0] + suffix == encoded.labels.shape[1] for suffix in calls[1:])
-    _, again = model.forward_candidates(examples, image, pixels=model.pixels([image]))
-    torch.testing.assert_close(again.nll, expected.nll, atol=1e-4, rtol=0)
-    assert again.attention is None
-
-
-def test_candidates_that_differ_before_the_image_run_in_full() -> None:
-    model, image = load_surrogate(built("qwen3_vl")), photograph(2, 40, 60)
-    template = model.processor.chat_template
-    part = "{% for part in message['content'] %}"
-    model.processor.chat_template = template.replace(part, "{% for part in message['content'] | reverse %}")
-    examples = [Example("What is it?", "blue", trigger=(word,)) for word in ("dog", "teal", "lungs")]
-    encoded = model.encode(examples, [image] * 3)
-    first = encoded.roles.trigger[0].int().argmax(), encoded.roles.image[0].int().argmax()
-    assert first[0] < first[1]
-    with torch.no_grad():
-        expected = model.forward(encoded, model.pixels([image] * 3), [0])
-    close(model.forward_candidates(examples, image, [0], chunk=2)[1], expected, 1e-4)
-
-
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("llava_next", "mllama")])
 def test_energy_lies_on_the_tokens_that_see_the_change(family: str) -> None:
     """With attention in the vision tower off, an image token's feature depends on its own pixels only."""

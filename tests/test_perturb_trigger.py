@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 import tiny
 from mmguard.data.text import is_admissible
+from mmguard.lvlm.candidates import Candidates
 from mmguard.lvlm.prompt import Example
 from mmguard.lvlm.surrogate import Surrogate, load_surrogate
 from mmguard.perturb import trigger as hotflip
@@ -25,8 +27,8 @@ def test_search_finds_the_best_word_of_each_slot_in_turn() -> None:
     worth = {"red": 3.0, "blue": 1.0, "dog": 2.0, "cat": 5.0}
     seen: list[list[hotflip.Trigger]] = []
 
-    def exact(candidates: list[hotflip.Trigger]) -> torch.Tensor:
-        seen.append(candidates)
+    def exact(candidates: Sequence[hotflip.Trigger]) -> torch.Tensor:
+        seen.append(list(candidates))
         return torch.tensor([sum(worth[w] for w in c) for c in candidates])
 
     assert hotflip.search(("cat", "cat"), [["red", "dog"], ["blue", "red"]], exact) == ("dog", "blue")
@@ -34,7 +36,7 @@ def test_search_finds_the_best_word_of_each_slot_in_turn() -> None:
 
 
 def test_search_never_gets_worse_and_survives_nan() -> None:
-    def exact(candidates: list[hotflip.Trigger]) -> torch.Tensor:
+    def exact(candidates: Sequence[hotflip.Trigger]) -> torch.Tensor:
         return torch.tensor([0.0] + [float("nan")] * (len(candidates) - 1))
 
     assert hotflip.search(("a", "b"), [["c"], ["d", "e"]], exact) == ("a", "b")
@@ -72,9 +74,10 @@ def test_search_with_the_real_loss_is_coordinate_descent_by_brute_force(surrogat
         with torch.no_grad():
             return surrogate.forward(surrogate.encode([example], [image]), surrogate.pixels([image])).nll.item()
 
-    def exact(candidates: list[hotflip.Trigger]) -> torch.Tensor:
-        examples = [Example("what color is it?", "red", trigger=t) for t in candidates]
-        return surrogate.forward_candidates(examples, image)[1].nll
+    many = Candidates(surrogate, Example("what color is it?", "red", trigger=start), image)
+
+    def exact(candidates: Sequence[hotflip.Trigger]) -> torch.Tensor:
+        return many(candidates)[1].nll
 
     expected = list(start)
     for slot in range(2):

@@ -89,8 +89,11 @@ def ensemble_loss(items: list[Item], ensemble: Ensemble) -> float:
     total = 0.0
     for item in items:
         for example in item.examples:
-            prepared = ensemble.prepare(example, to_unit(item.original()), to_unit(item.protected()))
-            total += float(ensemble.exact([example], to_unit(item.protected()), prepared))
+            references = ensemble.references([example], [to_unit(item.original())])
+            for member, reference in zip(ensemble.members, references, strict=True):
+                with torch.no_grad():
+                    loss = member.objective([example], [to_unit(item.protected())], reference).loss
+                total += member.weight * float(loss)
     return total
 
 

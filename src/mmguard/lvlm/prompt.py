@@ -60,6 +60,11 @@ class Encoded:
         """Tokens of each sample, padding left out, `(B,)`."""
         return self.inputs["attention_mask"].sum(1)
 
+    def __getitem__(self, rows: slice) -> Encoded:
+        """Some of the samples, at the same length."""
+        roles = TokenRoles(**{name: value[rows] for name, value in vars(self.roles).items()})
+        return Encoded({key: value[rows] for key, value in self.inputs.items()}, self.labels[rows], roles)
+
     def to(self, device: torch.device) -> Encoded:
         """The same batch on a device."""
         roles = TokenRoles(**{name: value.to(device) for name, value in vars(self.roles).items()})
@@ -93,6 +98,119 @@ def encode(
         SurrogateError: the chat template changes the text or moves it where it cannot be found.
         SampleError: a text contains one of the model's control tokens.
     """
+    done = _process(processor, examples, sizes)
+    return _encoded(processor, image_token, done), done.from_image
+
+
+class Reworded:
+    """One example under many triggers, as the trigger search needs it.
+
+    The processor renders and tokenises the example once. A fast tokenizer splits the text at control tokens before
+    anything else, so what stands before the last of them is the same tokens under every trigger, and only what stands
+    behind it is tokenised again: the question and the answer, and not a thousand image placeholders. Whether this
+    holds for a model is tried on the example itself; where it does not, every batch goes through the processor.
+
+    Args:
+        processor: a Hugging Face multimodal processor; it is not changed.
+        image_token: id of the placeholder that image features replace.
+        example: with its present trigger.
+        size: `(H, W)` of its image.
+    """
+
+    def __init__(self, processor: Any, image_token: int, example: Example, size: tuple[int, int]) -> None:
+        self._processor, self._image_token, self._size = processor, image_token, size
+        self._example = example
+        done = _process(processor, [example], [size])
+        self.base = _encoded(processor, image_token, done)
+        (self._text,), (self._spans,) = done.texts, done.spans
+        chars = _characters(done.encodings[0].offsets, done.output["attention_mask"][0])
+        control = torch.tensor(sorted(processor.tokenizer.added_tokens_decoder))
+        before = (chars[:, 1] > chars[:, 0]) & (chars[:, 1] <= self._spans.trigger[0])
+        cuts = (torch.isin(done.output["input_ids"][0], control) & before).nonzero()
+        self._head = int(cuts[-1]) + 1 if len(cuts) else 0
+        self._cut = int(chars[self._head - 1, 1])
+        self._short = self._head > 0 and self._splits()
+
+    def encode(self, triggers: Sequence[Sequence[str]]) -> Encoded:
+        """The example with each of the triggers: what `encode` gives for the batch, to the last number.
+
+        Args:
+            triggers: none of them empty.
+        """
+        if not self._short:
+            examples = [replace(self._example, trigger=tuple(trigger)) for trigger in triggers]
+            return encode(self._processor, self._image_token, examples, [self._size] * len(examples))[0]
+        return self._encode_tails(triggers)
+
+    def _splits(self) -> bool:
+        base, head = self.base, self._head
+        alike = all((v[0, head:] == v[0, -1]).all() for k, v in base.inputs.items() if k != "input_ids")
+        if not alike or base.roles.image[0, head:].any() or any(v.ndim != 2 for v in base.inputs.values()):
+            return False
+        again = self._encode_tails([self._example.trigger])
+        pairs = [(again.labels, base.labels), (again.inputs["input_ids"], base.inputs["input_ids"])]
+        pairs += [(getattr(again.roles, name), role) for name, role in vars(base.roles).items()]
+        return all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+    def _encode_tails(self, triggers: Sequence[Sequence[str]]) -> Encoded:
+        tokenizer = self._processor.tokenizer
+        start, end = self._spans.trigger
+        inserted = [insert_trigger("", words) for words in triggers]
+        spans = [self._spans.grown(len(text) - (end - start)).moved(-self._cut) for text in inserted]
+        tails = [self._text[self._cut : start] + text + self._text[end:] for text in inserted]
+        output = tokenizer(tails, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt")
+        ids, mask = output["input_ids"], output["attention_mask"]
+        image = torch.zeros_like(ids, dtype=torch.bool)
+        tail = _roles(tokenizer, ids, image, mask, output.encodings, spans)
+
+        def joined(base: Tensor, tail: Tensor) -> Tensor:
+            return torch.cat([base[:1, : self._head].expand(len(triggers), -1), tail.to(base.dtype)], 1)
+
+        roles = {name: joined(role, getattr(tail, name)) for name, role in vars(self.base.roles).items()}
+        inputs = {}
+        for name, value in self.base.inputs.items():
+            # What a processor adds to tokens (their type) is one number all along the tail, and 0 in padding.
+            inputs[name] = joined(value, ids if name == "input_ids" else mask * value[0, -1])
+        return Encoded(inputs, inputs["input_ids"].masked_fill(~roles["answer"], -100), TokenRoles(**roles))
+
+
+@dataclass(frozen=True)
+class _Spans:
+    """Where in a rendered conversation the texts stand."""
+
+    user: Span
+    trigger: Span
+    """What was inserted, the space before it included; empty where nothing was."""
+    answer: Span
+
+    def grown(self, by: int) -> _Spans:
+        """With so many characters more in the trigger."""
+        (user, end), (start, stop), (first, last) = self.user, self.trigger, self.answer
+        return _Spans((user, end + by), (start, stop + by), (first + by, last + by))
+
+    def moved(self, by: int) -> _Spans:
+        """In a text that begins so many characters earlier."""
+        return _Spans(*((start + by, end + by) for start, end in (self.user, self.trigger, self.answer)))
+
+    def shifted(self, text: str, expanded: str) -> _Spans:
+        """Where they stand once the processor has expanded the image placeholder."""
+        return _Spans(*(_shift(text, expanded, span) for span in (self.user, self.trigger, self.answer)))
+
+
+@dataclass(frozen=True)
+class _Processed:
+    """What the processor made of a batch, and what it told its tokenizer."""
+
+    output: Any
+    texts: list[str]
+    """What was tokenised, image placeholders expanded."""
+    encodings: list[Any]
+    spans: list[_Spans]
+    """In `texts`."""
+    from_image: frozenset[str]
+
+
+def _process(processor: Any, examples: Sequence[Example], sizes: Sequence[tuple[int, int]]) -> _Processed:
     frame: str = processor.apply_chat_template(conversation(_USER, _ANSWER))
     drafts = _drafts(processor, frame, examples)
     spy = copy.copy(processor)
@@ -110,26 +228,40 @@ def encode(
         # The rule of `apply_chat_template(tokenize=True)`, by which attackers' training tools tokenise.
         add_special_tokens=not (bos and drafts[0].text.startswith(bos)),
     )
-    ids: Tensor = output["input_ids"]
+    texts = spy.tokenizer.texts
+    spans = [
+        _Spans(
+            *(_shift(draft.text, text, span) for span in (draft.spans.user, draft.spans.trigger, draft.spans.answer))
+        )
+        for draft, text in zip(drafts, texts, strict=True)
+    ]
+    return _Processed(output, texts, spy.tokenizer.encodings, spans, frozenset(spy.image_processor.names & set(output)))
+
+
+def _encoded(processor: Any, image_token: int, done: _Processed) -> Encoded:
+    ids: Tensor = done.output["input_ids"]
     image = ids == image_token
     if not image.any(1).all():
         raise SurrogateError(
             f"{type(processor).__name__} puts no image token (id {image_token}) into the text: "
             "its chat template or its image token is not that of the model"
         )
+    roles = _roles(processor.tokenizer, ids, image, done.output["attention_mask"], done.encodings, done.spans)
+    inputs = {k: v for k, v in done.output.items() if k not in done.from_image and isinstance(v, Tensor)}
+    return Encoded(inputs, ids.masked_fill(~roles.answer, -100), roles)
+
+
+def _roles(
+    tokenizer: Any, ids: Tensor, image: Tensor, mask: Tensor, encodings: Sequence[Any], spans: Sequence[_Spans]
+) -> TokenRoles:
+    """Which tokens the texts became, by the characters that each token covers."""
     trigger, text, answer = (torch.zeros_like(image) for _ in range(3))
-    told = zip(drafts, spy.tokenizer.texts, spy.tokenizer.encodings, strict=True)
-    for row, (draft, expanded, encoding) in enumerate(told):
-        chars = _characters(encoding.offsets, output["attention_mask"][row])
-        user, words, target = (_shift(draft.text, expanded, span) for span in (draft.user, draft.trigger, draft.answer))
-        trigger[row] = _overlap(chars, words)
-        text[row] = _overlap(chars, user) & ~trigger[row] & ~image[row]
-        answer[row] = _overlap(chars, target)
-        answer[row] |= _end_of_turn(processor.tokenizer, ids[row], chars, target)
-    from_image = frozenset(spy.image_processor.names & set(output))
-    inputs = {key: value for key, value in output.items() if key not in from_image and isinstance(value, Tensor)}
-    roles = TokenRoles(image=image, text=text, trigger=trigger, answer=answer)
-    return Encoded(inputs, ids.masked_fill(~answer, -100), roles), from_image
+    for row, (encoding, span) in enumerate(zip(encodings, spans, strict=True)):
+        chars = _characters(encoding.offsets, mask[row])
+        trigger[row] = _overlap(chars, span.trigger)
+        text[row] = _overlap(chars, span.user) & ~trigger[row] & ~image[row]
+        answer[row] = _overlap(chars, span.answer) | _end_of_turn(tokenizer, ids[row], chars, span.answer)
+    return TokenRoles(image=image, text=text, trigger=trigger, answer=answer)
 
 
 def _drafts(processor: Any, frame: str, examples: Sequence[Example]) -> list[_Draft]:
@@ -146,27 +278,19 @@ def _drafts(processor: Any, frame: str, examples: Sequence[Example]) -> list[_Dr
 
 @dataclass(frozen=True)
 class _Draft:
-    """A rendered conversation, and where in it the texts stand."""
+    """A rendered conversation, image placeholders not yet expanded."""
 
     text: str
-    user: Span
-    trigger: Span
-    """What was inserted, the space before it included; empty where nothing was."""
-    answer: Span
+    spans: _Spans
 
     def with_trigger(self, words: Sequence[str]) -> _Draft:
         """The same conversation with other admissible words in the place of its trigger."""
         if not words:
             return self
-        start, end = self.trigger
+        start, end = self.spans.trigger
         inserted = insert_trigger("", words)
-        shift = len(inserted) - (end - start)
-        return _Draft(
-            self.text[:start] + inserted + self.text[end:],
-            (self.user[0], self.user[1] + shift),
-            (start, end + shift),
-            (self.answer[0] + shift, self.answer[1] + shift),
-        )
+        grown = self.spans.grown(len(inserted) - (end - start))
+        return _Draft(self.text[:start] + inserted + self.text[end:], grown)
 
     @classmethod
     def render(cls, processor: Any, frame: str, example: Example) -> _Draft:
@@ -189,7 +313,7 @@ class _Draft:
                     shift = start - user.index(kept_user)
                     first = end + len(middle)
                     trigger = (words[0] + shift, words[1] + shift)
-                    return cls(text, (start, end), trigger, (first, first + len(kept_answer)))
+                    return cls(text, _Spans((start, end), trigger, (first, first + len(kept_answer))))
         raise SurrogateError(
             f"the chat template of {type(processor).__name__} changes the text it is given, so that question "
             "and answer cannot be found in its output: use a model whose template inserts texts as they are"

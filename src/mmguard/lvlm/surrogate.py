@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +27,8 @@ from mmguard.errors import SurrogateError
 from mmguard.lvlm.attention import IMPLEMENTATION, tap
 from mmguard.lvlm.energy import energy_per_image_token
 from mmguard.lvlm.pixels import differentiable_pixels
-from mmguard.lvlm.prompt import Encoded, Example, encode
+from mmguard.lvlm.prefix import Prefix
+from mmguard.lvlm.prompt import Encoded, Example, Reworded, encode
 
 _WORD_LENGTH = range(2, 13)
 """Letters of an admissible word: one letter is an option's name, and longer tokens are rare in every
@@ -130,46 +130,54 @@ class Surrogate:
         """
         return self._run({**encoded.inputs, **self._cast(pixels), "use_cache": False}, encoded, layers, start=0)
 
-    @torch.no_grad()
-    def forward_candidates(
-        self,
-        examples: Sequence[Example],
-        image: Tensor,
-        layers: Sequence[int] = (),
-        pixels: dict[str, Tensor] | None = None,
-        chunk: int = 64,
-    ) -> tuple[Encoded, Forward]:
-        """One pass over many examples with the same image, without gradients: the trigger search (Eq. 20).
-
-        Same results as `forward` on the batch. What all examples begin with, the image included, runs once;
-        its key-value cache then serves all of them, and only what follows is batched.
+    def reworded(self, example: Example, image: Tensor) -> Reworded:
+        """One example, to be encoded under many triggers.
 
         Args:
-            examples: texts that differ, as a rule in their trigger only.
-            image: the image of all of them, `(3, H, W)`.
-            layers: decoder layers K whose attention is wanted.
-            pixels: `self.pixels([image])`, where the caller has it already.
-            chunk: how many examples run together. Does not change the result.
+            example: with its present trigger.
+            image: float `(3, H, W)`; only its size is read.
+
+        Raises:
+            as `encode`.
         """
-        encoded = self.encode(examples, [image] * len(examples))
-        pixels = self.pixels([image]) if pixels is None else pixels
-        start = self._shared_prefix(encoded)
-        parts = []
-        if start == 0:
-            for begin in range(0, len(examples), chunk):
-                part = _rows(encoded, slice(begin, begin + chunk))
-                parts.append(self.forward(part, self.pixels([image] * len(part.labels)), layers))
-        else:
-            prefix = {key: value[:1, :start] for key, value in encoded.inputs.items()}
-            # A plain cache: it keeps every key, so that sliding windows too are a matter of the mask alone.
-            cache = DynamicCache()
-            self.model(**prefix, **self._cast(pixels), past_key_values=cache, use_cache=True, logits_to_keep=1)
-            for begin in range(0, len(examples), chunk):
-                part = _rows(encoded, slice(begin, begin + chunk))
-                own = copy.deepcopy(cache)
-                own.batch_repeat_interleave(len(part.labels))
-                parts.append(self._run(self._continue(part, own, start), part, layers, start))
-        return encoded, _concatenate(parts)
+        size = (image.shape[-2], image.shape[-1])
+        return Reworded(self.processor, self.model.config.image_token_id, example, size)
+
+    def shared_prefix(self, encoded: Encoded, pixels: dict[str, Tensor]) -> Prefix | None:
+        """What stands before the trigger, run once for all texts that begin so.
+
+        Args:
+            encoded: one example with a trigger.
+            pixels: `pixels` of its image.
+
+        Returns:
+            None where it cannot be shared: the image stands behind the trigger, or the model has recurrent layers.
+        """
+        kinds = set(getattr(self.model.config.get_text_config(), "layer_types", None) or ["full_attention"])
+        if kinds - {"full_attention", "sliding_attention"}:
+            return None  # the states of linear attention are not keys that a batch could share
+        start = int(encoded.roles.trigger[0].int().argmax())
+        if start == 0 or encoded.roles.image[:, start:].any():
+            return None
+        # A plain cache: it keeps every key, so that sliding windows too are a matter of the mask alone.
+        cache = DynamicCache()
+        inputs = {key: value[:, :start] for key, value in encoded.inputs.items()}
+        keep = {"logits_to_keep": 1} if self._keeps_logits else {}
+        with torch.no_grad():
+            self.model(**inputs, **self._cast(pixels), past_key_values=cache, use_cache=True, **keep)
+        return Prefix(encoded.inputs["input_ids"][0, :start], cache)
+
+    @torch.no_grad()
+    def forward_from(self, prefix: Prefix, encoded: Encoded, layers: Sequence[int] = ()) -> Forward:
+        """`forward` of a batch that begins with the prefix, without gradients.
+
+        Args:
+            prefix: from `shared_prefix`, of the model in its present state.
+            encoded: examples with the prefix's image.
+            layers: decoder layers K whose attention is wanted.
+        """
+        cache = prefix.lent(len(encoded.labels))
+        return self._run(self._continue(encoded, cache, prefix.length), encoded, layers, prefix.length)
 
     def token_energy(self, encoded: Encoded, pixels: dict[str, Tensor], clean_pixels: dict[str, Tensor]) -> Tensor:
         """How much each image token's region of the preprocessed image was changed, ρ (Eq. 22).
@@ -263,19 +271,6 @@ class Surrogate:
         if not self._keeps_logits:
             logits = logits[:, wanted]
         return Forward(_nll(logits, labels[:, wanted + 1]), embedded.value, attention)
-
-    def _shared_prefix(self, encoded: Encoded) -> int:
-        """How many tokens can run once for all: up to the first that differs, or whose row or logits are
-        wanted."""
-        kinds = set(getattr(self.model.config.get_text_config(), "layer_types", None) or ["full_attention"])
-        if kinds - {"full_attention", "sliding_attention"}:
-            return 0  # recurrent states of linear attention cannot be shared by a batch in general
-        ids, roles = encoded.inputs["input_ids"], encoded.roles
-        alike = (ids == ids[:1]).all(0) & ~(roles.trigger | roles.answer).any(0)
-        # The token before the first answer token predicts it.
-        alike &= ~functional.pad(roles.answer[:, 1:], (0, 1)).any(0)
-        length = min(int(alike.int().cumprod(0).sum()), ids.shape[1] - 1)
-        return length if not roles.image[:, length:].any() else 0
 
     def _continue(self, encoded: Encoded, cache: DynamicCache, start: int) -> dict[str, Any]:
         """The inputs for the tokens from `start` on, by the model's own rules for generating with a cache."""
@@ -385,16 +380,3 @@ def _nll(logits: Tensor, labels: Tensor) -> Tensor:
     counted = labels != -100
     losses = functional.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100, reduction="none")
     return losses.sum(1) / counted.sum(1).clamp(min=1)
-
-
-def _rows(encoded: Encoded, rows: slice) -> Encoded:
-    roles = type(encoded.roles)(**{name: value[rows] for name, value in vars(encoded.roles).items()})
-    return Encoded({key: value[rows] for key, value in encoded.inputs.items()}, encoded.labels[rows], roles)
-
-
-def _concatenate(parts: Sequence[Forward]) -> Forward:
-    attention = None
-    if parts[0].attention is not None:
-        kept = [part.attention for part in parts if part.attention is not None]
-        attention = Attention(torch.cat([a.trigger for a in kept], 1), torch.cat([a.answer for a in kept], 1))
-    return Forward(torch.cat([part.nll for part in parts]), torch.cat([part.embeddings for part in parts]), attention)

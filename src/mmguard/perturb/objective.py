@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor
 
 from mmguard import losses
 from mmguard.config import ProtectConfig
+from mmguard.lvlm.candidates import Candidates
 from mmguard.lvlm.prompt import Encoded, Example
 from mmguard.lvlm.surrogate import Forward, Surrogate
-from mmguard.types import TokenRoles
+from mmguard.perturb.trigger import Trigger
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,18 @@ class Reference:
     """Ā_k^clean(Ω_y), `(K, B, L_clean)`; CRS only."""
     length: Tensor | None
     """Tokens of each clean sequence, `(B,)`; CRS only."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """ℓ_joint of a batch, and what it was computed from."""
+
+    loss: Tensor
+    """`(B,)`."""
+    encoded: Encoded
+    forward: Forward
+    perturbed: Tensor | None
+    """Ω_δ, bool `(B, L)`; BPH only."""
 
 
 class Objective:
@@ -56,10 +69,8 @@ class Objective:
         assert forward.attention is not None
         return Reference(pixels, forward.attention.answer, encoded.length)
 
-    def __call__(
-        self, examples: Sequence[Example], images: Sequence[Tensor], reference: Reference
-    ) -> tuple[Tensor, Encoded, Forward]:
-        """ℓ_joint of each sample, `(B,)`, with the graph to images and embeddings where gradients are enabled.
+    def __call__(self, examples: Sequence[Example], images: Sequence[Tensor], reference: Reference) -> Evaluation:
+        """ℓ_joint of a batch, with the graph to images and embeddings where gradients are enabled.
 
         Args:
             examples: with their triggers.
@@ -70,34 +81,43 @@ class Objective:
         pixels = self.surrogate.pixels(images)
         forward = self.surrogate.forward(encoded, pixels, self._layers)
         perturbed = self._perturbed(encoded, pixels, reference)
-        return self._joint(encoded, forward, perturbed, reference), encoded, forward
+        loss = self._joint(encoded, forward, perturbed, reference.answer_rows, reference.length)
+        return Evaluation(loss, encoded, forward, perturbed)
 
-    @torch.no_grad()
-    def candidates(
-        self, examples: Sequence[Example], image: Tensor, pixels: dict[str, Tensor], reference: Reference
-    ) -> Tensor:
-        """ℓ_joint of many texts for one image, `(C,)`: the exact side of the trigger search (Eq. 20).
+    def exact(
+        self, example: Example, image: Tensor, evaluation: Evaluation, reference: Reference, row: int
+    ) -> Callable[[Sequence[Trigger]], Tensor]:
+        """ℓ_joint of one sample as a function of its trigger: the exact side of the trigger search (Eq. 20).
 
         Args:
-            examples: the same sample with different triggers.
+            example: with its present trigger.
             image: protected, `(3, H, W)`.
-            pixels: its preprocessed form, `Surrogate.pixels([image])`.
-            reference: of this one sample.
+            evaluation: of the batch that the sample is in.
+            reference: of that batch.
+            row: the sample's place in the batch.
+
+        Returns:
+            From triggers to their losses, `(C,)`.
         """
-        encoded, forward = self.surrogate.forward_candidates(examples, image, self._layers, pixels)
-        perturbed = None
-        if self._config.binding == "bph":
-            # The image tokens are the same in every candidate: one sample tells which of them are perturbed.
-            roles = TokenRoles(**{name: role[:1] for name, role in vars(encoded.roles).items()})
-            one = self._perturbed(replace(encoded, roles=roles), pixels, reference)
-            assert one is not None
-            perturbed = torch.zeros_like(encoded.roles.image)
-            perturbed[encoded.roles.image] = one[roles.image].repeat(len(examples))
-        repeated = reference
-        if reference.answer_rows is not None and reference.length is not None:
-            rows = reference.answer_rows.expand(-1, len(examples), -1)
-            repeated = replace(reference, answer_rows=rows, length=reference.length.expand(len(examples)))
-        return self._joint(encoded, forward, perturbed, repeated)
+        candidates = Candidates(self.surrogate, example, image, self._layers)
+        clean, length, perturbed = reference.answer_rows, reference.length, None
+        if evaluation.perturbed is not None:
+            # The image tokens and their energies are the same under every trigger, wherever they stand.
+            perturbed = evaluation.perturbed[row][evaluation.encoded.roles.image[row]]
+
+        def losses_of(triggers: Sequence[Trigger]) -> Tensor:
+            encoded, forward = candidates(triggers)
+            many = len(triggers)
+            marked = None
+            if perturbed is not None:
+                marked = torch.zeros_like(encoded.roles.image)
+                marked[encoded.roles.image] = perturbed.repeat(many)
+            if clean is None or length is None:
+                return self._joint(encoded, forward, marked, None, None)
+            rows = clean[:, row : row + 1].expand(-1, many, -1)
+            return self._joint(encoded, forward, marked, rows, length[row : row + 1].expand(many))
+
+        return losses_of
 
     def _perturbed(self, encoded: Encoded, pixels: dict[str, Tensor], reference: Reference) -> Tensor | None:
         """Ω_δ, which only BPH needs."""
@@ -106,14 +126,21 @@ class Objective:
         energy = self.surrogate.token_energy(encoded, pixels, reference.pixels)
         return losses.perturbed_tokens(energy, encoded.roles.image, self._config.tau)
 
-    def _joint(self, encoded: Encoded, forward: Forward, perturbed: Tensor | None, reference: Reference) -> Tensor:
+    def _joint(
+        self,
+        encoded: Encoded,
+        forward: Forward,
+        perturbed: Tensor | None,
+        clean_rows: Tensor | None,
+        clean_length: Tensor | None,
+    ) -> Tensor:
         bind = None
         if forward.attention is not None:
             trigger, answer = forward.attention.trigger, forward.attention.answer
             if perturbed is not None:
                 bind = losses.bridge_path_hijack(trigger, answer, encoded.roles.trigger, perturbed)
-            elif reference.answer_rows is not None and reference.length is not None:
-                clean = losses.align(reference.answer_rows, reference.length, encoded.roles.trigger, encoded.length)
+            elif clean_rows is not None and clean_length is not None:
+                clean = losses.align(clean_rows, clean_length, encoded.roles.trigger, encoded.length)
                 bind = losses.contrastive_routing_shift(clean, answer)
         config = self._config
         return losses.joint(forward.nll, bind, config.lambda_train, config.lambda_bind, config.maximises)

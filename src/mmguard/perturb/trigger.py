@@ -64,7 +64,9 @@ def _first_tokens(surrogate: Surrogate, trigger: Trigger, count: int) -> list[in
     return [min(start, count - 1) for start in starts]
 
 
-def search(trigger: Trigger, proposals: Sequence[Sequence[str]], exact: Callable[[list[Trigger]], Tensor]) -> Trigger:
+def search(
+    trigger: Trigger, proposals: Sequence[Sequence[str]], exact: Callable[[Sequence[Trigger]], Tensor]
+) -> Trigger:
     """Replaces word after word by the exact minimiser among the proposals and the word that is there (Eq. 20).
 
     Args:

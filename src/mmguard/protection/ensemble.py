@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -15,7 +15,8 @@ from mmguard.lvlm.prompt import Example
 from mmguard.lvlm.surrogate import Surrogate
 from mmguard.lvlm.tuning import adapted
 from mmguard.perturb import trigger as hotflip
-from mmguard.perturb.objective import Objective, Reference
+from mmguard.perturb.objective import Evaluation, Objective, Reference
+from mmguard.perturb.trigger import Trigger
 
 
 @dataclass(frozen=True)
@@ -52,41 +53,51 @@ class Ensemble:
     def backward(self, examples: Sequence[Example], images: Sequence[Tensor], references: Sequence[Reference]) -> None:
         """Adds the gradient of the batch's summed ℓ_prot to `.grad` of the images, `[0,1]` float `(3, H, W)`."""
         for member, reference in zip(self.members, references, strict=True):
-            loss, _, _ = member.objective(examples, images, reference)
-            (member.weight * loss.sum()).backward()
+            (member.weight * member.objective(examples, images, reference).loss.sum()).backward()
 
-    def proposals(
+    def search(
         self, examples: Sequence[Example], images: Sequence[Tensor], references: Sequence[Reference]
-    ) -> list[list[list[str]]]:
-        """Candidate words by sample and slot, an equal share from the gradient of every member."""
+    ) -> list[Trigger]:
+        """A better trigger for every sample: an equal share of the candidates from the gradient of each member, and
+        among them the one whose exact ℓ_prot, over all members, is least (Eq. 19-20).
+
+        Args:
+            examples: with their present triggers, which may be empty.
+            images: protected, `[0,1]` float, each `(3, H, W)`.
+            references: from `references`, of the same samples.
+        """
         share = -(-self._config.top_c // len(self.members))
-        merged: list[list[list[str]]] = [[[] for _ in example.trigger] for example in examples]
+        triggers = [example.trigger for example in examples]
+        words: list[list[list[str]]] = [[[] for _ in trigger] for trigger in triggers]
+        evaluations = []
         for member, reference in zip(self.members, references, strict=True):
             with torch.enable_grad():
-                loss, encoded, forward = member.objective(examples, images, reference)
-                (gradient,) = torch.autograd.grad(loss.sum(), forward.embeddings)
-            triggers = [example.trigger for example in examples]
-            for sample, slots in zip(
-                merged, hotflip.propose(member.surrogate, encoded, gradient, triggers, share), strict=True
-            ):
-                for words, more in zip(sample, slots, strict=True):
-                    words.extend(word for word in more if word not in words)
-        return merged
+                evaluation = member.objective(examples, images, reference)
+                (gradient,) = torch.autograd.grad(evaluation.loss.sum(), evaluation.forward.embeddings)
+            proposed = hotflip.propose(member.surrogate, evaluation.encoded, gradient, triggers, share)
+            for slots, more in zip(words, proposed, strict=True):
+                for slot, some in zip(slots, more, strict=True):
+                    slot.extend(word for word in some if word not in slot)
+            evaluations.append(evaluation)
+        return [
+            hotflip.search(trigger, words[row], self._exact(examples[row], images[row], evaluations, references, row))
+            for row, trigger in enumerate(triggers)
+        ]
 
-    def exact(self, examples: Sequence[Example], image: Tensor, prepared: Prepared) -> Tensor:
-        """ℓ_prot of many texts for one image, `(C,)`: every member's exact loss of the same strings."""
-        total: Tensor | None = None
-        for member, pixels, reference in zip(self.members, prepared.pixels, prepared.references, strict=True):
-            loss = member.weight * member.objective.candidates(examples, image, pixels, reference).cpu()
-            total = loss if total is None else total + loss
-        assert total is not None
-        return total
-
-    @torch.no_grad()
-    def prepare(self, example: Example, original: Tensor, image: Tensor) -> Prepared:
-        """What all candidates of one sample share."""
-        pixels = [member.surrogate.pixels([image]) for member in self.members]
-        return Prepared(pixels, self.references([example], [original]))
+    def _exact(
+        self,
+        example: Example,
+        image: Tensor,
+        evaluations: Sequence[Evaluation],
+        references: Sequence[Reference],
+        row: int,
+    ) -> Callable[[Sequence[Trigger]], Tensor]:
+        """ℓ_prot of one sample as a function of its trigger: every member's exact loss of the same strings."""
+        parts = [
+            (member.weight, member.objective.exact(example, image, evaluation, reference, row))
+            for member, evaluation, reference in zip(self.members, evaluations, references, strict=True)
+        ]
+        return lambda triggers: torch.stack([weight * loss(triggers).cpu() for weight, loss in parts]).sum(0)
 
     @contextmanager
     def adapted(self, batches: Sequence[tuple[Sequence[Example], Sequence[Tensor]]], seed: int) -> Iterator[None]:
@@ -110,11 +121,3 @@ class Ensemble:
     def vocabulary(self) -> Sequence[str]:
         """Admissible words of the first member."""
         return self.members[0].surrogate.admissible_tokens().words
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Preprocessed protected image and clean reference of one sample, for every member."""
-
-    pixels: list[dict[str, Tensor]]
-    references: list[Reference]

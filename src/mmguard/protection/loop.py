@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -73,7 +73,7 @@ def optimise(
                 if config.perturbs_images:
                     _perturb(batch, originals, parts, ensemble, config)
                 if config.inserts_triggers:
-                    _search_triggers(batch, originals, parts, ensemble, config)
+                    _search_triggers(batch, originals, parts, ensemble)
                 advance(len(batch))
 
 
@@ -145,31 +145,16 @@ def _perturb(
 
 
 def _search_triggers(
-    batch: Sequence[Item],
-    originals: Sequence[Tensor],
-    parts: Sequence[_Part],
-    ensemble: Ensemble,
-    config: ProtectConfig,
+    batch: Sequence[Item], originals: Sequence[Tensor], parts: Sequence[_Part], ensemble: Ensemble
 ) -> None:
     """Outer problem, text: HotFlip with the surrogates and images held."""
     protected = [to_unit(apply(image, item.delta)) for image, item in zip(originals, batch, strict=True)]
-    proposed = []
+    found: list[list[Trigger]] = [[] for _ in batch]
     for part in parts:
-        proposed += ensemble.proposals(part.examples, [protected[k] for k in part.owners], part.references)
-    slots = iter(proposed)
-    for item, original, image in zip(batch, originals, protected, strict=True):
-        triggers = []
-        for example in item.examples:
-            words = next(slots)
-            if example.question is not None:
-                prepared = ensemble.prepare(example, to_unit(original), image)
-
-                def exact(candidates: list[Trigger]) -> Tensor:
-                    texts = [replace(example, trigger=trigger) for trigger in candidates]  # noqa: B023
-                    return ensemble.exact(texts, image, prepared)  # noqa: B023
-
-                example = replace(example, trigger=hotflip.search(example.trigger, words, exact))
-            triggers.append(example.trigger)
+        better = ensemble.search(part.examples, [protected[k] for k in part.owners], part.references)
+        for k, trigger in zip(part.owners, better, strict=True):
+            found[k].append(trigger)
+    for item, triggers in zip(batch, found, strict=True):
         item.triggers = triggers
 
 

@@ -1,0 +1,125 @@
+"""Many triggers for one sample: a shared prefix and short encodings must change no number."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+from mmguard.lvlm.candidates import Candidates
+from mmguard.lvlm.prompt import Encoded, Example
+from mmguard.lvlm.surrogate import Forward, Surrogate, load_surrogate
+from test_lvlm_pixels import photograph
+from tiny import FAMILIES, built
+
+LAYERS = {family: [0, 2] if family == "mllama" else [0, 1] for family in FAMILIES}
+TRIGGERS = [("dog", "the"), ("lungs", "red"), ("teal", "of"), ("qzx", "the"), ("of", "dog")]
+"""Words of one token and of several."""
+
+
+@functools.cache
+def surrogate(family: str) -> Surrogate:
+    return load_surrogate(built(family))
+
+
+def example(options: tuple[str, ...]) -> Example:
+    return Example("What is it?", "B" if options else "blue it is", options, ("the", "red"))
+
+
+def batch(model: Surrogate, family: str, options: tuple[str, ...]) -> tuple[Encoded, Forward]:
+    """The same triggers as a plain batch."""
+    one = example(options)
+    image = photograph(2, 40, 60)
+    examples = [Example(one.question, one.answer, one.options, trigger) for trigger in TRIGGERS]
+    encoded = model.encode(examples, [image] * len(examples))
+    with torch.no_grad():
+        return encoded, model.forward(encoded, model.pixels([image] * len(examples)), LAYERS[family])
+
+
+def same(found: Encoded, expected: Encoded) -> None:
+    assert found.inputs.keys() == expected.inputs.keys()
+    for name, value in expected.inputs.items():
+        assert torch.equal(found.inputs[name], value), name
+    assert torch.equal(found.labels, expected.labels)
+    for name, role in vars(expected.roles).items():
+        assert torch.equal(getattr(found.roles, name), role), name
+
+
+def close(found: Forward, expected: Forward) -> None:
+    torch.testing.assert_close(found.nll, expected.nll, atol=1e-4, rtol=0)
+    assert found.attention is not None
+    assert expected.attention is not None
+    torch.testing.assert_close(found.attention.trigger, expected.attention.trigger, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.attention.answer, expected.attention.answer, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("options", [(), ("a circle", "a square")])
+def test_candidates_are_a_plain_batch(family: str, options: tuple[str, ...]) -> None:
+    model = surrogate(family)
+    expected_encoded, expected = batch(model, family, options)
+    candidates = Candidates(model, example(options), photograph(2, 40, 60), LAYERS[family], chunk=2)
+    calls: list[int] = []
+    handle = model.model.register_forward_pre_hook(
+        lambda _m, _a, kwargs: calls.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    try:
+        encoded, forward = candidates(TRIGGERS)
+        again = candidates(TRIGGERS[:1])[1]
+    finally:
+        handle.remove()
+    same(encoded, expected_encoded)
+    close(forward, expected)
+    torch.testing.assert_close(again.nll, expected.nll[:1], atol=1e-4, rtol=0)
+    # The image ran once for both calls, and what followed was shorter than it.
+    assert len(calls) == 1 + 3 + 1
+    assert calls[0] > int(encoded.roles.image[0].nonzero()[-1])
+    assert all(calls[0] + suffix == encoded.labels.shape[1] for suffix in calls[1:4])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("options", [(), ("a circle", "a square")])
+def test_only_the_tail_is_tokenised_again(
+    family: str, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = surrogate(family)
+    texts = model.reworded(example(options), photograph(2, 40, 60))
+    expected = batch(model, family, options)[0]
+    # Mllama's mask says for each token which tiles it sees: only the processor can make it.
+    assert texts._short == (family != "mllama")
+    if texts._short:
+        monkeypatch.setattr(type(model.processor), "__call__", None)
+    same(texts.encode(TRIGGERS), expected)
+
+
+def test_a_tokenizer_that_does_not_split_there_goes_through_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = surrogate("llava")
+    texts = model.reworded(example(()), photograph(2, 40, 60))
+    tokenizer = type(model.tokenizer)
+    plain = tokenizer.__call__
+
+    def contextual(self: object, text: object, **kwargs: object) -> object:
+        """As tokenizers do that put a space before whatever a text begins with."""
+        if isinstance(text, list) and not any("<image>" in one for one in text):
+            text = [" x" + one for one in text]
+        return plain(self, text, **kwargs)
+
+    monkeypatch.setattr(tokenizer, "__call__", contextual)
+    wary = model.reworded(example(()), photograph(2, 40, 60))
+    assert texts._short
+    assert not wary._short
+    same(wary.encode(TRIGGERS), batch(model, "llava", ())[0])
+
+
+def test_candidates_that_differ_before_the_image_run_in_full() -> None:
+    model, image = load_surrogate(built("qwen3_vl")), photograph(2, 40, 60)
+    template = model.processor.chat_template
+    part = "{% for part in message['content'] %}"
+    model.processor.chat_template = template.replace(part, "{% for part in message['content'] | reverse %}")
+    expected_encoded, expected = batch(model, "qwen3_vl", ())
+    first = expected_encoded.roles.trigger[0].int().argmax(), expected_encoded.roles.image[0].int().argmax()
+    assert first[0] < first[1]
+    encoded, forward = Candidates(model, example(()), image, LAYERS["qwen3_vl"], chunk=2)(TRIGGERS)
+    same(encoded, expected_encoded)
+    close(forward, expected)
