@@ -357,6 +357,14 @@ def test_easy_vqa_of_one_kind() -> None:
     assert {(s.image, s.question) for s in (*what, *yes_no)} <= both
 
 
+def test_easy_vqa_every_what_question() -> None:
+    every = read_dataset("easy-vqa:test:all-what:40").samples
+    one = read_dataset("easy-vqa:test:what:40").samples
+    assert len(every) > 1.5 * len(one)
+    assert all(sample.answer not in ("yes", "no") for sample in every)
+    assert {(s.image, s.question) for s in one} < {(s.image, s.question) for s in every}
+
+
 def test_easy_vqa_without_split_mixes_both() -> None:
     splits = Counter(sample.split for sample in read_dataset("easy-vqa:500").samples)
     assert 3 < splits["train"] / splits["test"] < 5

@@ -25,15 +25,15 @@ def is_name(source: str) -> bool:
 
 
 def read_easy_vqa(name: str) -> tuple[Source, int | None]:
-    """Reads `easy-vqa[:train|test][:what|yes-no][:N]`.
+    """Reads `easy-vqa[:train|test][:what|all-what|yes-no][:N]`.
 
     The package asks 8-10 questions of every picture, most of them yes/no. Two are kept: one "what…" question
     and one yes/no question. Which ones is drawn from a hash of the picture's number: first the kind of answer
     (colour or shape; yes or no), then the question, so that answers stay as balanced as the package allows. A
     picture (about one in twenty) that is asked no "what…" question keeps its yes/no question alone. `what` and
-    `yes-no` keep the one kind only. Pictures
-    come in an order drawn from a hash too, so that the first N are an unbiased subset, and a subset of the
-    first N + 1.
+    `yes-no` keep the one kind only, `all-what` every "what…" question of a picture (two or three: more test
+    questions from as many pictures). Pictures come in an order drawn from a hash too, so that the first N are an
+    unbiased subset, and a subset of the first N + 1.
 
     Returns:
         The rows (`file_name`, `question`, `answer`, `split`), and N if given.
@@ -44,7 +44,7 @@ def read_easy_vqa(name: str) -> tuple[Source, int | None]:
     split, kind, limit = _parse(name)
     pictures: list[tuple[str, list[dict[str, Any]]]] = []
     for part in (split,) if split else ("train", "test"):
-        pictures += _pictures(part)
+        pictures += _pictures(part, every=kind == "all-what")
     pictures.sort()
     rows: list[tuple[str, dict[str, Any] | Rejection]] = [
         (row["file_name"], row)
@@ -59,17 +59,17 @@ def read_easy_vqa(name: str) -> tuple[Source, int | None]:
 def _parse(name: str) -> tuple[str | None, str | None, int | None]:
     parts = name.split(":")[1:]
     split = parts.pop(0) if parts and parts[0] in ("train", "test") else None
-    kind = parts.pop(0) if parts and parts[0] in ("what", "yes-no") else None
+    kind = parts.pop(0) if parts and parts[0] in ("what", "all-what", "yes-no") else None
     limit = int(parts.pop(0)) if parts and parts[0].isdecimal() and int(parts[0]) > 0 else None
     if parts:
         raise DataError(
-            f"{name}: write easy-vqa, easy-vqa:train or easy-vqa:test, :what or :yes-no for one kind of question, "
+            f"{name}: write easy-vqa, easy-vqa:train or easy-vqa:test, :what, :all-what or :yes-no for one kind of question, "
             "and :N for the first N images"
         )
     return split, kind, limit
 
 
-def _pictures(split: str) -> list[tuple[str, list[dict[str, Any]]]]:
+def _pictures(split: str, every: bool) -> list[tuple[str, list[dict[str, Any]]]]:
     read = easy_vqa.get_train_questions if split == "train" else easy_vqa.get_test_questions
     asked: dict[int, list[tuple[str, str]]] = {}
     for question, answer, picture in zip(*read(), strict=True):
@@ -79,8 +79,8 @@ def _pictures(split: str) -> list[tuple[str, list[dict[str, Any]]]]:
         key = f"{split}:{picture}"
         what = [pair for pair in pairs if pair[0].startswith("what")]
         yes_no = [pair for pair in pairs if pair[1] in ("yes", "no")]
-        kept = [*_pick(what, ("circle", "triangle", "rectangle"), f"{key}:what")]
-        kept += _pick(yes_no, ("yes",), f"{key}:yes")
+        kept = what if every else _pick(what, ("circle", "triangle", "rectangle"), f"{key}:what")
+        kept = [*kept, *_pick(yes_no, ("yes",), f"{key}:yes")]
         rows = [
             {
                 "file_name": f"{split}/images/{picture}.png",
