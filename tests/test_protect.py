@@ -109,6 +109,24 @@ def test_the_loss_that_is_optimised_falls(variant: str, folder: Path, llava: Sur
     assert ensemble_loss(items, ensemble) < before
 
 
+def test_perturbations_live_in_a_file_until_the_release_is_finished(
+    folder: Path, tmp_path: Path, llava: Surrogate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bytes, bytes]] = []
+
+    def spy(items: list[Item], *rest: object) -> None:
+        optimise(items, *rest)  # type: ignore[arg-type]
+        file = tmp_path / "release.record" / "deltas.int8"
+        seen.append((file.read_bytes(), b"".join(item.delta.numpy().tobytes() for item in items)))
+
+    monkeypatch.setattr("mmguard.protection.run.optimise", spy)
+    protect(folder, [llava], FAST, tmp_path / "release")
+    ((on_disk, in_use),) = seen
+    assert on_disk == in_use
+    assert any(on_disk)
+    assert {file.name for file in (tmp_path / "release.record").iterdir()} == {"DO_NOT_PUBLISH.txt", "record.json"}
+
+
 def test_same_seed_same_release_and_another_seed_another(folder: Path, tmp_path: Path, llava: Surrogate) -> None:
     first = protect(folder, [llava], FAST, tmp_path / "a")
     second = protect(folder, [llava], FAST, tmp_path / "b")

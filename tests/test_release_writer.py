@@ -352,7 +352,7 @@ def test_an_unfinished_release_is_taken_over(dataset: Dataset, tmp_path: Path) -
 
 def test_too_little_room_is_noticed_up_front(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    needed = 2 * 3 * 5 * 7
+    needed = 2 * 2 * 3 * 5 * 7  # two images, each with its PNG and its δ
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, needed - 1))
     with pytest.raises(ReleaseError, match=r"2 images need up to .* MB are available: free space"):
         ReleaseWriter(tmp_path / "out", dataset, CONFIG, [])

@@ -63,8 +63,8 @@ def _parse(name: str) -> tuple[str | None, str | None, int | None]:
     limit = int(parts.pop(0)) if parts and parts[0].isdecimal() and int(parts[0]) > 0 else None
     if parts:
         raise DataError(
-            f"{name}: write easy-vqa, easy-vqa:train or easy-vqa:test, :what, :all-what or :yes-no for one kind of question, "
-            "and :N for the first N images"
+            f"{name}: write easy-vqa, easy-vqa:train or easy-vqa:test, :what, :all-what or :yes-no for one kind of "
+            "question, and :N for the first N images"
         )
     return split, kind, limit
 

@@ -30,7 +30,7 @@ class Item:
     path: Path
     samples: list[Sample]
     delta: Tensor
-    """Present δ, int8 `(3, H, W)`."""
+    """Present δ, int8 `(3, H, W)`; changed in place."""
     triggers: list[Trigger] = field(default_factory=list)
     """Present trigger of every sample; empty for captions."""
 
@@ -141,7 +141,7 @@ def _perturb(
     for _ in range(config.pgd_steps):
         deltas = pgd.descend(backward, originals, deltas, budget)
     for item, delta in zip(batch, deltas, strict=True):
-        item.delta = delta
+        item.delta.copy_(delta)
 
 
 def _search_triggers(

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from mmguard.config import ProtectConfig
 from mmguard.data.readers import read_dataset
 from mmguard.errors import ConfigError, DataError, SampleError
 from mmguard.lvlm.choose import choose_surrogate
 from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.protection.deltas import DeltaFile
 from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.loop import Item, optimise, start
 from mmguard.release.writer import Release, ReleaseWriter
@@ -63,13 +68,14 @@ def protect(
     models = [s if isinstance(s, Surrogate) else _load(s, device) for s in surrogates] if needs_models else []
     ensemble = Ensemble(models, config) if models else None
 
-    items, failed = _start(data, config, ensemble)
+    deltas = DeltaFile(writer.scratch("deltas.int8"))
+    items, failed = _start(data, config, ensemble, deltas)
     if config.optimised and ensemble is not None:
         with progress("Protecting", len(items) * config.rounds, show_progress) as advance:
             optimise(items, ensemble, config, advance)
-    with progress("Writing", len(items), show_progress) as advance:
-        for item in items:
-            writer.write_image(item.path, item.protected())
+    # Encoding PNG leaves the interpreter's lock alone: threads share out the work.
+    with progress("Writing", len(items), show_progress) as advance, ThreadPoolExecutor() as pool:
+        for _ in pool.map(lambda item: writer.write_image(item.path, item.protected()), items):
             advance(1)
     triggers = {
         sample.id: trigger for item in items for sample, trigger in zip(item.samples, item.triggers, strict=True)
@@ -81,17 +87,23 @@ def _load(name: str, device: str) -> Surrogate:
     return load_surrogate(choose_surrogate(device).name if name == "auto" else name, device)
 
 
-def _start(data: Dataset, config: ProtectConfig, ensemble: Ensemble | None) -> tuple[list[Item], list[Rejection]]:
+def _start(
+    data: Dataset, config: ProtectConfig, ensemble: Ensemble | None, deltas: DeltaFile
+) -> tuple[list[Item], list[Rejection]]:
     vocabulary = ensemble.vocabulary() if ensemble else ()
     items, failed = [], []
     for path, samples in data.by_image().items():
         try:
-            items.append(start(path, samples, config, vocabulary))
+            item = start(path, samples, config, vocabulary)
+            deltas.append(item.delta)
+            items.append(replace(item, delta=torch.empty(0)))
         except SampleError as error:
             failed.append(Rejection(str(path), str(error)))
     if not items:
         reasons = "; ".join(rejection.reason for rejection in failed[:3])
         raise DataError(f"{data.root}: none of its {len(failed)} images can be protected: {reasons}")
+    for item, delta in zip(items, deltas.mapped(), strict=True):
+        item.delta = delta
     return items, failed
 
 

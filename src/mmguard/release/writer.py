@@ -81,6 +81,7 @@ class ReleaseWriter:
         self._eps, self._trigger_words = layout.budgets(config)
         self._names = layout.image_names([sample.image for sample in dataset.samples], dataset.root)
         self._written: dict[Path, dict[str, Any]] = {}
+        self._scratch: list[Path] = []
         self._header = {
             "mmguard": version("mmguard"),
             "config": asdict(config),
@@ -102,6 +103,11 @@ class ReleaseWriter:
                 folder.mkdir(parents=True, exist_ok=True)
         _write_text(self.record / layout.WARNING, WARNING_TEXT)
         _write_text(self.record / layout.UNFINISHED, "")
+
+    def scratch(self, name: str) -> Path:
+        """A file in the record folder that is gone once the release is finished."""
+        self._scratch.append(self.record / name)
+        return self._scratch[-1]
 
     def write_image(self, path: Path, protected: Tensor) -> None:
         """Writes one protected image, reads it back from disk and checks it against the original.
@@ -196,6 +202,8 @@ class ReleaseWriter:
         _write_text(self.path / layout.CARD, dataset_card(rows, len(kept), len(samples), captions))
         _write_text(self.path / layout.METADATA, "".join(_json_line(row) for row in rows))
         with _writing(self.record):
+            for file in self._scratch:
+                file.unlink(missing_ok=True)
             (self.record / layout.UNFINISHED).unlink()
         return Release(self.path, self.record, len(kept), len(samples), skipped, self.config)
 
@@ -267,12 +275,12 @@ def _require_free(release: Path, record: Path) -> None:
 
 
 def _require_room(release: Path, images: Mapping[Path, str]) -> None:
-    """A PNG needs hardly more than its pixels, and with noise of a few levels nearly as much."""
+    """A PNG needs hardly more than its pixels, and with noise of a few levels nearly as much; so does its δ."""
     needed = 0
     for image in images:
         # An image that cannot be read is reported when it is protected.
         with contextlib.suppress(Exception), Image.open(image) as file:
-            needed += 3 * file.width * file.height
+            needed += 2 * 3 * file.width * file.height
     disk = next(folder for folder in (release, *release.parents) if folder.exists())
     available = shutil.disk_usage(disk).free
     if needed > available:

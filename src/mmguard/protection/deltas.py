@@ -1,0 +1,56 @@
+"""Where perturbations live while they are optimised: in one file, never all in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from mmguard.errors import ReleaseError
+
+
+class DeltaFile:
+    """The δ of every image as int8 in a memory-mapped file.
+
+    They are appended in order; `mapped` then gives each as a tensor that lies in the file. The system keeps in memory
+    what is in use, so a dataset may be larger than memory.
+
+    Args:
+        path: the file; written anew.
+
+    Raises:
+        ReleaseError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._writing():
+            self._file: BinaryIO = path.open("wb")
+        self._shapes: list[torch.Size] = []
+
+    def append(self, delta: Tensor) -> None:
+        """Adds one perturbation, int8 `(3, H, W)`."""
+        with self._writing():
+            delta.contiguous().numpy().tofile(self._file)
+        self._shapes.append(delta.shape)
+
+    def mapped(self) -> list[Tensor]:
+        """Every perturbation, in the order in which they came; what is written into one is written into the file."""
+        with self._writing():
+            self._file.close()
+        sizes = [shape.numel() for shape in self._shapes]
+        whole = torch.from_file(str(self.path), shared=True, size=sum(sizes), dtype=torch.int8)
+        return [part.view(shape) for part, shape in zip(whole.split(sizes), self._shapes, strict=True)]
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ReleaseError(
+                f"{self.path}: cannot be written ({error.strerror or error}): free space there"
+            ) from error
