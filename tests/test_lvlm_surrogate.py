@@ -207,3 +207,27 @@ class TestLoading:
         assert model.model.dtype == torch.bfloat16
         assert load_surrogate(built("llava"), device="cpu").model.dtype == torch.float32
         assert model.device.type == "cpu"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_recomputing_saves_memory_and_changes_nothing(family: str) -> None:
+    model = load_surrogate(built(family))
+    saved: dict[bool, int] = {}
+    found: dict[bool, tuple[Forward, Tensor]] = {}
+    flags = [module.training for module in model.model.modules()]
+    for recompute in (False, True):
+        model.recompute = recompute
+        kept: list[int] = []
+        unit = [image.clone().requires_grad_(True) for image in images()[:1]]
+        encoded = model.encode(EXAMPLES[:1], unit)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):  # noqa: B023
+            forward = model.forward(encoded, model.pixels(unit), LAYERS[family][:1])
+        assert forward.attention is not None
+        (forward.nll.sum() + forward.attention.answer.square().sum()).backward()
+        assert unit[0].grad is not None
+        saved[recompute], found[recompute] = sum(kept), (forward, unit[0].grad)
+    close(found[True][0], found[False][0], 1e-6)
+    torch.testing.assert_close(found[True][1], found[False][1], atol=1e-6, rtol=1e-4)
+    assert saved[True] < saved[False]
+    assert flags == [module.training for module in model.model.modules()]
+    assert not model.model.is_activation_checkpointing

@@ -16,7 +16,8 @@ from mmguard.config import ProtectConfig
 from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
 from mmguard.errors import ConfigError, DataError, ReleaseError
-from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.lvlm.prompt import Encoded
+from mmguard.lvlm.surrogate import Forward, Surrogate, load_surrogate
 from mmguard.perturb.budget import to_unit
 from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.loop import Item, batches, optimise, start
@@ -125,6 +126,41 @@ def test_perturbations_live_in_a_file_until_the_release_is_finished(
     assert on_disk == in_use
     assert any(on_disk)
     assert {file.name for file in (tmp_path / "release.record").iterdir()} == {"DO_NOT_PUBLISH.txt", "record.json"}
+
+
+def test_what_does_not_fit_into_memory_is_done_in_halves(
+    folder: Path, llava: Surrogate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for one sample at a time, and only if activations are not kept, the result is that of batches of 1."""
+    config = replace(FAST, variant="multimodal", rounds=1, inner_steps=0, batch_size=4)
+    ensemble = Ensemble([llava], replace(config, batch_size=1))
+    groups = read_dataset(folder).by_image().items()
+
+    def fresh() -> list[Item]:
+        return [start(path, samples, config, ensemble.vocabulary()) for path, samples in groups]
+
+    expected = fresh()
+    optimise(expected, ensemble, replace(config, batch_size=1))
+    tried: list[tuple[int, bool]] = []
+    plain = Surrogate.forward
+
+    def forward(self: Surrogate, encoded: Encoded, *rest: object) -> Forward:
+        tried.append((len(encoded.labels), self.recompute))
+        if len(encoded.labels) > 1 or not self.recompute:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return plain(self, encoded, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Surrogate, "forward", forward)
+    found = fresh()
+    try:
+        optimise(found, ensemble, config)
+    finally:
+        ensemble.recompute = False
+    assert [size for size, recompute in tried if not recompute] == [4, 2, 1]
+    assert {size for size, recompute in tried if recompute} == {1}
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.triggers == theirs.triggers
+        assert torch.equal(ours.delta, theirs.delta)
 
 
 def test_same_seed_same_release_and_another_seed_another(folder: Path, tmp_path: Path, llava: Surrogate) -> None:

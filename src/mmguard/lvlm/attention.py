@@ -46,7 +46,7 @@ def tap(model: nn.Module, layers: Sequence[int], groups: Mapping[str, Tensor]) -
     """
     if _ACTIVE.get() is not None:
         raise SurrogateError("an attention tap is active already: close it before opening another one")
-    session = _Session(_modules(model, layers), dict(groups))
+    session = _Session(attention_modules(model, layers), dict(groups))
     token = _ACTIVE.set(session)
     try:
         yield session.result
@@ -89,8 +89,12 @@ class _Session:
 _ACTIVE: ContextVar[_Session | None] = ContextVar("mmguard_tap", default=None)
 
 
-def _modules(model: nn.Module, layers: Sequence[int]) -> dict[nn.Module, int]:
-    """The attention modules of the decoder layers asked for, with the place of each in `layers`."""
+def attention_modules(model: nn.Module, layers: Sequence[int]) -> dict[nn.Module, int]:
+    """The attention modules of the decoder layers asked for, with the place of each in `layers`.
+
+    Raises:
+        SurrogateError: the model has no such layer.
+    """
     # Attention modules are known by what calling the interface takes: layer number, configuration, causality.
     found: dict[int, nn.Module] = {}
     for module in model.modules():

@@ -46,6 +46,16 @@ class Ensemble:
         self.members = [Member(s, Objective(s, config), w) for s, w in zip(surrogates, weights, strict=True)]
         self._config = config
 
+    @property
+    def recompute(self) -> bool:
+        """Whether the surrogates compute activations twice instead of keeping them (`Surrogate.recompute`)."""
+        return all(member.surrogate.recompute for member in self.members)
+
+    @recompute.setter
+    def recompute(self, value: bool) -> None:
+        for member in self.members:
+            member.surrogate.recompute = value
+
     def references(self, examples: Sequence[Example], images: Sequence[Tensor]) -> list[Reference]:
         """The clean side of a batch for every member, in its present state."""
         return [member.objective.reference(examples, images) for member in self.members]

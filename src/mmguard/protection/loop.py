@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
 from mmguard.config import ProtectConfig
@@ -20,6 +21,7 @@ from mmguard.perturb.budget import ImageBudget, apply, to_unit
 from mmguard.perturb.objective import Reference
 from mmguard.perturb.trigger import Trigger
 from mmguard.protection.ensemble import Ensemble
+from mmguard.runtime.prefetch import prefetched
 from mmguard.types import Sample
 
 
@@ -65,16 +67,53 @@ def optimise(
         config: R rounds of Q inner steps, PGD steps and trigger search.
         advance: called with the number of items whenever a batch is through a round.
     """
+    size = config.batch_size
     for round_ in range(config.rounds):
         with ensemble.adapted(_inner_batches(items, config, round_), seed=config.seed + round_):
-            for batch in batches(items, config.batch_size):
-                originals = [item.original() for item in batch]
-                parts = _parts(batch, originals, ensemble, config.batch_size)
-                if config.perturbs_images:
-                    _perturb(batch, originals, parts, ensemble, config)
-                if config.inserts_triggers:
-                    _search_triggers(batch, originals, parts, ensemble)
+            for batch, originals in prefetched(batches(items, config.batch_size), _originals):
+                size = _protect(batch, originals, ensemble, config, size)
                 advance(len(batch))
+
+
+def _originals(batch: Sequence[Item]) -> list[Tensor]:
+    return [item.original() for item in batch]
+
+
+def _protect(
+    batch: Sequence[Item], originals: Sequence[Tensor], ensemble: Ensemble, config: ProtectConfig, size: int
+) -> int:
+    """The outer problem for one batch: both sides, one after the other, with the surrogates held.
+
+    Args:
+        batch: whole images.
+        originals: of each.
+        ensemble: the adapted surrogates.
+        config: what to do.
+        size: samples that go through a surrogate together.
+
+    Returns:
+        The size that memory was enough for: half of the one before as often as it was not. Before it gives up, the
+        surrogates compute activations twice instead of keeping them.
+    """
+    while True:
+        try:
+            parts = _parts(batch, originals, ensemble, size)
+            deltas = [item.delta for item in batch]
+            if config.perturbs_images:
+                deltas = _perturb(deltas, originals, parts, ensemble, config)
+            if config.inserts_triggers:
+                _search_triggers(batch, deltas, originals, parts, ensemble)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error) or (size == 1 and ensemble.recompute):
+                raise
+            if size == 1:
+                ensemble.recompute = True
+            size = max(1, size // 2)
+            clear_device_cache(garbage_collection=True)
+        else:
+            for item, delta in zip(batch, deltas, strict=True):
+                item.delta.copy_(delta)
+            return size
 
 
 def _inner_batches(
@@ -124,31 +163,34 @@ def _parts(batch: Sequence[Item], originals: Sequence[Tensor], ensemble: Ensembl
 
 
 def _perturb(
-    batch: Sequence[Item],
+    deltas: Sequence[Tensor],
     originals: Sequence[Tensor],
     parts: Sequence[_Part],
     ensemble: Ensemble,
     config: ProtectConfig,
-) -> None:
-    """Outer problem, image: PGD steps with the surrogates and triggers held."""
+) -> list[Tensor]:
+    """Outer problem, image: PGD steps with the triggers held."""
     budget = ImageBudget(config.eps)
 
     def backward(protected: list[Tensor]) -> None:
         for part in parts:
             ensemble.backward(part.examples, [protected[k] for k in part.owners], part.references)
 
-    deltas = [item.delta for item in batch]
+    moved = list(deltas)
     for _ in range(config.pgd_steps):
-        deltas = pgd.descend(backward, originals, deltas, budget)
-    for item, delta in zip(batch, deltas, strict=True):
-        item.delta.copy_(delta)
+        moved = pgd.descend(backward, originals, moved, budget)
+    return moved
 
 
 def _search_triggers(
-    batch: Sequence[Item], originals: Sequence[Tensor], parts: Sequence[_Part], ensemble: Ensemble
+    batch: Sequence[Item],
+    deltas: Sequence[Tensor],
+    originals: Sequence[Tensor],
+    parts: Sequence[_Part],
+    ensemble: Ensemble,
 ) -> None:
-    """Outer problem, text: HotFlip with the surrogates and images held."""
-    protected = [to_unit(apply(image, item.delta)) for image, item in zip(originals, batch, strict=True)]
+    """Outer problem, text: HotFlip with the images held."""
+    protected = [to_unit(apply(image, delta)) for image, delta in zip(originals, deltas, strict=True)]
     found: list[list[Trigger]] = [[] for _ in batch]
     for part in parts:
         better = ensemble.search(part.examples, [protected[k] for k in part.owners], part.references)

@@ -1,0 +1,463 @@
+"""What protection costs against what training costs, side by side in one run: the numbers of docs/performance.md.
+
+    python benchmarks/speed.py --report docs/performance.md
+
+Every row of a table is timed in turn, again and again, on the same model and batch, and medians are compared; only
+ratios carry over to other machines. *Naive* is what one would write first: eager attention that returns its matrices,
+one sample at a time, the clean reference anew in every step, a full forward pass for every candidate word.
+
+On a GPU, `--random qwen3-vl-4b` takes random weights at the real sizes instead of the zoo.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import random
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmguard import losses
+from mmguard.config import ProtectConfig
+from mmguard.lvlm.attention import IMPLEMENTATION
+from mmguard.lvlm.prompt import Example
+from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.lvlm.tuning import adapted
+from mmguard.perturb import image as pgd
+from mmguard.perturb import trigger as hotflip
+from mmguard.perturb.budget import ImageBudget, apply, to_unit
+from mmguard.perturb.objective import Objective
+from mmguard.protection.ensemble import Ensemble
+from mmguard.protection.loop import Item, optimise, start
+
+QUESTION = "what is the color of the largest shape in this picture?"
+
+
+def pictures(number: int, size: int) -> list[Tensor]:
+    """Smooth random colours, uint8 `(3, size, size)`."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(number, 3, 8, 8, generator=generator)
+    images = torch.nn.functional.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1)
+    return list((images * 255).round().to(torch.uint8))
+
+
+class Bench:
+    """One model and one batch, in every way of working that is compared."""
+
+    def __init__(self, surrogate: Surrogate, batch: int, size: int) -> None:
+        self.surrogate = surrogate
+        self.originals = pictures(batch, size)
+        words = surrogate.admissible_tokens().words
+        rng = random.Random(0)
+        self.examples = [Example(QUESTION, "red", trigger=hotflip.random_trigger(words, 5, rng)) for _ in range(batch)]
+        budget, generator = ImageBudget(8), torch.Generator().manual_seed(0)
+        self.deltas = [budget.random(image, generator) for image in self.originals]
+        self.protected = [to_unit(apply(i, d)) for i, d in zip(self.originals, self.deltas, strict=True)]
+        self._adapter = adapted(surrogate, 8, 0)
+        self.adapter = self._adapter.__enter__()
+
+    def close(self) -> None:
+        """Takes the adapter out."""
+        self._adapter.__exit__(None, None, None)
+
+    def train(self) -> None:
+        """The floor: one supervised LoRA step on the batch."""
+        encoded = self.surrogate.encode(self.examples, self.protected)
+        self.adapter.step(encoded, self.surrogate.pixels(self.protected), 1e-4)
+
+    def step(self, variant: str) -> Callable[[], Any]:
+        """One PGD step of ours; the clean reference is made here, once, as it is once a round."""
+        ensemble = Ensemble([self.surrogate], ProtectConfig(variant=variant))  # type: ignore[arg-type]
+        references = ensemble.references(self.examples, [to_unit(image) for image in self.originals])
+
+        def backward(images: list[Tensor]) -> None:
+            ensemble.backward(self.examples, images, references)
+
+        return lambda: pgd.descend(backward, self.originals, self.deltas, ImageBudget(8))
+
+    def naive_step(self) -> None:
+        """One PGD step of CRS with eager attention matrices, sample by sample."""
+        budget = ImageBudget(8)
+        for example, original, delta in zip(self.examples, self.originals, self.deltas, strict=True):
+            unit = to_unit(apply(original, delta)).requires_grad_(True)
+            naive_loss(self.surrogate, example, unit, to_unit(original)).backward()
+            assert unit.grad is not None
+            budget.descend(original, delta, unit.grad)
+
+    def torchattacks_step(self) -> Callable[[], Any]:
+        """One step of torchattacks' PGD around the same model as a classifier of the first answer token."""
+        import torchattacks
+
+        encoded = self.surrogate.encode(self.examples, self.protected)
+        first = int(encoded.roles.answer[0].int().argmax())
+
+        class Classifier(torch.nn.Module):
+            def forward(_self, images: Tensor) -> Tensor:  # noqa: N805
+                grid = images + ((images * 255).round() / 255 - images).detach()
+                pixels = self.surrogate.pixels(list(grid))
+                return self.surrogate.model(**encoded.inputs, **pixels, use_cache=False).logits[:, first - 1]
+
+        classifier = Classifier().eval()
+        attack = torchattacks.PGD(classifier, eps=8 / 255, alpha=1 / 255, steps=1, random_start=False)
+        attack.device = self.surrogate.device
+        labels, images = encoded.labels[:, first], torch.stack(self.protected).to(self.surrogate.device)
+        return lambda: attack(images, labels)
+
+    def error_minimising_round(self) -> None:
+        """The published error-minimising schedule (Huang et al., 2021): one training step, then 20 steps of noise."""
+        self.train()
+        step = self.step("multimodal")
+        for _ in range(20):
+            step()
+
+    def search(self, config: ProtectConfig) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        """The trigger search of the first sample, ours and naive, over the same candidates."""
+        example, image, original = self.examples[0], self.protected[0], to_unit(self.originals[0])
+        ensemble = Ensemble([self.surrogate], config)
+        references = ensemble.references([example], [original])
+
+        def ours() -> hotflip.Trigger:
+            (found,) = ensemble.search([example], [image], references)
+            return found
+
+        def naive() -> hotflip.Trigger:
+            evaluation = Objective(self.surrogate, config)([example], [image], references[0])
+            (gradient,) = torch.autograd.grad(evaluation.loss.sum(), evaluation.forward.embeddings)
+            (slots,) = hotflip.propose(self.surrogate, evaluation.encoded, gradient, [example.trigger], config.top_c)
+
+            @torch.no_grad()
+            def exact(triggers: Sequence[hotflip.Trigger]) -> Tensor:
+                one = [naive_loss(self.surrogate, replace(example, trigger=t), image, original) for t in triggers]
+                return torch.stack(one)
+
+            return hotflip.search(example.trigger, slots, exact)
+
+        return ours, naive
+
+
+def naive_loss(surrogate: Surrogate, example: Example, image: Tensor, original: Tensor) -> Tensor:
+    """ℓ_joint of CRS with λ_bind = 2 over two layers, from `output_attentions` of the whole model."""
+
+    def attention(example: Example, image: Tensor) -> tuple[Tensor, Any, Tensor]:
+        encoded = surrogate.encode([example], [image])
+        surrogate.model.set_attn_implementation("eager")
+        try:
+            output = surrogate.model(
+                **encoded.inputs, **surrogate.pixels([image]), use_cache=False, output_attentions=True
+            )
+        finally:
+            surrogate.model.set_attn_implementation(IMPLEMENTATION)
+        rows = torch.stack([layer[0][:, encoded.roles.answer[0]].mean((0, 1)) for layer in output.attentions[:2]])
+        loss = torch.nn.functional.cross_entropy(
+            output.logits[0, :-1].float(), encoded.labels[0, 1:], ignore_index=-100
+        )
+        return rows[:, None], encoded, loss
+
+    with torch.no_grad():
+        clean, before, _ = attention(replace(example, trigger=()), original)
+    rows, encoded, loss = attention(example, image)
+    aligned = losses.align(clean, before.length, encoded.roles.trigger, encoded.length)
+    return loss + 2 * losses.contrastive_routing_shift(aligned, rows)[0]
+
+
+def clock(ways: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each, timed in turn."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(repeats + 1):
+        for name, way in ways.items():
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            begun = time.perf_counter()
+            way()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if repeat:  # the first is a warm-up
+                times[name].append(time.perf_counter() - begun)
+    return {name: statistics.median(many) for name, many in times.items()}
+
+
+STEPS = {
+    "LoRA training step (the floor)": "train",
+    "PGD step, no binding": "multimodal",
+    "PGD step, BPH": "bph",
+    "PGD step, CRS": "crs",
+    "PGD step, torchattacks": "torchattacks",
+    "PGD step, naive CRS": "naive",
+}
+
+
+def way_of(bench: Bench, kind: str) -> Callable[[], Any]:
+    """The function behind a row of the first table."""
+    if kind == "train":
+        return bench.train
+    if kind == "torchattacks":
+        return bench.torchattacks_step()
+    return bench.naive_step if kind == "naive" else bench.step(kind)
+
+
+def peak_memory(kind: str, arguments: argparse.Namespace) -> float:
+    """Bytes that a step needs beyond model and batch, at its peak, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return float(pool.apply(_peak, (kind, arguments)))
+
+
+def _peak(kind: str, arguments: argparse.Namespace) -> float:
+    torch.set_num_threads(arguments.threads)
+    surrogate = model(arguments)
+    bench = Bench(surrogate, arguments.batch, arguments.image)
+    way = way_of(bench, kind)
+    if surrogate.device.type == "cuda":
+        way()
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        way()
+        return torch.cuda.max_memory_allocated() - held
+    held = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    way()
+    return _status("VmHWM") - held
+
+
+def _status(field: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return 1024 * float(line.split()[1])
+
+
+def items_of(number: int, size: int, folder: Path, config: ProtectConfig, words: Sequence[str]) -> list[Item]:
+    """So many one-question items, their pictures on disk as in real work."""
+    from torchvision.transforms.functional import to_pil_image
+
+    from mmguard.types import Sample
+
+    made = []
+    for k, image in enumerate(pictures(number, size)):
+        path = folder / f"{size}-{k}.png"
+        to_pil_image(image).save(path)
+        sample = Sample(id=str(k), image=path, question=QUESTION, answer="red", row=k)
+        made.append(start(path, [sample], config, words))
+    return made
+
+
+def model(arguments: argparse.Namespace) -> Surrogate:
+    """The zoo's model, made to take pictures at full size, or one with random weights at real sizes."""
+    if arguments.random:
+        return random_model(arguments)
+    surrogate = load_surrogate(arguments.surrogate, arguments.device)
+    size = getattr(surrogate.processor.image_processor, "size", None)
+    if size is not None and "longest_edge" in size:
+        surrogate.processor.image_processor.size = {"shortest_edge": 64 * 64, "longest_edge": 4096 * 4096}
+    return surrogate
+
+
+def random_model(arguments: argparse.Namespace) -> Surrogate:
+    """Random weights at the sizes of Qwen3-VL-4B-Instruct, with the zoo's tokenizer."""
+    from transformers import AutoProcessor, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    from mmguard import zoo
+
+    processor = AutoProcessor.from_pretrained(zoo.path("qwen3vl-tiny"))
+    images = processor.image_processor
+    images.patch_size, images.merge_size, images.size = 16, 2, {"shortest_edge": 65536, "longest_edge": 16777216}
+    tokens = {
+        key: processor.tokenizer.convert_tokens_to_ids(f"<|{name}|>")
+        for key, name in (
+            ("image_token_id", "image_pad"), ("video_token_id", "video_pad"),
+            ("vision_start_token_id", "vision_start"), ("vision_end_token_id", "vision_end"),
+        )
+    }  # fmt: skip
+    config = Qwen3VLConfig(
+        text_config={
+            "vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 262144,
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 5000000, "mrope_section": [24, 20, 20], "mrope_interleaved": True
+            },
+        },
+        vision_config={
+            "depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16, "patch_size": 16,
+            "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 2560,
+            "num_position_embeddings": 2304, "deepstack_visual_indexes": [5, 11, 17],
+        },
+        tie_word_embeddings=True, **tokens,
+    )  # fmt: skip
+    device = torch.device(arguments.device)
+    with torch.device(device):
+        made = Qwen3VLForConditionalGeneration._from_config(
+            config, dtype=torch.bfloat16, attn_implementation=IMPLEMENTATION
+        )
+    return Surrogate(arguments.random, made.to(device), processor)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table."""
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def steps(arguments: argparse.Namespace) -> list[str]:
+    """First table: single steps."""
+    kinds = dict(STEPS)
+    try:
+        import torchattacks  # noqa: F401
+    except ImportError:
+        kinds.pop("PGD step, torchattacks")
+        print("torchattacks is not installed: its row is left out", file=sys.stderr)
+    surrogate = model(arguments)
+    bench = Bench(surrogate, arguments.batch, arguments.image)
+    times = clock({n: way_of(bench, k) for n, k in kinds.items()}, arguments.repeats, surrogate.device)
+    minimising = clock({"": bench.error_minimising_round}, 1, surrogate.device)[""]
+    bench.close()
+    memory = {name: peak_memory(kind, arguments) for name, kind in kinds.items()}
+    floor, least = next(iter(times.values())), next(iter(memory.values()))
+    rows = [
+        [name, f"{arguments.batch / times[name]:.1f}", f"{times[name] / floor:.2f}", f"{memory[name] / least:.2f}"]
+        for name in kinds
+    ]
+    ours = times["PGD step, no binding"] * ProtectConfig.pgd_steps + floor
+    return [
+        "## One step",
+        "",
+        f"Batch of {arguments.batch} pictures of {arguments.image} x {arguments.image} pixels. Peak memory is what a "
+        "step needs beyond model and batch.",
+        "",
+        *table(["", "samples/s", "time ÷ floor", "peak memory ÷ floor"], rows),
+        "",
+        f"A round of the published error-minimising schedule (one training step, 20 noise steps) costs "
+        f"{minimising / floor:.1f} training steps, a round of ours without trigger search ({ProtectConfig.pgd_steps} "
+        f"noise steps) {ours / floor:.1f}.",
+        "",
+    ]
+
+
+def searches(arguments: argparse.Namespace) -> list[str]:
+    """Second table: the trigger search by number of image tokens and candidates."""
+    rows = []
+    for size, top_c in ((96, 16), (96, 64), (256, 64), (512, 64)):
+        surrogate = model(arguments)
+        bench = Bench(surrogate, 1, size)
+        ours, naive = bench.search(ProtectConfig(variant="crs", top_c=top_c))
+        ours()  # a warm-up; the naive way has 80 forward passes and more to warm up in
+        begun = time.perf_counter()
+        found = ours()
+        between = time.perf_counter()
+        same = naive() == found
+        seconds, naive_seconds = between - begun, time.perf_counter() - between
+        tokens = int(surrogate.encode(bench.examples[:1], bench.protected[:1]).roles.image.sum())
+        bench.close()
+        rows.append(
+            [str(tokens), str(top_c), f"{seconds:.2f}", f"{naive_seconds / seconds:.1f}", "yes" if same else "NO"]
+        )
+    return [
+        "## Trigger search",
+        "",
+        "One sample, five slots, CRS. Both judge every candidate by its exact loss.",
+        "",
+        *table(["image tokens", "candidates a slot", "seconds", "naive ÷ ours", "same winners"], rows),
+        "",
+    ]
+
+
+def whole(arguments: argparse.Namespace, folder: Path) -> list[str]:
+    """Third table: whole protection, and its growth."""
+    surrogate = model(arguments)
+    words = surrogate.admissible_tokens().words
+    config = ProtectConfig(variant="crs", rounds=1)
+    some = items_of(arguments.batch, 96, folder, config, words)
+    ensemble = Ensemble([surrogate], config)
+    bench = Bench(surrogate, 1, 96)
+    _, naive_search = bench.search(config)
+
+    def naive() -> None:
+        bench.train()
+        for _ in range(config.pgd_steps):
+            bench.naive_step()
+        naive_search()
+
+    one = clock({"naive": naive}, 1, surrogate.device)["naive"]
+    bench.close()
+    ours = clock({"ours": lambda: optimise(some, ensemble, config)}, 1, surrogate.device)["ours"] / len(some)
+    lines = [
+        "## Whole protection",
+        "",
+        f"One round of the default settings on a 96 x 96 picture, CRS: {ours:.2f} s a sample, naive ÷ ours "
+        f"{one / ours:.1f}.",
+        "",
+    ]
+    light = ProtectConfig(variant="crs", rounds=1, pgd_steps=2, top_c=4)
+    many = items_of(arguments.most, 64, folder, light, words)
+    rows = []
+    for number in (arguments.most // 10, arguments.most // 4, arguments.most // 2, arguments.most):
+        chosen = [replace(item, delta=item.delta.clone()) for item in many[:number]]
+        held = _status("RssAnon")
+        begun = time.perf_counter()
+        optimise(chosen, Ensemble([surrogate], light), light)
+        spent = time.perf_counter() - begun
+        grown = (_status("RssAnon") - held) / 1e6
+        rows.append([str(number), f"{1000 * spent / number:.1f}", f"{grown:.0f}"])
+    lines += [
+        "Growth with the number of pictures (64 x 64, one light round):",
+        "",
+        *table(["pictures", "milliseconds a sample", "memory grown, MB"], rows),
+        "",
+    ]
+    grown_rows = []
+    for label, size, members, question in (
+        ("96 x 96 pixels, 5 words", 96, 1, QUESTION),
+        ("192 x 192 pixels", 192, 1, QUESTION),
+        ("384 x 384 pixels", 384, 1, QUESTION),
+        ("a question four times as long", 96, 1, " ".join([QUESTION] * 4)),
+        ("two surrogates", 96, 2, QUESTION),
+    ):
+        made = [replace(i, samples=[replace(s, question=question) for s in i.samples]) for i in
+                items_of(4, size, folder, light, words)]  # fmt: skip
+        group = Ensemble([model(arguments) for _ in range(members)], light)
+        spent = clock({"": lambda made=made, group=group: optimise(made, group, light)}, 1, surrogate.device)[""]
+        grown_rows.append([label, f"{1000 * spent / len(made):.0f}"])
+    lines += ["Growth with everything else:", "", *table(["", "milliseconds a sample"], grown_rows), ""]
+    return lines
+
+
+def main() -> None:
+    """Runs everything and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--surrogate", default="zoo:qwen3vl-tiny")
+    parser.add_argument("--random", choices=["qwen3-vl-4b"], default=None, help="random weights at real sizes")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--image", type=int, default=96)
+    parser.add_argument("--most", type=int, default=1000, help="pictures in the growth table")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--scratch", type=Path, default=Path("out/speed"))
+    parser.add_argument("--report", type=Path, default=None, help="write the page here")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.scratch.mkdir(parents=True, exist_ok=True)
+    lines = [
+        "# Performance",
+        "",
+        f"Written by `python benchmarks/speed.py {shlex.join(sys.argv[1:])}`: "
+        f"{arguments.random or arguments.surrogate} on {arguments.device}, {arguments.threads} threads. "
+        "Ratios carry over to other machines, seconds do not.",
+        "",
+        *steps(arguments),
+        *searches(arguments),
+        *whole(arguments, arguments.scratch),
+    ]
+    text = "\n".join(lines)
+    if arguments.report:
+        arguments.report.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
