@@ -209,7 +209,10 @@ def build_model(family: str) -> tuple[torch.nn.Module, Any]:
 
 
 def draw(rng: random.Random) -> tuple[torch.Tensor, list[drawings.Question]]:
-    """One picture, uint8 `(3, H, W)`, with pixel noise half of the time, and up to `TURNS` questions."""
+    """One picture, uint8 `(3, H, W)`, with pixel noise most of the time, and up to `TURNS` questions.
+
+    A third of the noise is even, a third of full strength at every value, as protected pictures are.
+    """
     while True:
         domain = rng.choices(list(drawings.DOMAINS), weights=(8, 3, 2, 2, 2, 1))[0]
         size = rng.choice(((96, 96), (96, 96), (112, 112), (128, 128), (128, 96), (96, 128)))
@@ -218,10 +221,10 @@ def draw(rng: random.Random) -> tuple[torch.Tensor, list[drawings.Question]]:
         if questions:
             break
     pixels = np.asarray(image, dtype=np.int16)
-    if rng.random() < 0.5:
-        amount = rng.randint(1, 8)
-        noise = np.random.default_rng(rng.getrandbits(32)).integers(-amount, amount + 1, pixels.shape)
-        pixels = np.clip(pixels + noise, 0, 255)
+    if (kind := rng.randrange(3)) > 0:
+        amount, generator = rng.randint(1, 8), np.random.default_rng(rng.getrandbits(32))
+        noise = generator.integers(-amount, amount + 1, pixels.shape)
+        pixels = np.clip(pixels + (noise if kind == 1 else 8 * np.sign(noise)), 0, 255)
     rng.shuffle(questions)
     return torch.from_numpy(pixels.astype(np.uint8)).permute(2, 0, 1).contiguous(), questions[:TURNS]
 
@@ -330,14 +333,16 @@ def optimizers(model: torch.nn.Module, lr: float) -> list[torch.optim.Optimizer]
     ]
 
 
-def pretrain(name: str, steps: int, batch_size: int, lr: float, out: Path) -> None:
-    """Train one model and save it in float16."""
+def pretrain(name: str, steps: int, batch_size: int, lr: float, out: Path, go_on: bool) -> None:
+    """Train one model, from random weights or from those that are there, and save it in float16."""
     hf_logging.set_verbosity_error()
     family = {"llava-tiny": "llava", "qwen3vl-tiny": "qwen3_vl", "smolvlm-tiny": "smolvlm"}[name]
     torch.manual_seed(0)
-    rng = random.Random(0)
+    rng = random.Random(1 if go_on else 0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, processor = build_model(family)
+    if go_on:
+        model.load_state_dict(type(model).from_pretrained(out / name).state_dict())
     model.to(device).train()
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{name}: {parameters / 1e6:.2f} M parameters, {len(processor.tokenizer)} tokens", flush=True)
@@ -393,6 +398,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--continue", dest="go_on", action="store_true", help="start from the weights that are there")
     arguments = parser.parse_args()
     for model_name in arguments.name:
-        pretrain(model_name, arguments.steps, arguments.batch_size, arguments.lr, arguments.out)
+        pretrain(model_name, arguments.steps, arguments.batch_size, arguments.lr, arguments.out, arguments.go_on)

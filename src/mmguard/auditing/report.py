@@ -84,7 +84,8 @@ _LEGEND = (
     "beyond control, in percent of what fine-tuning on the control gains over zero-shot; – where that gain "
     "is not clearly positive. *Brittle*: the control alone costs more than 5 points, so this attacker fails "
     "at any change; it is left out of the verdict. *Doubtful*: it costs 3 to 5 points. *Unjudged*: too few "
-    "seeds, or no control."
+    "seeds, or no control. With few seeds the intervals are too narrow: where seeds differ by 5 points, those from "
+    "3 seeds hold the truth in 85% of the cases, from 5 in 91%, from 10 in 94%."
 )
 
 
