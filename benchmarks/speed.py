@@ -134,16 +134,12 @@ class Bench:
             (gradient,) = torch.autograd.grad(evaluation.loss.sum(), evaluation.forward.embeddings)
             (slots,) = hotflip.propose(self.surrogate, evaluation.encoded, gradient, [example.trigger], config.top_c)
 
-            class Loss:
-                @torch.no_grad()
-                def __call__(_self, triggers: Sequence[hotflip.Trigger]) -> Tensor:  # noqa: N805
-                    one = [naive_loss(self.surrogate, replace(example, trigger=t), image, original) for t in triggers]
-                    return torch.stack(one)
+            @torch.no_grad()
+            def exact(triggers: Sequence[hotflip.Trigger]) -> Tensor:
+                one = [naive_loss(self.surrogate, replace(example, trigger=t), image, original) for t in triggers]
+                return torch.stack(one)
 
-                def bound(_self, _triggers: Sequence[hotflip.Trigger]) -> None:  # noqa: N805
-                    return None
-
-            return hotflip.search(example.trigger, slots, Loss())
+            return hotflip.search(example.trigger, slots, exact)
 
         return ours, naive
 

@@ -7,7 +7,6 @@ import functools
 import pytest
 import torch
 
-from mmguard.lvlm.attention import attention_modules
 from mmguard.lvlm.candidates import Candidates
 from mmguard.lvlm.prompt import Encoded, Example
 from mmguard.lvlm.surrogate import Forward, Surrogate, load_surrogate
@@ -66,9 +65,8 @@ def test_candidates_are_a_plain_batch(family: str, options: tuple[str, ...]) -> 
         lambda _m, _a, kwargs: calls.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
     try:
-        encoded = candidates.encode(TRIGGERS)
-        forward = candidates.forward(encoded)
-        again = candidates.forward(candidates.encode(TRIGGERS[:1]))
+        encoded, forward = candidates(TRIGGERS)
+        again = candidates(TRIGGERS[:1])[1]
     finally:
         handle.remove()
     same(encoded, expected_encoded)
@@ -78,31 +76,6 @@ def test_candidates_are_a_plain_batch(family: str, options: tuple[str, ...]) -> 
     assert len(calls) == 1 + 3 + 1
     assert calls[0] > int(encoded.roles.image[0].nonzero()[-1])
     assert all(calls[0] + suffix == encoded.labels.shape[1] for suffix in calls[1:4])
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_attention_alone_runs_the_first_layers_only(family: str) -> None:
-    model = surrogate(family)
-    candidates = Candidates(model, example(()), photograph(2, 40, 60), LAYERS[family], chunk=2)
-    encoded = candidates.encode(TRIGGERS)
-    whole = candidates.forward(encoded).attention
-    ran: list[int] = []
-    last = next(iter(attention_modules(model.model, [-1])))
-    handle = last.register_forward_pre_hook(lambda *_: ran.append(1))
-    head = model.model.get_output_embeddings().register_forward_pre_hook(lambda *_: ran.append(2))
-    try:
-        alone = candidates.attention(encoded)
-    finally:
-        handle.remove()
-        head.remove()
-    assert alone is not None
-    assert whole is not None
-    assert torch.equal(alone.answer, whole.answer)
-    assert torch.equal(alone.trigger, whole.trigger)
-    assert 2 not in ran
-    again = candidates.attention(encoded)  # nothing is left over from the pass that was cut short
-    assert again is not None
-    assert torch.equal(again.answer, whole.answer)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -147,8 +120,6 @@ def test_candidates_that_differ_before_the_image_run_in_full() -> None:
     expected_encoded, expected = batch(model, "qwen3_vl", ())
     first = expected_encoded.roles.trigger[0].int().argmax(), expected_encoded.roles.image[0].int().argmax()
     assert first[0] < first[1]
-    candidates = Candidates(model, example(()), image, LAYERS["qwen3_vl"], chunk=2)
-    encoded = candidates.encode(TRIGGERS)
+    encoded, forward = Candidates(model, example(()), image, LAYERS["qwen3_vl"], chunk=2)(TRIGGERS)
     same(encoded, expected_encoded)
-    close(candidates.forward(encoded), expected)
-    assert candidates.attention(encoded) is None
+    close(forward, expected)

@@ -27,9 +27,7 @@ IMPLEMENTATION = {"text_config": NAME, "vision_config": "sdpa", "": NAME}
 
 
 @contextmanager
-def tap(
-    model: nn.Module, layers: Sequence[int], groups: Mapping[str, Tensor], stop: bool = False
-) -> Iterator[dict[str, Tensor]]:
+def tap(model: nn.Module, layers: Sequence[int], groups: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """Records attention in one forward pass of a model loaded with `attn_implementation=IMPLEMENTATION`.
 
     Args:
@@ -37,7 +35,6 @@ def tap(
         layers: the decoder layers K, by number from 0; negative numbers count from the last.
         groups: by name, which query rows S belong to the group: bool `(B, L)`, with L the length of the
             queries in this forward pass (with a KV cache: of the new tokens only).
-        stop: end the forward pass, and the `with` block, as soon as the last of the layers has been recorded.
 
     Yields:
         An empty dict. The forward pass fills in, for each group, the attention Ā_k(S) `(K, B, L_keys)`,
@@ -49,19 +46,13 @@ def tap(
     """
     if _ACTIVE.get() is not None:
         raise SurrogateError("an attention tap is active already: close it before opening another one")
-    session = _Session(attention_modules(model, layers), dict(groups), stop)
+    session = _Session(attention_modules(model, layers), dict(groups))
     token = _ACTIVE.set(session)
     try:
         yield session.result
-    except _Complete:
-        pass
     finally:
         _ACTIVE.reset(token)
     session.check()
-
-
-class _Complete(Exception):  # noqa: N818
-    """Everything asked for is recorded: the rest of the forward pass is not needed."""
 
 
 @dataclass
@@ -69,7 +60,6 @@ class _Session:
     order: dict[nn.Module, int]
     """The attention modules tapped, and the place of each in K."""
     groups: dict[str, Tensor]
-    stop: bool
     rows: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     result: dict[str, Tensor] = field(default_factory=dict)
 
@@ -87,8 +77,6 @@ class _Session:
                     "choose bind layers of one kind"
                 )
             self.result[group] = torch.stack(layers)
-        if self.stop:
-            raise _Complete
 
     def check(self) -> None:
         if len(self.rows) < len(self.order):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -39,35 +39,22 @@ class Candidates:
         pixels = self._surrogate.pixels([self._image.detach()])
         return self._surrogate.shared_prefix(self._texts.base.to(self._surrogate.device), pixels)
 
-    def encode(self, triggers: Sequence[Sequence[str]]) -> Encoded:
-        """The sample with each of the triggers, none of which may be empty."""
-        return self._texts.encode(triggers).to(self._surrogate.device)
-
     @torch.no_grad()
-    def forward(self, encoded: Encoded) -> Forward:
-        """What a forward pass of the batch yields but for the embeddings, without gradients."""
-        return _concatenate([self._forward(part) for part in self._chunks(encoded)])
+    def __call__(self, triggers: Sequence[Sequence[str]]) -> tuple[Encoded, Forward]:
+        """The batch, and what a forward pass of it yields but for the embeddings, without gradients.
 
-    @torch.no_grad()
-    def attention(self, encoded: Encoded) -> Attention | None:
-        """The attention of `forward` alone, without running the layers behind K; None where that saves nothing."""
-        prefix = self._shared_by(encoded)
-        if prefix is None or not self._layers:
-            return None
-        parts = [self._surrogate.attention_from(prefix, part, self._layers) for part in self._chunks(encoded)]
-        return Attention(torch.cat([a.trigger for a in parts], 1), torch.cat([a.answer for a in parts], 1))
-
-    def _chunks(self, encoded: Encoded) -> list[Encoded]:
-        return [encoded[begin : begin + self._chunk] for begin in range(0, len(encoded.labels), self._chunk)]
-
-    def _shared_by(self, encoded: Encoded) -> Prefix | None:
+        Args:
+            triggers: none of them empty.
+        """
+        encoded = self._texts.encode(triggers).to(self._surrogate.device)
         prefix = self._prefix
-        begins = prefix is not None and bool(prefix.begins(encoded.inputs["input_ids"]).all())
-        return prefix if begins else None
+        shared: Callable[[Encoded], Forward] = self._in_full
+        if prefix is not None and bool(prefix.begins(encoded.inputs["input_ids"]).all()):
+            shared = lambda part: self._surrogate.forward_from(prefix, part, self._layers)  # noqa: E731
+        parts = [shared(encoded[begin : begin + self._chunk]) for begin in range(0, len(triggers), self._chunk)]
+        return encoded, _concatenate(parts)
 
-    def _forward(self, part: Encoded) -> Forward:
-        if (prefix := self._shared_by(part)) is not None:
-            return self._surrogate.forward_from(prefix, part, self._layers)
+    def _in_full(self, part: Encoded) -> Forward:
         pixels = self._surrogate.pixels([self._image.detach()] * len(part.labels))
         return self._surrogate.forward(part, pixels, self._layers)
 

@@ -60,7 +60,7 @@ class Encoded:
         """Tokens of each sample, padding left out, `(B,)`."""
         return self.inputs["attention_mask"].sum(1)
 
-    def __getitem__(self, rows: slice | Sequence[int]) -> Encoded:
+    def __getitem__(self, rows: slice) -> Encoded:
         """Some of the samples, at the same length."""
         roles = TokenRoles(**{name: value[rows] for name, value in vars(self.roles).items()})
         return Encoded({key: value[rows] for key, value in self.inputs.items()}, self.labels[rows], roles)

@@ -185,14 +185,6 @@ class Surrogate:
         cache = prefix.lent(len(encoded.labels))
         return self._run(self._continue(encoded, cache, prefix.length), encoded, layers, prefix.length)
 
-    @torch.no_grad()
-    def attention_from(self, prefix: Prefix, encoded: Encoded, layers: Sequence[int]) -> Attention:
-        """The attention that `forward_from` gives, at the price of the first layers: nothing behind them is run."""
-        inputs = self._continue(encoded, prefix.lent(len(encoded.labels)), prefix.length)
-        with tap(self.model, layers, _groups(encoded, prefix.length), stop=True) as recorded:
-            self.model(**inputs)
-        return Attention(recorded["trigger"], recorded["answer"])
-
     def token_energy(self, encoded: Encoded, pixels: dict[str, Tensor], clean_pixels: dict[str, Tensor]) -> Tensor:
         """How much each image token's region of the preprocessed image was changed, ρ (Eq. 22).
 
@@ -293,14 +285,15 @@ class Surrogate:
 
     def _run(self, inputs: dict[str, Any], encoded: Encoded, layers: Sequence[int], start: int) -> Forward:
         """The forward pass of the tokens from `start` on, those before being in the inputs' cache."""
-        labels = encoded.labels[:, start:]
+        labels, roles = encoded.labels[:, start:], encoded.roles
         # Logits are the largest tensor of all: only those that predict a label of any sample.
         wanted = (labels[:, 1:] != -100).any(0).nonzero().squeeze(1)
         if self._keeps_logits:
             inputs = inputs | {"logits_to_keep": wanted}
         with _Embeddings(self.model, labels.shape) as embedded:
             if layers:
-                with tap(self.model, layers, _groups(encoded, start)) as recorded:
+                groups = {"trigger": roles.trigger[:, start:], "answer": roles.answer[:, start:]}
+                with tap(self.model, layers, groups) as recorded:
                     logits = self.model(**inputs).logits
                 attention = Attention(recorded["trigger"], recorded["answer"])
             else:
@@ -410,11 +403,6 @@ class _Embeddings:
             if torch.is_grad_enabled() and not output.requires_grad:
                 output.requires_grad_(True)
             self.value = output
-
-
-def _groups(encoded: Encoded, start: int) -> dict[str, Tensor]:
-    """The query rows whose attention is recorded, of the tokens from `start` on."""
-    return {"trigger": encoded.roles.trigger[:, start:], "answer": encoded.roles.answer[:, start:]}
 
 
 def _nll(logits: Tensor, labels: Tensor) -> Tensor:

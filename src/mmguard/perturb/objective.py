@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +12,7 @@ from mmguard import losses
 from mmguard.config import ProtectConfig
 from mmguard.lvlm.candidates import Candidates
 from mmguard.lvlm.prompt import Encoded, Example
-from mmguard.lvlm.surrogate import Attention, Forward, Surrogate
+from mmguard.lvlm.surrogate import Forward, Surrogate
 from mmguard.perturb.trigger import Trigger
 
 
@@ -81,15 +81,12 @@ class Objective:
         pixels = self.surrogate.pixels(images)
         forward = self.surrogate.forward(encoded, pixels, self._layers)
         perturbed = self._perturbed(encoded, pixels, reference)
-        clean = None
-        if reference.answer_rows is not None and reference.length is not None:
-            clean = reference.answer_rows, reference.length
-        bind = _binding(encoded, forward.attention, perturbed, clean)
-        return Evaluation(_joint(self._config, forward.nll, bind), encoded, forward, perturbed)
+        loss = self._joint(encoded, forward, perturbed, reference.answer_rows, reference.length)
+        return Evaluation(loss, encoded, forward, perturbed)
 
-    def of_trigger(
+    def exact(
         self, example: Example, image: Tensor, evaluation: Evaluation, reference: Reference, row: int
-    ) -> TriggerLoss:
+    ) -> Callable[[Sequence[Trigger]], Tensor]:
         """ℓ_joint of one sample as a function of its trigger: the exact side of the trigger search (Eq. 20).
 
         Args:
@@ -98,15 +95,29 @@ class Objective:
             evaluation: of the batch that the sample is in.
             reference: of that batch.
             row: the sample's place in the batch.
+
+        Returns:
+            From triggers to their losses, `(C,)`.
         """
-        perturbed = None
+        candidates = Candidates(self.surrogate, example, image, self._layers)
+        clean, length, perturbed = reference.answer_rows, reference.length, None
         if evaluation.perturbed is not None:
             # The image tokens and their energies are the same under every trigger, wherever they stand.
             perturbed = evaluation.perturbed[row][evaluation.encoded.roles.image[row]]
-        clean = None
-        if reference.answer_rows is not None and reference.length is not None:
-            clean = reference.answer_rows[:, row : row + 1], reference.length[row : row + 1]
-        return TriggerLoss(Candidates(self.surrogate, example, image, self._layers), self._config, perturbed, clean)
+
+        def losses_of(triggers: Sequence[Trigger]) -> Tensor:
+            encoded, forward = candidates(triggers)
+            many = len(triggers)
+            marked = None
+            if perturbed is not None:
+                marked = torch.zeros_like(encoded.roles.image)
+                marked[encoded.roles.image] = perturbed.repeat(many)
+            if clean is None or length is None:
+                return self._joint(encoded, forward, marked, None, None)
+            rows = clean[:, row : row + 1].expand(-1, many, -1)
+            return self._joint(encoded, forward, marked, rows, length[row : row + 1].expand(many))
+
+        return losses_of
 
     def _perturbed(self, encoded: Encoded, pixels: dict[str, Tensor], reference: Reference) -> Tensor | None:
         """Ω_δ, which only BPH needs."""
@@ -115,76 +126,21 @@ class Objective:
         energy = self.surrogate.token_energy(encoded, pixels, reference.pixels)
         return losses.perturbed_tokens(energy, encoded.roles.image, self._config.tau)
 
-
-class TriggerLoss:
-    """ℓ_joint of one sample under many triggers, and what it cannot fall below.
-
-    Args:
-        candidates: the sample.
-        config: weights.
-        perturbed: which of the image tokens are Ω_δ, `(|Ω_x|,)`; BPH only.
-        clean: Ā_k^clean(Ω_y) and the length of the clean sequence, `(K, 1, L_clean)` and `(1,)`; CRS only.
-    """
-
-    def __init__(
+    def _joint(
         self,
-        candidates: Candidates,
-        config: ProtectConfig,
+        encoded: Encoded,
+        forward: Forward,
         perturbed: Tensor | None,
-        clean: tuple[Tensor, Tensor] | None,
-    ) -> None:
-        self._candidates, self._config = candidates, config
-        self._mask, self._clean = perturbed, clean
-
-    def __call__(self, triggers: Sequence[Trigger]) -> Tensor:
-        """The exact losses, `(C,)`."""
-        encoded = self._candidates.encode(triggers)
-        forward = self._candidates.forward(encoded)
-        bind = _binding(encoded, forward.attention, *self._sides(encoded))
-        return _joint(self._config, forward.nll, bind)
-
-    def bound(self, triggers: Sequence[Trigger]) -> Tensor | None:
-        """Numbers that the exact losses are not below, `(C,)`, from the first |K| layers alone.
-
-        ℓ_train is not negative, so ℓ_joint ≥ λ_bind ℓ_bind. None where nothing is known so cheaply: without binding,
-        and in the -Max variants, whose -ℓ_train has no bound.
-        """
-        if self._config.binding is None or self._config.maximises:
-            return None
-        encoded = self._candidates.encode(triggers)
-        attention = self._candidates.attention(encoded)
-        if attention is None:
-            return None
-        bind = _binding(encoded, attention, *self._sides(encoded))
-        assert bind is not None
-        return self._config.lambda_bind * bind
-
-    def _sides(self, encoded: Encoded) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
-        """Ω_δ and the clean side, for every candidate."""
-        many = len(encoded.labels)
-        perturbed = clean = None
-        if self._mask is not None:
-            perturbed = torch.zeros_like(encoded.roles.image)
-            perturbed[encoded.roles.image] = self._mask.repeat(many)
-        if self._clean is not None:
-            rows, length = self._clean
-            clean = rows.expand(-1, many, -1), length.expand(many)
-        return perturbed, clean
-
-
-def _binding(
-    encoded: Encoded, attention: Attention | None, perturbed: Tensor | None, clean: tuple[Tensor, Tensor] | None
-) -> Tensor | None:
-    """ℓ_bind of each sample, `(B,)`: BPH where Ω_δ is given, CRS where the clean side is."""
-    if attention is None:
-        return None
-    trigger = encoded.roles.trigger
-    if perturbed is not None:
-        return losses.bridge_path_hijack(attention.trigger, attention.answer, trigger, perturbed)
-    assert clean is not None
-    aligned = losses.align(*clean, trigger, encoded.length)
-    return losses.contrastive_routing_shift(aligned, attention.answer)
-
-
-def _joint(config: ProtectConfig, nll: Tensor, bind: Tensor | None) -> Tensor:
-    return losses.joint(nll, bind, config.lambda_train, config.lambda_bind, config.maximises)
+        clean_rows: Tensor | None,
+        clean_length: Tensor | None,
+    ) -> Tensor:
+        bind = None
+        if forward.attention is not None:
+            trigger, answer = forward.attention.trigger, forward.attention.answer
+            if perturbed is not None:
+                bind = losses.bridge_path_hijack(trigger, answer, encoded.roles.trigger, perturbed)
+            elif clean_rows is not None and clean_length is not None:
+                clean = losses.align(clean_rows, clean_length, encoded.roles.trigger, encoded.length)
+                bind = losses.contrastive_routing_shift(clean, answer)
+        config = self._config
+        return losses.joint(forward.nll, bind, config.lambda_train, config.lambda_bind, config.maximises)

@@ -7,8 +7,7 @@ alone is unreliable, since a word's neighbours change how it is tokenised (Lemma
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,9 +16,6 @@ from mmguard.lvlm.prompt import Encoded
 from mmguard.lvlm.surrogate import Surrogate
 
 Trigger = tuple[str, ...]
-
-_ROUNDING = 1e-3
-"""By how much a loss may fall below its bound because the two were computed in different batches."""
 
 
 def random_trigger(vocabulary: Sequence[str], words: int, rng: random.Random) -> Trigger:
@@ -68,49 +64,21 @@ def _first_tokens(surrogate: Surrogate, trigger: Trigger, count: int) -> list[in
     return [min(start, count - 1) for start in starts]
 
 
-class Loss(Protocol):
-    """ℓ_prot of one sample as a function of its trigger."""
-
-    def __call__(self, triggers: Sequence[Trigger]) -> Tensor:
-        """The exact losses, `(C,)`."""
-
-    def bound(self, triggers: Sequence[Trigger]) -> Tensor | None:
-        """Numbers that they are not below, got more cheaply, or None."""
-
-
-def search(trigger: Trigger, proposals: Sequence[Sequence[str]], loss: Loss) -> Trigger:
+def search(
+    trigger: Trigger, proposals: Sequence[Sequence[str]], exact: Callable[[Sequence[Trigger]], Tensor]
+) -> Trigger:
     """Replaces word after word by the exact minimiser among the proposals and the word that is there (Eq. 20).
 
     Args:
         trigger: the present one.
         proposals: candidate words of every slot.
-        loss: of the sample.
+        exact: ℓ_prot of each of many triggers, `(C,)`.
 
     Returns:
         A trigger whose loss is not above that of the present one.
     """
     for slot, words in enumerate(proposals):
-        candidates = [trigger, *((*trigger[:slot], word, *trigger[slot + 1 :]) for word in words)]
-        trigger = minimiser(list(dict.fromkeys(candidates)), loss)
+        candidates = list(dict.fromkeys([trigger, *((*trigger[:slot], word, *trigger[slot + 1 :]) for word in words)]))
+        losses = exact(candidates).nan_to_num(nan=torch.inf)
+        trigger = candidates[int(losses.argmin())]
     return trigger
-
-
-def minimiser(candidates: Sequence[Trigger], loss: Loss) -> Trigger:
-    """The candidate with the least exact loss, the first of several; candidates without a loss (NaN) come last.
-
-    Where a bound is to be had, candidates are judged in its order, a quarter at a time, until the next cannot be below
-    the best so far: the same winner as from judging all.
-    """
-    bound = loss.bound(candidates)
-    if bound is None:
-        return candidates[int(loss(candidates).nan_to_num(nan=torch.inf).argmin())]
-    bound = bound.nan_to_num(nan=-torch.inf)
-    order = bound.argsort(stable=True).tolist()
-    exact = torch.full((len(candidates),), torch.inf)
-    step = -(-len(candidates) // 4)
-    for begin in range(0, len(candidates), step):
-        part = order[begin : begin + step]
-        if bound[part[0]] > exact.min() + _ROUNDING:
-            break
-        exact[part] = loss([candidates[k] for k in part]).float().cpu().nan_to_num(nan=torch.inf)
-    return candidates[int(exact.argmin())]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from mmguard.lvlm.prompt import Example
 from mmguard.lvlm.surrogate import Surrogate
 from mmguard.lvlm.tuning import adapted
 from mmguard.perturb import trigger as hotflip
-from mmguard.perturb.objective import Evaluation, Objective, Reference, TriggerLoss
+from mmguard.perturb.objective import Evaluation, Objective, Reference
 from mmguard.perturb.trigger import Trigger
 
 
@@ -90,24 +90,24 @@ class Ensemble:
                     slot.extend(word for word in some if word not in slot)
             evaluations.append(evaluation)
         return [
-            hotflip.search(trigger, words[row], self._loss(examples[row], images[row], evaluations, references, row))
+            hotflip.search(trigger, words[row], self._exact(examples[row], images[row], evaluations, references, row))
             for row, trigger in enumerate(triggers)
         ]
 
-    def _loss(
+    def _exact(
         self,
         example: Example,
         image: Tensor,
         evaluations: Sequence[Evaluation],
         references: Sequence[Reference],
         row: int,
-    ) -> hotflip.Loss:
-        """ℓ_prot of one sample as a function of its trigger."""
+    ) -> Callable[[Sequence[Trigger]], Tensor]:
+        """ℓ_prot of one sample as a function of its trigger: every member's exact loss of the same strings."""
         parts = [
-            (member.weight, member.objective.of_trigger(example, image, evaluation, reference, row))
+            (member.weight, member.objective.exact(example, image, evaluation, reference, row))
             for member, evaluation, reference in zip(self.members, evaluations, references, strict=True)
         ]
-        return _Sum(parts)
+        return lambda triggers: torch.stack([weight * loss(triggers).cpu() for weight, loss in parts]).sum(0)
 
     @contextmanager
     def adapted(self, batches: Sequence[tuple[Sequence[Example], Sequence[Tensor]]], seed: int) -> Iterator[None]:
@@ -131,18 +131,3 @@ class Ensemble:
     def vocabulary(self) -> Sequence[str]:
         """Admissible words of the first member."""
         return self.members[0].surrogate.admissible_tokens().words
-
-
-@dataclass(frozen=True)
-class _Sum:
-    """Every member's exact loss of the same strings, weighted and summed."""
-
-    parts: list[tuple[float, TriggerLoss]]
-
-    def __call__(self, triggers: Sequence[Trigger]) -> Tensor:
-        return torch.stack([weight * loss(triggers).cpu() for weight, loss in self.parts]).sum(0)
-
-    def bound(self, triggers: Sequence[Trigger]) -> Tensor | None:
-        bounds = [(weight, loss.bound(triggers)) for weight, loss in self.parts]
-        known = [weight * bound.cpu() for weight, bound in bounds if bound is not None]
-        return torch.stack(known).sum(0) if len(known) == len(bounds) else None
