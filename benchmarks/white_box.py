@@ -45,6 +45,7 @@ def release_of(variant: Variant, arguments: argparse.Namespace) -> Path:
             inner_steps=arguments.inner_steps,
             inner_lr=arguments.inner_lr,
             inner_batch_size=arguments.inner_batch_size,
+            lambda_bind=arguments.lambda_bind,
         )
         protect(arguments.train, [arguments.surrogate], config, folder, device="cpu")
     checked = verify(folder, arguments.train)
@@ -141,9 +142,9 @@ def _share(estimate: Estimate | None) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", default="easy-vqa:train:what:500")
-    parser.add_argument("--test", default="easy-vqa:test:what")
-    parser.add_argument("--surrogate", default="zoo:llava-tiny")
-    parser.add_argument("--attacker", nargs="+", default=["zoo:llava-tiny", "zoo:qwen3vl-tiny"])
+    parser.add_argument("--test", default="easy-vqa:test:all-what:500")
+    parser.add_argument("--surrogate", default="zoo:qwen3vl-tiny")
+    parser.add_argument("--attacker", nargs="+", default=["zoo:qwen3vl-tiny", "zoo:smolvlm-tiny"])
     parser.add_argument("--variant", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--all-controls", action="store_true", help="run every control, not only the matched ones")
     parser.add_argument("--seeds", type=int, default=3)
@@ -154,6 +155,7 @@ if __name__ == "__main__":
     parser.add_argument("--inner-steps", type=int, default=ProtectConfig.inner_steps)
     parser.add_argument("--inner-lr", type=float, default=ProtectConfig.inner_lr)
     parser.add_argument("--inner-batch-size", type=int, default=ProtectConfig.inner_batch_size)
+    parser.add_argument("--lambda-bind", type=float, default=ProtectConfig.lambda_bind)
     parser.add_argument("--out", type=Path, default=Path("out/easy-vqa"))
     parser.add_argument("--report", type=Path, default=None, help="write the page here")
     chosen = parser.parse_args()
