@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -41,19 +42,18 @@ def propose(
         Words by sample, slot and rank, the most promising first.
     """
     vocabulary = surrogate.admissible_tokens()
-    embeddings = surrogate.embed(vocabulary.ids).float()  # (V, d)
-    proposals: list[list[list[str]]] = []
+    embeddings = surrogate.embed(vocabulary.ids)  # (V, d)
+    slots = []
     for row, trigger in enumerate(triggers):
         positions = encoded.roles.trigger[row].nonzero().squeeze(1)
-        if not len(positions) or not trigger:
-            proposals.append([])
-            continue
-        slots = positions[_first_tokens(surrogate, trigger, len(positions))]
-        # e_γj is the same for every v: it moves all scores of a slot alike and cannot change their order.
-        scores = gradient[row, slots].float() @ embeddings.T  # (slots, V)
-        best = scores.topk(min(top_c, len(vocabulary.words)), dim=1, largest=False).indices
-        proposals.append([[vocabulary.words[v] for v in slot] for slot in best.tolist()])
-    return proposals
+        slots.append(gradient[row, positions[_first_tokens(surrogate, trigger, len(positions))]])
+    # One product for all slots of the batch. e_γj is the same for every v: it moves all scores of a slot alike and
+    # cannot change their order.
+    scores = torch.cat(slots).to(embeddings.dtype) @ embeddings.T
+    best = scores.topk(min(top_c, len(vocabulary.words)), dim=1, largest=False).indices
+    words = [[vocabulary.words[v] for v in slot] for slot in best.tolist()]
+    ends = list(accumulate(len(trigger) for trigger in triggers))
+    return [words[end - len(trigger) : end] for trigger, end in zip(triggers, ends, strict=True)]
 
 
 def _first_tokens(surrogate: Surrogate, trigger: Trigger, count: int) -> list[int]:
