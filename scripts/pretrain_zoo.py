@@ -212,7 +212,7 @@ def build_model(family: str) -> tuple[torch.nn.Module, Any]:
 def draw(rng: random.Random) -> tuple[torch.Tensor, list[drawings.Question]]:
     """One picture, uint8 `(3, H, W)`, with pixel noise most of the time, and up to `TURNS` questions.
 
-    A third of the noise is even, a third of full strength at every value, as protected pictures are.
+    A third of the pictures gets even noise, a third noise of full strength at most values, as protected ones have.
     """
     while True:
         domain = rng.choices(list(drawings.DOMAINS), weights=(8, 3, 2, 2, 2, 1))[0]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import pytest
 import torch
 
 from mmguard.lvlm.candidates import Candidates
+from mmguard.lvlm.prefix import Prefix
 from mmguard.lvlm.prompt import Encoded, Example
 from mmguard.lvlm.surrogate import Forward, Surrogate, load_surrogate
 from test_lvlm_pixels import photograph
@@ -59,6 +61,7 @@ def close(found: Forward, expected: Forward) -> None:
 def test_candidates_are_a_plain_batch(family: str, options: tuple[str, ...]) -> None:
     model = surrogate(family)
     expected_encoded, expected = batch(model, family, options)
+    Candidates(model, example(options), photograph(2, 40, 60))(TRIGGERS[:1])  # tries the model's prefix, once
     candidates = Candidates(model, example(options), photograph(2, 40, 60), LAYERS[family], chunk=2)
     calls: list[int] = []
     handle = model.model.register_forward_pre_hook(
@@ -123,3 +126,49 @@ def test_candidates_that_differ_before_the_image_run_in_full() -> None:
     encoded, forward = Candidates(model, example(()), image, LAYERS["qwen3_vl"], chunk=2)(TRIGGERS)
     same(encoded, expected_encoded)
     close(forward, expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_searches_do_not_disturb_one_another(family: str) -> None:
+    model = surrogate(family)
+    sizes = [photograph(2, 40, 60), photograph(3, 64, 64)]
+    alone = [Candidates(model, example(()), image)(TRIGGERS)[1].nll for image in sizes]
+    mixed = [Candidates(model, example(()), image) for image in sizes]
+    for one in mixed:
+        one(TRIGGERS[:1])
+    with torch.no_grad():
+        model.forward(model.encode([example(())] * 2, sizes), model.pixels(sizes))
+    for one, expected in zip(mixed, alone, strict=True):
+        torch.testing.assert_close(one(TRIGGERS)[1].nll, expected, atol=1e-5, rtol=0)
+
+
+def test_candidates_that_do_not_fit_run_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = surrogate("llava")
+    expected = Candidates(model, example(()), photograph(2, 40, 60))(TRIGGERS)[1].nll
+    sizes: list[int] = []
+    plain = Surrogate.forward_from
+
+    def tight(self: Surrogate, prefix: Prefix, part: Encoded, layers: Sequence[int] = ()) -> Forward:
+        sizes.append(len(part.labels))
+        if len(part.labels) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return plain(self, prefix, part, layers)
+
+    monkeypatch.setattr(Surrogate, "forward_from", tight)
+    found = Candidates(model, example(()), photograph(2, 40, 60), chunk=4)(TRIGGERS)[1].nll
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert sizes == [3, 2, 2, 1]
+
+
+def test_a_model_whose_beginning_depends_on_the_rest_runs_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a prefix language model, whose text attends both ways."""
+    model = load_surrogate(built("llava"))
+    plain = Surrogate.forward_from
+
+    def wrong(self: Surrogate, prefix: Prefix, part: Encoded, layers: Sequence[int] = ()) -> Forward:
+        forward = plain(self, prefix, part, layers)
+        return Forward(forward.nll + 1, forward.embeddings, forward.attention)
+
+    monkeypatch.setattr(Surrogate, "forward_from", wrong)
+    found = Candidates(model, example(()), photograph(2, 40, 60), LAYERS["llava"], chunk=2)(TRIGGERS)
+    close(found[1], batch(model, "llava", ())[1])

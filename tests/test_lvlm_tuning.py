@@ -63,6 +63,40 @@ def test_the_shared_model_comes_back_to_the_bit(family: str) -> None:
         assert torch.equal(model.forward(encoded, pixels).nll, nll)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_merged_adapter_is_the_same_model_for_less(family: str) -> None:
+    model = load_surrogate(built(family))
+    encoded, pixels = batch(model)
+    model.forward(encoded, pixels)
+    before = state(model.model)
+    calls: list[int] = []
+    with adapted(model, rank=4, seed=0) as adapter:
+        adapter.step(encoded, pixels, lr=1e-2)
+        inside = state(model.model)
+        with torch.no_grad():
+            apart = model.forward(encoded, pixels).nll
+            with adapter.merged():
+                for module in model.model.modules():
+                    if isinstance(module, nn.Linear) and module.in_features == 4:  # B of some LoRA pair
+                        module.register_forward_pre_hook(lambda *_: calls.append(1))
+                torch.testing.assert_close(model.forward(encoded, pixels).nll, apart, atol=1e-4, rtol=0)
+            assert not calls
+            assert torch.equal(model.forward(encoded, pixels).nll, apart)
+        assert calls
+        assert {k: v for k, v in state(model.model).items() if k != "hooks"} == {
+            k: v for k, v in inside.items() if k != "hooks"
+        }
+    assert state(model.model) == before
+
+
+def test_half_precision_is_not_merged() -> None:
+    model = load_surrogate(built("llava"), dtype=torch.bfloat16)
+    with adapted(model, rank=4, seed=0) as adapter:
+        before = {name: value.clone() for name, value in model.model.state_dict().items()}
+        with adapter.merged():
+            assert all(torch.equal(value, before[name]) for name, value in model.model.state_dict().items())
+
+
 def test_an_error_inside_leaves_no_trace_either() -> None:
     model = load_surrogate(built("llava"))
     model.forward(*batch(model))  # transformers hangs hooks of its own into a model at its first pass

@@ -11,6 +11,7 @@ from torch import Tensor
 from mmguard.lvlm.prefix import Prefix
 from mmguard.lvlm.prompt import Encoded, Example
 from mmguard.lvlm.surrogate import Attention, Forward, Surrogate
+from mmguard.runtime.memory import is_out_of_memory, release_memory
 
 
 class Candidates:
@@ -25,7 +26,7 @@ class Candidates:
         example: with its present trigger, which must not be empty.
         image: `(3, H, W)`.
         layers: decoder layers K whose attention is wanted.
-        chunk: candidates that run together. Does not change the result.
+        chunk: most candidates that run together; halved when memory runs out. Does not change the result.
     """
 
     def __init__(
@@ -48,11 +49,19 @@ class Candidates:
         """
         encoded = self._texts.encode(triggers).to(self._surrogate.device)
         prefix = self._prefix
-        shared: Callable[[Encoded], Forward] = self._in_full
+        run: Callable[[Encoded], Forward] = self._in_full
         if prefix is not None and bool(prefix.begins(encoded.inputs["input_ids"]).all()):
-            shared = lambda part: self._surrogate.forward_from(prefix, part, self._layers)  # noqa: E731
-        parts = [shared(encoded[begin : begin + self._chunk]) for begin in range(0, len(triggers), self._chunk)]
-        return encoded, _concatenate(parts)
+            run = lambda part: self._surrogate.forward_from(prefix, part, self._layers)  # noqa: E731
+        while True:
+            parts = -(-len(triggers) // self._chunk)
+            size = -(-len(triggers) // parts)  # even parts: 65 candidates are not 64 and one
+            try:
+                return encoded, _concatenate([run(encoded[k : k + size]) for k in range(0, len(triggers), size)])
+            except RuntimeError as error:
+                if self._chunk == 1 or not is_out_of_memory(error):
+                    raise
+            self._chunk //= 2
+            release_memory()
 
     def _in_full(self, part: Encoded) -> Forward:
         pixels = self._surrogate.pixels([self._image.detach()] * len(part.labels))

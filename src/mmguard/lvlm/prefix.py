@@ -19,6 +19,8 @@ class Prefix:
     """`(n,)`."""
     cache: DynamicCache
     """Of one sample."""
+    state: list[tuple[Any, Any]]
+    """Modules that remember in `rope_deltas` where a text goes on behind its image, and what they remember."""
 
     @property
     def length(self) -> int:

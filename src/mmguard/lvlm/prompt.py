@@ -144,8 +144,9 @@ class Reworded:
 
     def _splits(self) -> bool:
         base, head = self.base, self._head
-        alike = all((v[0, head:] == v[0, -1]).all() for k, v in base.inputs.items() if k != "input_ids")
-        if not alike or base.roles.image[0, head:].any() or any(v.ndim != 2 for v in base.inputs.values()):
+        if any(value.ndim != 2 for value in base.inputs.values()) or base.roles.image[0, head:].any():
+            return False
+        if not all((v[0, head:] == v[0, -1]).all() for k, v in base.inputs.items() if k != "input_ids"):
             return False
         again = self._encode_tails([self._example.trigger])
         pairs = [(again.labels, base.labels), (again.inputs["input_ids"], base.inputs["input_ids"])]

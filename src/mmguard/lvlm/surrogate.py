@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 import transformers
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
@@ -95,6 +96,7 @@ class Surrogate:
         self.tokenizer = processor.tokenizer
         self.device: torch.device = model.device
         self.recompute = False
+        self._shares: bool | None = None
 
     def encode(self, examples: Sequence[Example], images: Sequence[Tensor]) -> Encoded:
         """Token ids, labels and roles of a batch, on the model's device.
@@ -149,6 +151,7 @@ class Surrogate:
         size = (image.shape[-2], image.shape[-1])
         return Reworded(self.processor, self.model.config.image_token_id, example, size)
 
+    @torch.no_grad()
     def shared_prefix(self, encoded: Encoded, pixels: dict[str, Tensor]) -> Prefix | None:
         """What stands before the trigger, run once for all texts that begin so.
 
@@ -157,21 +160,31 @@ class Surrogate:
             pixels: `pixels` of its image.
 
         Returns:
-            None where it cannot be shared: the image stands behind the trigger, or the model has recurrent layers.
+            None where it cannot be shared: the image stands behind the trigger, or what follows has a say in what a
+            model makes of the beginning.
         """
-        kinds = set(getattr(self.model.config.get_text_config(), "layer_types", None) or ["full_attention"])
-        if kinds - {"full_attention", "sliding_attention"}:
-            return None  # the states of linear attention are not keys that a batch could share
         start = int(encoded.roles.trigger[0].int().argmax())
-        if start == 0 or encoded.roles.image[:, start:].any():
+        if start == 0 or encoded.roles.image[:, start:].any() or self._shares is False:
             return None
         # A plain cache: it keeps every key, so that sliding windows too are a matter of the mask alone.
         cache = DynamicCache()
         inputs = {key: value[:, :start] for key, value in encoded.inputs.items()}
         keep = {"logits_to_keep": 1} if self._keeps_logits else {}
-        with torch.no_grad():
-            self.model(**inputs, **self._cast(pixels), past_key_values=cache, use_cache=True, **keep)
-        return Prefix(encoded.inputs["input_ids"][0, :start], cache)
+        self.model(**inputs, **self._cast(pixels), past_key_values=cache, use_cache=True, **keep)
+        state = [(module, module.rope_deltas) for module in self.model.modules() if hasattr(module, "rope_deltas")]
+        prefix = Prefix(encoded.inputs["input_ids"][0, :start], cache, state)
+        if self._shares is None:
+            self._shares = self._agrees(prefix, encoded, pixels)
+        return prefix if self._shares else None
+
+    def _agrees(self, prefix: Prefix, encoded: Encoded, pixels: dict[str, Tensor]) -> bool:
+        """Whether going on from a prefix gives what the whole pass does; tried once for a model."""
+        kinds = set(getattr(self.model.config.get_text_config(), "layer_types", None) or ["full_attention"])
+        if kinds - {"full_attention", "sliding_attention"}:
+            return False  # the states of linear attention are not keys that a batch could share
+        short, whole = self.forward_from(prefix, encoded).nll, self.forward(encoded, pixels).nll
+        tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.05
+        return bool((short - whole).abs().max() <= tolerance * (1 + whole.abs().max()))
 
     @torch.no_grad()
     def forward_from(self, prefix: Prefix, encoded: Encoded, layers: Sequence[int] = ()) -> Forward:
@@ -183,6 +196,8 @@ class Surrogate:
             layers: decoder layers K whose attention is wanted.
         """
         cache = prefix.lent(len(encoded.labels))
+        for module, rope_deltas in prefix.state:
+            module.rope_deltas = rope_deltas
         return self._run(self._continue(encoded, cache, prefix.length), encoded, layers, prefix.length)
 
     def token_energy(self, encoded: Encoded, pixels: dict[str, Tensor], clean_pixels: dict[str, Tensor]) -> Tensor:
@@ -261,7 +276,10 @@ class Surrogate:
 
     @contextmanager
     def _recomputing(self, layers: Sequence[int]) -> Iterator[None]:
-        """Turns checkpointing on for one forward pass with gradients, if it is wanted."""
+        """Turns checkpointing on for one forward pass with gradients, if it is wanted.
+
+        Not by the model's own switch, which works in training mode only and leaves hooks behind.
+        """
         if not self.recompute or not torch.is_grad_enabled():
             yield
             return
@@ -272,16 +290,16 @@ class Surrogate:
             for module in self.model.modules()
             if isinstance(module, GradientCheckpointingLayer) and tapped.isdisjoint(module.modules())
         ]
-        before = [module.training for module in chosen]
-        self.model.activation_checkpointing_enable({"use_reentrant": False})
+        before = [vars(module).get("forward") for module in chosen]
+        for module in chosen:
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
         try:
-            for module in chosen:
-                module.training = True  # of the layer alone: its dropout, further in, stays as it is
             yield
         finally:
-            for module, training in zip(chosen, before, strict=True):
-                module.training = training
-            self.model.activation_checkpointing_disable()
+            for module, forward in zip(chosen, before, strict=True):
+                del module.forward
+                if forward is not None:
+                    module.forward = forward
 
     def _run(self, inputs: dict[str, Any], encoded: Encoded, layers: Sequence[int], start: int) -> Forward:
         """The forward pass of the tokens from `start` on, those before being in the inputs' cache."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from peft.tuners.lora import LoraModel
+from peft.tuners.lora import LoraLayer, LoraModel
 from torch import Tensor, nn
 
 from mmguard.lvlm.prompt import Encoded
@@ -45,8 +45,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
 class Adapter:
     """A LoRA adapter in a surrogate's model, with its optimiser; see `adapted`."""
 
-    def __init__(self, surrogate: Surrogate, parameters: list[nn.Parameter], seed: int) -> None:
+    def __init__(self, surrogate: Surrogate, lora: Any, parameters: list[nn.Parameter], seed: int) -> None:
         self.parameters = parameters
+        self._lora = lora
         self._surrogate = surrogate
         # The defaults of transformers' Trainer, which attackers use: AdamW, no weight decay.
         self._optimiser = torch.optim.AdamW(parameters, weight_decay=0.0)
@@ -80,6 +81,31 @@ class Adapter:
         self._steps += 1
         return loss.item()
 
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Adds the adapter to the weights, so that it costs nothing until the end of the block; no steps inside.
+
+        The weights then come back to the bit. In half precision nothing is merged: rounding would swallow a small
+        adapter.
+        """
+        if self._surrogate.model.dtype != torch.float32:
+            yield
+            return
+        weights = [
+            module.get_base_layer().get_parameter("weight")
+            for module in self._lora.modules()
+            if isinstance(module, LoraLayer)
+        ]
+        before = [weight.detach().clone() for weight in weights]
+        self._lora.merge_adapter()
+        try:
+            yield
+        finally:
+            self._lora.unmerge_adapter()
+            with torch.no_grad():
+                for weight, old in zip(weights, before, strict=True):
+                    weight.copy_(old)
+
 
 @contextmanager
 def adapted(surrogate: Surrogate, rank: int, seed: int) -> Iterator[Adapter]:
@@ -101,7 +127,7 @@ def adapted(surrogate: Surrogate, rank: int, seed: int) -> Iterator[Adapter]:
             parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
             model.requires_grad_(False)
             model.eval()
-            yield Adapter(surrogate, parameters, seed)
+            yield Adapter(surrogate, lora, parameters, seed)
         finally:
             lora.unload()
 

@@ -20,8 +20,8 @@ from mmguard.perturb.trigger import Trigger
 class Reference:
     """What a batch is like before protection, as one surrogate in its present state sees it."""
 
-    pixels: dict[str, Tensor]
-    """Preprocessed originals."""
+    pixels: dict[str, Tensor] | None
+    """Preprocessed originals; BPH only."""
     answer_rows: Tensor | None
     """Ā_k^clean(Ω_y), `(K, B, L_clean)`; CRS only."""
     length: Tensor | None
@@ -61,13 +61,15 @@ class Objective:
             examples: with or without triggers; they are left out.
             images: originals, `[0,1]` float, each `(3, H, W)`.
         """
+        if self._config.binding is None:
+            return Reference(None, None, None)
         pixels = self.surrogate.pixels(images)
-        if self._config.binding != "crs":
+        if self._config.binding == "bph":
             return Reference(pixels, None, None)
         encoded = self.surrogate.encode([replace(example, trigger=()) for example in examples], images)
         forward = self.surrogate.forward(encoded, pixels, self._layers)
         assert forward.attention is not None
-        return Reference(pixels, forward.attention.answer, encoded.length)
+        return Reference(None, forward.attention.answer, encoded.length)
 
     def __call__(self, examples: Sequence[Example], images: Sequence[Tensor], reference: Reference) -> Evaluation:
         """ℓ_joint of a batch, with the graph to images and embeddings where gradients are enabled.
@@ -121,7 +123,7 @@ class Objective:
 
     def _perturbed(self, encoded: Encoded, pixels: dict[str, Tensor], reference: Reference) -> Tensor | None:
         """Ω_δ, which only BPH needs."""
-        if self._config.binding != "bph":
+        if reference.pixels is None:
             return None
         energy = self.surrogate.token_energy(encoded, pixels, reference.pixels)
         return losses.perturbed_tokens(energy, encoded.roles.image, self._config.tau)

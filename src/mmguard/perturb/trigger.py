@@ -18,6 +18,9 @@ from mmguard.lvlm.surrogate import Surrogate
 
 Trigger = tuple[str, ...]
 
+_VOCABULARY_PART = 16384
+"""Words scored at once: a whole vocabulary of a large model in float32 would be gigabytes."""
+
 
 def random_trigger(vocabulary: Sequence[str], words: int, rng: random.Random) -> Trigger:
     """As many admissible words, drawn evenly: the start of the search, and the random-words control."""
@@ -49,7 +52,8 @@ def propose(
         slots.append(gradient[row, positions[_first_tokens(surrogate, trigger, len(positions))]])
     # One product for all slots of the batch. e_γj is the same for every v: it moves all scores of a slot alike and
     # cannot change their order.
-    scores = torch.cat(slots).to(embeddings.dtype) @ embeddings.T
+    gradients = torch.cat(slots).float()
+    scores = torch.cat([gradients @ part.float().T for part in embeddings.split(_VOCABULARY_PART)], dim=1)
     best = scores.topk(min(top_c, len(vocabulary.words)), dim=1, largest=False).indices
     words = [[vocabulary.words[v] for v in slot] for slot in best.tolist()]
     ends = list(accumulate(len(trigger) for trigger in triggers))
@@ -77,8 +81,15 @@ def search(
     Returns:
         A trigger whose loss is not above that of the present one.
     """
+    least = torch.inf  # of the present trigger; not known before the first slot
     for slot, words in enumerate(proposals):
-        candidates = list(dict.fromkeys([trigger, *((*trigger[:slot], word, *trigger[slot + 1 :]) for word in words)]))
-        losses = exact(candidates).nan_to_num(nan=torch.inf)
-        trigger = candidates[int(losses.argmin())]
+        candidates = dict.fromkeys((*trigger[:slot], word, *trigger[slot + 1 :]) for word in words)
+        candidates.pop(trigger, None)
+        judged = [trigger, *candidates] if slot == 0 else list(candidates)
+        if not judged:
+            continue
+        losses = exact(judged).nan_to_num(nan=torch.inf)
+        best = int(losses.argmin())
+        if slot == 0 or losses[best] < least:
+            trigger, least = judged[best], float(losses[best])
     return trigger

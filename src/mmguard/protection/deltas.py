@@ -20,7 +20,7 @@ class DeltaFile:
     what is in use, so a dataset may be larger than memory.
 
     Args:
-        path: the file; written anew.
+        path: the file; written anew, and never into one that another run has mapped.
 
     Raises:
         ReleaseError: the file cannot be written.
@@ -29,6 +29,7 @@ class DeltaFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         with self._writing():
+            path.unlink(missing_ok=True)
             self._file: BinaryIO = path.open("wb")
         self._shapes: list[torch.Size] = []
 
@@ -43,7 +44,8 @@ class DeltaFile:
         with self._writing():
             self._file.close()
         sizes = [shape.numel() for shape in self._shapes]
-        whole = torch.from_file(str(self.path), shared=True, size=sum(sizes), dtype=torch.int8)
+        with self._writing():
+            whole = torch.from_file(str(self.path), shared=True, size=sum(sizes), dtype=torch.int8)
         return [part.view(shape) for part, shape in zip(whole.split(sizes), self._shapes, strict=True)]
 
     @contextmanager

@@ -17,6 +17,7 @@ from mmguard.lvlm.tuning import adapted
 from mmguard.perturb import trigger as hotflip
 from mmguard.perturb.objective import Evaluation, Objective, Reference
 from mmguard.perturb.trigger import Trigger
+from mmguard.runtime.memory import is_out_of_memory, release_memory
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Ensemble:
             images: protected, `[0,1]` float, each `(3, H, W)`.
             references: from `references`, of the same samples.
         """
+        if not any(example.trigger for example in examples):
+            return [example.trigger for example in examples]
         share = -(-self._config.top_c // len(self.members))
         triggers = [example.trigger for example in examples]
         words: list[list[list[str]]] = [[[] for _ in trigger] for trigger in triggers]
@@ -91,6 +94,8 @@ class Ensemble:
             evaluations.append(evaluation)
         return [
             hotflip.search(trigger, words[row], self._exact(examples[row], images[row], evaluations, references, row))
+            if trigger
+            else trigger
             for row, trigger in enumerate(triggers)
         ]
 
@@ -121,12 +126,25 @@ class Ensemble:
             for member in self.members if batches else ():
                 adapter = stack.enter_context(adapted(member.surrogate, self._config.inner_rank, seed))
                 for examples, images in batches:
-                    encoded, pixels = (
-                        member.surrogate.encode(examples, images),
-                        member.surrogate.pixels(images),
-                    )
-                    adapter.step(encoded, pixels, self._config.inner_lr)
+                    encoded = member.surrogate.encode(examples, images)
+                    pixels = member.surrogate.pixels(images)
+                    if not self._fits(lambda: adapter.step(encoded, pixels, self._config.inner_lr)):  # noqa: B023
+                        self.recompute = True
+                        adapter.step(encoded, pixels, self._config.inner_lr)
+                stack.enter_context(adapter.merged())
             yield
+
+    def _fits(self, work: Callable[[], object]) -> bool:
+        """Does the work; False if memory did not suffice and there is still something to be saved."""
+        try:
+            work()
+        except RuntimeError as error:
+            if self.recompute or not is_out_of_memory(error):
+                raise
+        else:
+            return True
+        release_memory()
+        return False
 
     def vocabulary(self) -> Sequence[str]:
         """Admissible words of the first member."""

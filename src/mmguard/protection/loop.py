@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
 from mmguard.config import ProtectConfig
 from mmguard.data.images import load_image
 from mmguard.data.tasks import target_text
+from mmguard.errors import SampleError, SurrogateError
 from mmguard.lvlm.prompt import Example
 from mmguard.perturb import image as pgd
 from mmguard.perturb import trigger as hotflip
@@ -21,6 +21,7 @@ from mmguard.perturb.budget import ImageBudget, apply, to_unit
 from mmguard.perturb.objective import Reference
 from mmguard.perturb.trigger import Trigger
 from mmguard.protection.ensemble import Ensemble
+from mmguard.runtime.memory import is_out_of_memory, release_memory
 from mmguard.runtime.prefetch import prefetched
 from mmguard.types import Sample
 
@@ -35,6 +36,8 @@ class Item:
     """Present δ, int8 `(3, H, W)`; changed in place."""
     triggers: list[Trigger] = field(default_factory=list)
     """Present trigger of every sample; empty for captions."""
+    lost: SampleError | None = None
+    """Why its original could not be read any more, if so: nothing further is done with it."""
 
     @property
     def examples(self) -> list[Example]:
@@ -67,16 +70,28 @@ def optimise(
         config: R rounds of Q inner steps, PGD steps and trigger search.
         advance: called with the number of items whenever a batch is through a round.
     """
-    size = config.batch_size
-    for round_ in range(config.rounds):
-        with ensemble.adapted(_inner_batches(items, config, round_), seed=config.seed + round_):
-            for batch, originals in prefetched(batches(items, config.batch_size), _originals):
-                size = _protect(batch, originals, ensemble, config, size)
-                advance(len(batch))
+    recompute = ensemble.recompute
+    try:
+        for round_ in range(config.rounds):
+            size = config.batch_size
+            with ensemble.adapted(_inner_batches(items, config, round_), seed=config.seed + round_):
+                for batch, originals in prefetched(batches(items, config.batch_size), _originals):
+                    size = _protect([i for i in batch if i.lost is None], originals, ensemble, config, size)
+                    advance(len(batch))
+    finally:
+        ensemble.recompute = recompute
 
 
 def _originals(batch: Sequence[Item]) -> list[Tensor]:
-    return [item.original() for item in batch]
+    """The originals of the items that are not lost; an item whose file cannot be read any more is from now on."""
+    images = []
+    for item in batch:
+        try:
+            if item.lost is None:
+                images.append(item.original())
+        except SampleError as error:
+            item.lost = error
+    return images
 
 
 def _protect(
@@ -94,6 +109,9 @@ def _protect(
     Returns:
         The size that memory was enough for: half of the one before as often as it was not. Before it gives up, the
         surrogates compute activations twice instead of keeping them.
+
+    Raises:
+        SurrogateError: memory is not enough for one sample.
     """
     while True:
         try:
@@ -103,17 +121,22 @@ def _protect(
                 deltas = _perturb(deltas, originals, parts, ensemble, config)
             if config.inserts_triggers:
                 _search_triggers(batch, deltas, originals, parts, ensemble)
-        except RuntimeError as error:
-            if not should_reduce_batch_size(error) or (size == 1 and ensemble.recompute):
-                raise
-            if size == 1:
-                ensemble.recompute = True
-            size = max(1, size // 2)
-            clear_device_cache(garbage_collection=True)
-        else:
-            for item, delta in zip(batch, deltas, strict=True):
-                item.delta.copy_(delta)
+            if config.perturbs_images:
+                for item, delta in zip(batch, deltas, strict=True):
+                    item.delta.copy_(delta)
             return size
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if size == 1 and ensemble.recompute:
+                names = ", ".join(member.surrogate.name for member in ensemble.members)
+                raise SurrogateError(
+                    f"{names}: memory is not enough for {batch[0].path} or a picture near it, even one sample at a "
+                    "time: take a smaller surrogate, smaller pictures, or a device with more memory"
+                ) from error
+        ensemble.recompute, size = size == 1 or ensemble.recompute, max(1, size // 2)
+        parts = []
+        release_memory()
 
 
 def _inner_batches(
@@ -123,10 +146,14 @@ def _inner_batches(
     rng = random.Random(f"{config.seed} inner {round_}")
     flat = [(item, number) for item in items for number in range(len(item.samples))]
     drawn = [rng.sample(flat, min(config.inner_batch_size, len(flat))) for _ in range(config.inner_steps)]
-    return [
-        ([item.examples[number] for item, number in rows], [to_unit(item.protected()) for item, _ in rows])
-        for rows in drawn
-    ]
+    made = []
+    for rows in drawn:
+        _originals(list({id(item): item for item, _ in rows}.values()))  # notices files that are gone
+        kept = [(item, number) for item, number in rows if item.lost is None]
+        if kept:
+            examples = [item.examples[number] for item, number in kept]
+            made.append((examples, [to_unit(item.protected()) for item, _ in kept]))
+    return made
 
 
 def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,12 +13,15 @@ from mmguard.data.readers import read_dataset
 from mmguard.errors import ConfigError, DataError, SampleError
 from mmguard.lvlm.choose import choose_surrogate
 from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.perturb.trigger import Trigger
 from mmguard.protection.deltas import DeltaFile
 from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.loop import Item, optimise, start
 from mmguard.release.writer import Release, ReleaseWriter
 from mmguard.runtime.progress import progress
 from mmguard.types import Dataset, Rejection
+
+_WRITERS = 4
 
 
 def protect(
@@ -73,13 +75,24 @@ def protect(
     if config.optimised and ensemble is not None:
         with progress("Protecting", len(items) * config.rounds, show_progress) as advance:
             optimise(items, ensemble, config, advance)
-    # Encoding PNG leaves the interpreter's lock alone: threads share out the work.
-    with progress("Writing", len(items), show_progress) as advance, ThreadPoolExecutor() as pool:
-        for _ in pool.map(lambda item: writer.write_image(item.path, item.protected()), items):
+
+    def write(item: Item) -> None:
+        try:
+            if item.lost is None:
+                writer.write_image(item.path, item.protected())
+        except SampleError as error:
+            item.lost = error
+
+    # Encoding PNG leaves the interpreter's lock alone: threads share out the work. A few: each holds whole images.
+    with progress("Writing", len(items), show_progress) as advance, ThreadPoolExecutor(_WRITERS) as pool:
+        for _ in pool.map(write, items):
             advance(1)
-    triggers = {
-        sample.id: trigger for item in items for sample, trigger in zip(item.samples, item.triggers, strict=True)
-    }
+    failed += [Rejection(str(item.path), str(item.lost)) for item in items if item.lost is not None]
+    triggers: dict[str, Trigger] = {}
+    for item in items:
+        item.delta = torch.empty(0)  # lets go of the file
+        if item.lost is None:
+            triggers |= {sample.id: trigger for sample, trigger in zip(item.samples, item.triggers, strict=True)}
     return writer.finish(triggers, failed)
 
 
@@ -94,16 +107,18 @@ def _start(
     items, failed = [], []
     for path, samples in data.by_image().items():
         try:
-            item = start(path, samples, config, vocabulary)
-            deltas.append(item.delta)
-            items.append(replace(item, delta=torch.empty(0)))
+            items.append(start(path, samples, config, vocabulary))
+            if config.perturbs_images:
+                deltas.append(items[-1].delta)
+            items[-1].delta = items[-1].delta.new_zeros(1, 1, 1).expand_as(items[-1].delta)
         except SampleError as error:
             failed.append(Rejection(str(path), str(error)))
     if not items:
         reasons = "; ".join(rejection.reason for rejection in failed[:3])
         raise DataError(f"{data.root}: none of its {len(failed)} images can be protected: {reasons}")
-    for item, delta in zip(items, deltas.mapped(), strict=True):
-        item.delta = delta
+    if config.perturbs_images:
+        for item, delta in zip(items, deltas.mapped(), strict=True):
+            item.delta = delta
     return items, failed
 
 

@@ -276,7 +276,9 @@ def _require_free(release: Path, record: Path) -> None:
 
 def _require_room(release: Path, images: Mapping[Path, str]) -> None:
     """A PNG needs hardly more than its pixels, and with noise of a few levels nearly as much; so does its δ."""
-    needed = 0
+    # What an unfinished run left is written over.
+    left = [*(release / "images").rglob("*"), *layout.record_folder(release).glob("*.int8")]
+    needed = -sum(file.stat().st_size for file in left if file.is_file())
     for image in images:
         # An image that cannot be read is reported when it is protected.
         with contextlib.suppress(Exception), Image.open(image) as file:
