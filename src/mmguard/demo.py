@@ -21,11 +21,12 @@ SURROGATE = "zoo:qwen3vl-tiny"
 ATTACKERS = ("zoo:qwen3vl-tiny", "zoo:smolvlm-tiny")
 """The surrogate's architecture, and another one."""
 
-# Less of everything than the defaults, so that two cores need minutes; the report says how few seeds it has.
+# Less of everything than the defaults, so that two cores need minutes; the report says how few seeds it has. Long
+# inner adaptation and weak binding are what works on the zoo (docs/benchmarks.md).
 PROTECT = ProtectConfig(
-    variant="crs", trigger_words=3, rounds=1, top_c=8, inner_steps=20, inner_lr=3e-3, inner_batch_size=8
+    variant="crs", rounds=2, top_c=8, lambda_bind=0.3, inner_steps=40, inner_lr=3e-3, inner_batch_size=8
 )
-AUDIT = AuditConfig(seeds=1, epochs=3)
+AUDIT = AuditConfig(seeds=1, epochs=5)
 
 
 def run_demo(out: Path, show_progress: bool = True) -> AuditReport:
