@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from mmguard.config import ProtectConfig
 from mmguard.errors import ConfigError
 from mmguard.lvlm.prompt import Example
 from mmguard.lvlm.surrogate import Surrogate
-from mmguard.lvlm.tuning import adapted
+from mmguard.lvlm.tuning import Adapter, adapted
 from mmguard.perturb import trigger as hotflip
 from mmguard.perturb.objective import Evaluation, Objective, Reference
 from mmguard.perturb.trigger import Trigger
@@ -115,22 +115,26 @@ class Ensemble:
         return lambda triggers: torch.stack([weight * loss(triggers).cpu() for weight, loss in parts]).sum(0)
 
     @contextmanager
-    def adapted(self, batches: Sequence[tuple[Sequence[Example], Sequence[Tensor]]], seed: int) -> Iterator[None]:
+    def adapted(self, batches: Iterable[tuple[Sequence[Example], Sequence[Tensor]]], seed: int) -> Iterator[None]:
         """Adapts every member by one supervised step a batch (inner problem); on exit all are exactly as before.
 
         Args:
-            batches: examples and protected images of each of the Q steps.
+            batches: examples and protected images of each of the Q steps; read one at a time.
             seed: of adapters and dropout.
         """
         with ExitStack() as stack:
-            for member in self.members if batches else ():
-                adapter = stack.enter_context(adapted(member.surrogate, self._config.inner_rank, seed))
-                for examples, images in batches:
+            adapters: list[Adapter] = []
+            for examples, images in batches:
+                if not adapters:
+                    rank = self._config.inner_rank
+                    adapters = [stack.enter_context(adapted(m.surrogate, rank, seed)) for m in self.members]
+                for member, adapter in zip(self.members, adapters, strict=True):
                     encoded = member.surrogate.encode(examples, images)
                     pixels = member.surrogate.pixels(images)
                     if not self._fits(lambda: adapter.step(encoded, pixels, self._config.inner_lr)):  # noqa: B023
                         self.recompute = True
                         adapter.step(encoded, pixels, self._config.inner_lr)
+            for adapter in adapters:
                 stack.enter_context(adapter.merged())
             yield
 

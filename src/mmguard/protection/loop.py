@@ -141,19 +141,18 @@ def _protect(
 
 def _inner_batches(
     items: Sequence[Item], config: ProtectConfig, round_: int
-) -> list[tuple[list[Example], list[Tensor]]]:
-    """Q random batches of the samples as they are protected now."""
+) -> Iterator[tuple[list[Example], list[Tensor]]]:
+    """Q random batches of the samples as they are protected now, read one at a time."""
     rng = random.Random(f"{config.seed} inner {round_}")
     flat = [(item, number) for item in items for number in range(len(item.samples))]
-    drawn = [rng.sample(flat, min(config.inner_batch_size, len(flat))) for _ in range(config.inner_steps)]
-    made = []
-    for rows in drawn:
-        _originals(list({id(item): item for item, _ in rows}.values()))  # notices files that are gone
-        kept = [(item, number) for item, number in rows if item.lost is None]
-        if kept:
-            examples = [item.examples[number] for item, number in kept]
-            made.append((examples, [to_unit(item.protected()) for item, _ in kept]))
-    return made
+    for _ in range(config.inner_steps):
+        examples, images = [], []
+        for item, number in rng.sample(flat, min(config.inner_batch_size, len(flat))):
+            for original in _originals([item]):
+                examples.append(item.examples[number])
+                images.append(to_unit(apply(original, item.delta)))
+        if examples:
+            yield examples, images
 
 
 def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
