@@ -176,11 +176,17 @@ def naive_loss(surrogate: Surrogate, example: Example, image: Tensor, original: 
     return loss + 2 * losses.contrastive_routing_shift(aligned, rows)[0]
 
 
+def say(what: str) -> None:
+    """What is being measured, on standard error."""
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
+
+
 def clock(ways: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, float]:
     """Median seconds of each, timed in turn."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(repeats + 1):
         for name, way in ways.items():
+            say(f"{name}, {repeat} of {repeats}")
             if device.type == "cuda":
                 torch.cuda.synchronize()
             begun = time.perf_counter()
@@ -213,6 +219,7 @@ def way_of(bench: Bench, kind: str) -> Callable[[], Any]:
 
 def peak_memory(kind: str, arguments: argparse.Namespace) -> float:
     """Bytes that a step needs beyond model and batch, at its peak, in a process of its own."""
+    say(f"memory of {kind}")
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return float(pool.apply(_peak, (kind, arguments)))
@@ -444,6 +451,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--image", type=int, default=96)
+    parser.add_argument("--only", nargs="+", choices=["steps", "search", "whole"], default=["steps", "search", "whole"])
     parser.add_argument("--search", type=int, nargs="+", default=[96, 256, 512], help="picture sizes, trigger search")
     parser.add_argument("--most", type=int, default=1000, help="pictures in the growth table")
     parser.add_argument("--repeats", type=int, default=5)
@@ -460,10 +468,13 @@ def main() -> None:
         f"{arguments.random or arguments.surrogate} on {arguments.device}, {arguments.threads} threads. "
         "Ratios carry over to other machines, seconds do not.",
         "",
-        *steps(arguments),
-        *searches(arguments),
-        *whole(arguments, arguments.scratch),
     ]
+    if "steps" in arguments.only:
+        lines += steps(arguments)
+    if "search" in arguments.only:
+        lines += searches(arguments)
+    if "whole" in arguments.only:
+        lines += whole(arguments, arguments.scratch)
     text = "\n".join(lines)
     if arguments.report:
         arguments.report.write_text(text, encoding="utf-8")
