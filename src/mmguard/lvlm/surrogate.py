@@ -163,6 +163,9 @@ class Surrogate:
             None where it cannot be shared: the image stands behind the trigger, or what follows has a say in what a
             model makes of the beginning.
         """
+        kinds = set(getattr(self.model.config.get_text_config(), "layer_types", None) or ["full_attention"])
+        if kinds - {"full_attention", "sliding_attention"}:
+            return None  # the states of linear attention are not keys that a batch could share
         start = int(encoded.roles.trigger[0].int().argmax())
         if start == 0 or encoded.roles.image[:, start:].any() or self._shares is False:
             return None
@@ -179,9 +182,6 @@ class Surrogate:
 
     def _agrees(self, prefix: Prefix, encoded: Encoded, pixels: dict[str, Tensor]) -> bool:
         """Whether going on from a prefix gives what the whole pass does; tried once for a model."""
-        kinds = set(getattr(self.model.config.get_text_config(), "layer_types", None) or ["full_attention"])
-        if kinds - {"full_attention", "sliding_attention"}:
-            return False  # the states of linear attention are not keys that a batch could share
         short, whole = self.forward_from(prefix, encoded).nll, self.forward(encoded, pixels).nll
         tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.05
         return bool((short - whole).abs().max() <= tolerance * (1 + whole.abs().max()))
