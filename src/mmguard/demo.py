@@ -24,9 +24,9 @@ ATTACKERS = ("zoo:qwen3vl-tiny", "zoo:smolvlm-tiny")
 # Less of everything than the defaults, so that two cores need minutes; the report says how few seeds it has. Long
 # inner adaptation and weak binding are what works on the zoo (docs/benchmarks.md).
 PROTECT = ProtectConfig(
-    variant="crs", rounds=2, top_c=8, lambda_bind=0.3, inner_steps=40, inner_lr=3e-3, inner_batch_size=8
+    variant="crs", rounds=2, pgd_steps=3, top_c=6, lambda_bind=0.3, inner_steps=40, inner_lr=3e-3, inner_batch_size=8
 )
-AUDIT = AuditConfig(seeds=1, epochs=5)
+AUDIT = AuditConfig(seeds=1, epochs=4)
 
 
 def run_demo(out: Path, show_progress: bool = True) -> AuditReport:

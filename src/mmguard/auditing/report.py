@@ -119,7 +119,9 @@ def _effect(headline: Headline, beyond: Estimate) -> str:
     mean = f", in the mean over {headline.counted} attackers" if headline.counted > 1 else ""
     left_out = f" {headline.brittle} brittle left out." if headline.brittle else ""
     least = f" The attacker that lost least is {headline.strongest}." if headline.counted > 1 else ""
-    if beyond.low > 0 and headline.claim:
+    if beyond.low > 0 and not headline.claim:
+        return f"In these few runs attackers lost {amount}{mean}.{least}{left_out}"
+    if beyond.low > 0:
         return f"**Attackers lose** {amount}{mean}.{least}{left_out}"
     if beyond.high < 0 and headline.claim:
         gained = Estimate(-beyond.value, -beyond.high, -beyond.low)
