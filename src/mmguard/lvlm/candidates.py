@@ -50,7 +50,7 @@ class Candidates:
         encoded = self._texts.encode(triggers).to(self._surrogate.device)
         prefix = self._prefix
         run: Callable[[Encoded], Forward] = self._in_full
-        if prefix is not None and bool(prefix.begins(encoded.inputs["input_ids"]).all()):
+        if prefix is not None and prefix.begins(encoded.inputs["input_ids"]):
             run = lambda part: self._surrogate.forward_from(prefix, part, self._layers)  # noqa: E731
         while True:
             parts = -(-len(triggers) // self._chunk)

@@ -27,9 +27,9 @@ class Prefix:
         """Number of tokens."""
         return len(self.ids)
 
-    def begins(self, ids: Tensor) -> Tensor:
-        """Which of the sequences `(B, L)` begin with the prefix, bool `(B,)`."""
-        return (ids[:, : self.length] == self.ids).all(1)
+    def begins(self, ids: Tensor) -> bool:
+        """Whether all of the sequences `(B, L)` begin with the prefix."""
+        return bool((ids[:, : self.length] == self.ids).all())
 
     def lent(self, batch: int) -> DynamicCache:
         """The cache for one forward pass of a batch, which does not change it."""

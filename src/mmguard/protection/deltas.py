@@ -43,8 +43,7 @@ class DeltaFile:
         """Every perturbation, in the order in which they came; what is written into one is written into the file."""
         with self._writing():
             self._file.close()
-        sizes = [shape.numel() for shape in self._shapes]
-        with self._writing():
+            sizes = [shape.numel() for shape in self._shapes]
             whole = torch.from_file(str(self.path), shared=True, size=sum(sizes), dtype=torch.int8)
         return [part.view(shape) for part, shape in zip(whole.split(sizes), self._shapes, strict=True)]
 

@@ -70,7 +70,7 @@ def protect(
     models = [s if isinstance(s, Surrogate) else _load(s, device) for s in surrogates] if needs_models else []
     ensemble = Ensemble(models, config) if models else None
 
-    deltas = DeltaFile(writer.scratch("deltas.int8"))
+    deltas = DeltaFile(writer.deltas)
     items, failed = _start(data, config, ensemble, deltas)
     if config.optimised and ensemble is not None:
         with progress("Protecting", len(items) * config.rounds, show_progress) as advance:

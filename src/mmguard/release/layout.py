@@ -18,6 +18,8 @@ RECORD = "record.json"
 WARNING = "DO_NOT_PUBLISH.txt"
 UNFINISHED = "unfinished"
 """In the record folder from the first image until the release is complete."""
+DELTAS = "deltas.int8"
+"""In the record folder while perturbations are optimised."""
 
 
 def record_folder(release: Path) -> Path:

@@ -81,7 +81,6 @@ class ReleaseWriter:
         self._eps, self._trigger_words = layout.budgets(config)
         self._names = layout.image_names([sample.image for sample in dataset.samples], dataset.root)
         self._written: dict[Path, dict[str, Any]] = {}
-        self._scratch: list[Path] = []
         self._header = {
             "mmguard": version("mmguard"),
             "config": asdict(config),
@@ -104,10 +103,10 @@ class ReleaseWriter:
         _write_text(self.record / layout.WARNING, WARNING_TEXT)
         _write_text(self.record / layout.UNFINISHED, "")
 
-    def scratch(self, name: str) -> Path:
-        """A file in the record folder that is gone once the release is finished."""
-        self._scratch.append(self.record / name)
-        return self._scratch[-1]
+    @property
+    def deltas(self) -> Path:
+        """Where perturbations may be kept meanwhile; the file is gone once the release is finished."""
+        return self.record / layout.DELTAS
 
     def write_image(self, path: Path, protected: Tensor) -> None:
         """Writes one protected image, reads it back from disk and checks it against the original.
@@ -202,8 +201,7 @@ class ReleaseWriter:
         _write_text(self.path / layout.CARD, dataset_card(rows, len(kept), len(samples), captions))
         _write_text(self.path / layout.METADATA, "".join(_json_line(row) for row in rows))
         with _writing(self.record):
-            for file in self._scratch:
-                file.unlink(missing_ok=True)
+            self.deltas.unlink(missing_ok=True)
             (self.record / layout.UNFINISHED).unlink()
         return Release(self.path, self.record, len(kept), len(samples), skipped, self.config)
 
@@ -277,7 +275,7 @@ def _require_free(release: Path, record: Path) -> None:
 def _require_room(release: Path, images: Mapping[Path, str]) -> None:
     """A PNG needs hardly more than its pixels, and with noise of a few levels nearly as much; so does its δ."""
     # What an unfinished run left is written over.
-    left = [*(release / "images").rglob("*"), *layout.record_folder(release).glob("*.int8")]
+    left = [*(release / "images").rglob("*"), layout.record_folder(release) / layout.DELTAS]
     needed = -sum(file.stat().st_size for file in left if file.is_file())
     for image in images:
         # An image that cannot be read is reported when it is protected.
