@@ -115,7 +115,7 @@ def test_rows_with_a_cache_are_those_without(family: str) -> None:
         with tap(model.model, [0, 1], {"answer": answer}) as full:
             model.model(**one, **pixels)
         cache = DynamicCache()
-        model.model(**{key: value[:, :cut] for key, value in one.items()}, **pixels, past_key_values=cache)
+        model.model(**{key: value[:, :cut] for key, value in one.items()}, **pixels, cache=cache)
         suffix = model._continue(Encoded(one, encoded.labels[:1], encoded.roles), cache, cut)
         with tap(model.model, [0, 1], {"answer": answer[:, cut:]}) as recorded:
             model.model(**suffix)
@@ -133,9 +133,9 @@ def test_a_single_query_sees_every_key_of_the_cache() -> None:
         with tap(model.model, [0], {"last": last}) as full:
             model.model(input_ids=ids, **model.pixels(images[:1]))
         cache = DynamicCache()
-        model.model(input_ids=ids[:, :-1], **model.pixels(images[:1]), past_key_values=cache)
+        model.model(input_ids=ids[:, :-1], **model.pixels(images[:1]), cache=cache)
         with tap(model.model, [0], {"last": last[:, -1:]}) as recorded:
-            model.model(input_ids=ids[:, -1:], past_key_values=cache)
+            model.model(input_ids=ids[:, -1:], cache=cache)
     torch.testing.assert_close(recorded["last"], full["last"], atol=1e-6, rtol=0)
 
 

@@ -128,6 +128,19 @@ def test_candidates_that_differ_before_the_image_run_in_full() -> None:
     close(forward, expected)
 
 
+def test_a_model_that_takes_no_cache_runs_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_surrogate(built("llava"))
+    expected = batch(model, "llava", ())[1]
+
+    def older(*_: object, **__: object) -> None:
+        raise TypeError("unexpected keyword argument 'cache'")
+
+    monkeypatch.setattr(model.model, "prepare_inputs_for_generation", older)
+    with pytest.warns(UserWarning, match="every candidate is run in full"):
+        forward = Candidates(model, example(()), photograph(2, 40, 60), LAYERS["llava"], chunk=2)(TRIGGERS)[1]
+    close(forward, expected)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_searches_do_not_disturb_one_another(family: str) -> None:
     model = surrogate(family)

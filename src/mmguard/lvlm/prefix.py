@@ -47,7 +47,7 @@ class _Lent(DynamicLayer):
     def __init__(self, layer: Any, batch: int) -> None:
         super().__init__()
         if layer.is_initialized:
-            self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
+            self.lazy_initialization(layer.keys, layer.values)
             self.keys = layer.keys.expand(batch, -1, -1, -1)
             self.values = layer.values.expand(batch, -1, -1, -1)
 

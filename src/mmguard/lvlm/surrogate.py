@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -169,20 +170,27 @@ class Surrogate:
         start = int(encoded.roles.trigger[0].int().argmax())
         if start == 0 or encoded.roles.image[:, start:].any() or self._shares is False:
             return None
+        if self._shares is None:
+            self._shares = self._agrees(encoded, pixels, start)
+        return self._prefix(encoded, pixels, start) if self._shares else None
+
+    def _prefix(self, encoded: Encoded, pixels: dict[str, Tensor], length: int) -> Prefix:
         # A plain cache: it keeps every key, so that sliding windows too are a matter of the mask alone.
         cache = DynamicCache()
-        inputs = {key: value[:, :start] for key, value in encoded.inputs.items()}
+        inputs = {key: value[:, :length] for key, value in encoded.inputs.items()}
         keep = {"logits_to_keep": 1} if self._keeps_logits else {}
-        self.model(**inputs, **self._cast(pixels), past_key_values=cache, use_cache=True, **keep)
+        self.model(**inputs, **self._cast(pixels), cache=cache, use_cache=True, **keep)
         state = [(module, module.rope_deltas) for module in self.model.modules() if hasattr(module, "rope_deltas")]
-        prefix = Prefix(encoded.inputs["input_ids"][0, :start], cache, state)
-        if self._shares is None:
-            self._shares = self._agrees(prefix, encoded, pixels)
-        return prefix if self._shares else None
+        return Prefix(encoded.inputs["input_ids"][0, :length], cache, state)
 
-    def _agrees(self, prefix: Prefix, encoded: Encoded, pixels: dict[str, Tensor]) -> bool:
+    def _agrees(self, encoded: Encoded, pixels: dict[str, Tensor], length: int) -> bool:
         """Whether going on from a prefix gives what the whole pass does; tried once for a model."""
-        short, whole = self.forward_from(prefix, encoded).nll, self.forward(encoded, pixels).nll
+        try:
+            short = self.forward_from(self._prefix(encoded, pixels, length), encoded).nll
+        except (AttributeError, KeyError, TypeError) as error:  # caches change with the releases of transformers
+            warnings.warn(f"{self.name}: every candidate is run in full, which is slower: {error}", stacklevel=2)
+            return False
+        whole = self.forward(encoded, pixels).nll
         tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.05
         return bool((short - whole).abs().max() <= tolerance * (1 + whole.abs().max()))
 
@@ -322,7 +330,7 @@ class Surrogate:
 
     def _continue(self, encoded: Encoded, cache: DynamicCache, start: int) -> dict[str, Any]:
         """The inputs for the tokens from `start` on, by the model's own rules for generating with a cache."""
-        known: dict[str, Any] = {**encoded.inputs, "past_key_values": cache}
+        known: dict[str, Any] = {**encoded.inputs, "cache": cache}
         ids = known.pop("input_ids")
         known["position_ids"] = self.model._prepare_position_ids_for_generation(ids, known)
         inputs = self.model.prepare_inputs_for_generation(
