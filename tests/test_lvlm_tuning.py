@@ -133,6 +133,22 @@ def test_the_seed_is_all_that_matters() -> None:
     assert not torch.equal(nll, run(1)[1])
 
 
+def test_a_reset_adapter_is_a_new_one() -> None:
+    model = load_surrogate(built("qwen3_vl"))
+    encoded, pixels = batch(model)
+    with adapted(model, rank=4, seed=1) as adapter:
+        expected = [adapter.step(encoded, pixels, lr=1e-2) for _ in range(3)]
+    with adapted(model, rank=4, seed=0) as adapter:
+        layers = [module for module in model.model.modules() if hasattr(module, "lora_A")]
+        first = [adapter.step(encoded, pixels, lr=1e-2) for _ in range(3)]
+        with adapter.merged():
+            pass
+        adapter.reset(1)
+        assert [adapter.step(encoded, pixels, lr=1e-2) for _ in range(3)] == expected
+        assert [module for module in model.model.modules() if hasattr(module, "lora_A")] == layers
+    assert first != expected
+
+
 def test_image_gradients_flow_through_the_adapted_model() -> None:
     model = load_surrogate(built("smolvlm"))
     image = photograph(0, 40, 60).requires_grad_()

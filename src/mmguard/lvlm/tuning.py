@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from mmguard.lvlm.prompt import Encoded
 from mmguard.lvlm.surrogate import Surrogate
 
+_NAME = "inner"
+
 
 def lora_config(rank: int) -> LoraConfig:
     """The paper's LoRA (method.md, section 3): all linear layers but the output head, dropout 0.1, alpha
@@ -49,10 +51,24 @@ class Adapter:
         self.parameters = parameters
         self._lora = lora
         self._surrogate = surrogate
+        self.reset(seed)
+
+    def reset(self, seed: int) -> None:
+        """Makes the adapter fresh again, so that the model is for the moment as it was without it.
+
+        Args:
+            seed: of its initial weights and of dropout. The global random state is neither read nor changed.
+        """
+        with _seeded(seed, self._surrogate.device), torch.no_grad():
+            for layer in self._layers():
+                layer.reset_lora_parameters(_NAME, init_lora_weights=True)
         # The defaults of transformers' Trainer, which attackers use: AdamW, no weight decay.
-        self._optimiser = torch.optim.AdamW(parameters, weight_decay=0.0)
+        self._optimiser = torch.optim.AdamW(self.parameters, weight_decay=0.0)
         self._seed = seed
         self._steps = 0
+
+    def _layers(self) -> list[LoraLayer]:
+        return [module for module in self._lora.modules() if isinstance(module, LoraLayer)]
 
     def step(self, encoded: Encoded, pixels: dict[str, Tensor], lr: float) -> float:
         """One supervised step (Algorithm 1); outside it the adapter is frozen and has no dropout.
@@ -91,11 +107,7 @@ class Adapter:
         if self._surrogate.model.dtype != torch.float32:
             yield
             return
-        weights = [
-            module.get_base_layer().get_parameter("weight")
-            for module in self._lora.modules()
-            if isinstance(module, LoraLayer)
-        ]
+        weights = [layer.get_base_layer().get_parameter("weight") for layer in self._layers()]
         before = [weight.detach().clone() for weight in weights]
         self._lora.merge_adapter()
         try:
@@ -117,12 +129,12 @@ def adapted(surrogate: Surrogate, rank: int, seed: int) -> Iterator[Adapter]:
     Args:
         surrogate: the surrogate; its own weights never change.
         rank: of the adapter.
-        seed: of its initial weights and of dropout. The global random state is neither read nor changed.
+        seed: as of `Adapter.reset`.
     """
     model: Any = surrogate.model
     with preserved(model):
         with _seeded(seed, surrogate.device):
-            lora = LoraModel(model, lora_config(rank), "inner")
+            lora = LoraModel(model, lora_config(rank), _NAME)
         try:
             parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
             model.requires_grad_(False)

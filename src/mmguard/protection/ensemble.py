@@ -46,6 +46,7 @@ class Ensemble:
             raise ConfigError(f"{len(weights)} weights for {len(surrogates)} surrogates: give one each")
         self.members = [Member(s, Objective(s, config), w) for s, w in zip(surrogates, weights, strict=True)]
         self._config = config
+        self._adapters: list[Adapter] = []
 
     @property
     def recompute(self) -> bool:
@@ -115,26 +116,33 @@ class Ensemble:
         return lambda triggers: torch.stack([weight * loss(triggers).cpu() for weight, loss in parts]).sum(0)
 
     @contextmanager
+    def adaptable(self) -> Iterator[None]:
+        """Puts an adapter into every member, for as many rounds as follow; on exit all are exactly as before."""
+        with ExitStack() as stack:
+            stack.callback(self._adapters.clear)
+            for member in self.members:
+                self._adapters.append(stack.enter_context(adapted(member.surrogate, self._config.inner_rank, seed=0)))
+            yield
+
+    @contextmanager
     def adapted(self, batches: Iterable[tuple[Sequence[Example], Sequence[Tensor]]], seed: int) -> Iterator[None]:
-        """Adapts every member by one supervised step a batch (inner problem); on exit all are exactly as before.
+        """Inside `adaptable`: adapts every member afresh by one supervised step a batch (inner problem).
 
         Args:
             batches: examples and protected images of each of the Q steps; read one at a time.
             seed: of adapters and dropout.
         """
+        for adapter in self._adapters:
+            adapter.reset(seed)
+        for examples, images in batches:
+            for member, adapter in zip(self.members, self._adapters, strict=True):
+                encoded = member.surrogate.encode(examples, images)
+                pixels = member.surrogate.pixels(images)
+                if not self._fits(lambda: adapter.step(encoded, pixels, self._config.inner_lr)):  # noqa: B023
+                    self.recompute = True
+                    adapter.step(encoded, pixels, self._config.inner_lr)
         with ExitStack() as stack:
-            adapters: list[Adapter] = []
-            for examples, images in batches:
-                if not adapters:
-                    rank = self._config.inner_rank
-                    adapters = [stack.enter_context(adapted(m.surrogate, rank, seed)) for m in self.members]
-                for member, adapter in zip(self.members, adapters, strict=True):
-                    encoded = member.surrogate.encode(examples, images)
-                    pixels = member.surrogate.pixels(images)
-                    if not self._fits(lambda: adapter.step(encoded, pixels, self._config.inner_lr)):  # noqa: B023
-                        self.recompute = True
-                        adapter.step(encoded, pixels, self._config.inner_lr)
-            for adapter in adapters:
+            for adapter in self._adapters:
                 stack.enter_context(adapter.merged())
             yield
 

@@ -72,12 +72,13 @@ def optimise(
     """
     recompute = ensemble.recompute
     try:
-        for round_ in range(config.rounds):
-            size = config.batch_size
-            with ensemble.adapted(_inner_batches(items, config, round_), seed=config.seed + round_):
-                for batch, originals in prefetched(batches(items, config.batch_size), _originals):
-                    size = _protect([i for i in batch if i.lost is None], originals, ensemble, config, size)
-                    advance(len(batch))
+        with ensemble.adaptable():
+            for round_ in range(config.rounds):
+                size = config.batch_size
+                with ensemble.adapted(_inner_batches(items, config, round_), seed=config.seed + round_):
+                    for batch, originals in prefetched(batches(items, config.batch_size), _originals):
+                        size = _protect([i for i in batch if i.lost is None], originals, ensemble, config, size)
+                        advance(len(batch))
     finally:
         ensemble.recompute = recompute
 
