@@ -7,7 +7,7 @@ what takes minutes is timed once, both ways one after the other. Only ratios car
 what one would write first: eager attention that returns its matrices, one sample at a time, the clean reference anew in
 every step, a full forward pass for every candidate word.
 
-On a GPU, `--random qwen3-vl-4b` takes random weights at the real sizes instead of the zoo.
+On a GPU, `--random qwen3-vl-4b` or `minicpm-v-4.6` takes random weights at the real sizes instead of the zoo.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from sizes import SIZES, random_surrogate
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmguard import losses
 from mmguard.config import ProtectConfig
@@ -64,12 +67,14 @@ class Bench:
         budget, generator = ImageBudget(8), torch.Generator().manual_seed(0)
         self.deltas = [budget.random(image, generator) for image in self.originals]
         self.protected = [to_unit(apply(i, d)) for i, d in zip(self.originals, self.deltas, strict=True)]
-        self._adapter = adapted(surrogate, 8, 0)
-        self.adapter = self._adapter.__enter__()
+        self._adapted = adapted(surrogate, 8, 0)
 
-    def close(self) -> None:
-        """Takes the adapter out."""
-        self._adapter.__exit__(None, None, None)
+    def __enter__(self) -> Bench:
+        self.adapter = self._adapted.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._adapted.__exit__(*error)
 
     def train(self) -> None:
         """The floor: one supervised LoRA step on the batch."""
@@ -181,10 +186,12 @@ def say(what: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
 
-def clock(ways: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, float]:
+def clock(
+    ways: dict[str, Callable[[], Any]], repeats: int, device: torch.device, warm_up: bool = True
+) -> dict[str, float]:
     """Median seconds of each, timed in turn."""
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for repeat in range(repeats + 1):
+    for repeat in range(0 if warm_up else 1, repeats + 1):
         for name, way in ways.items():
             say(f"{name}, {repeat} of {repeats}")
             if device.type == "cuda":
@@ -193,7 +200,7 @@ def clock(ways: dict[str, Callable[[], Any]], repeats: int, device: torch.device
             way()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            if repeat:  # the first is a warm-up
+            if repeat:
                 times[name].append(time.perf_counter() - begun)
     return {name: statistics.median(many) for name, many in times.items()}
 
@@ -228,18 +235,18 @@ def peak_memory(kind: str, arguments: argparse.Namespace) -> float:
 def _peak(kind: str, arguments: argparse.Namespace) -> float:
     torch.set_num_threads(arguments.threads)
     surrogate = model(arguments)
-    bench = Bench(surrogate, arguments.batch, arguments.image)
-    way = way_of(bench, kind)
-    if surrogate.device.type == "cuda":
+    with Bench(surrogate, arguments.batch, arguments.image) as bench:
+        way = way_of(bench, kind)
+        if surrogate.device.type == "cuda":
+            way()
+            torch.cuda.reset_peak_memory_stats()
+            held = torch.cuda.memory_allocated()
+            way()
+            return torch.cuda.max_memory_allocated() - held
+        held = _status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
         way()
-        torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated()
-        way()
-        return torch.cuda.max_memory_allocated() - held
-    held = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    way()
-    return _status("VmHWM") - held
+        return _status("VmHWM") - held
 
 
 def _status(field: str) -> float:
@@ -265,51 +272,12 @@ def items_of(number: int, size: int, folder: Path, config: ProtectConfig, words:
 def model(arguments: argparse.Namespace) -> Surrogate:
     """The zoo's model, made to take pictures at full size, or one with random weights at real sizes."""
     if arguments.random:
-        return random_model(arguments)
+        return random_surrogate(arguments.random, torch.device(arguments.device))
     surrogate = load_surrogate(arguments.surrogate, arguments.device)
     size = getattr(surrogate.processor.image_processor, "size", None)
     if size is not None and "longest_edge" in size:
         surrogate.processor.image_processor.size = {"shortest_edge": 64 * 64, "longest_edge": 4096 * 4096}
     return surrogate
-
-
-def random_model(arguments: argparse.Namespace) -> Surrogate:
-    """Random weights at the sizes of Qwen3-VL-4B-Instruct, with the zoo's tokenizer."""
-    from transformers import AutoProcessor, Qwen3VLConfig, Qwen3VLForConditionalGeneration
-
-    from mmguard import zoo
-
-    processor = AutoProcessor.from_pretrained(zoo.path("qwen3vl-tiny"))
-    images = processor.image_processor
-    images.patch_size, images.merge_size, images.size = 16, 2, {"shortest_edge": 65536, "longest_edge": 16777216}
-    tokens = {
-        key: processor.tokenizer.convert_tokens_to_ids(f"<|{name}|>")
-        for key, name in (
-            ("image_token_id", "image_pad"), ("video_token_id", "video_pad"),
-            ("vision_start_token_id", "vision_start"), ("vision_end_token_id", "vision_end"),
-        )
-    }  # fmt: skip
-    config = Qwen3VLConfig(
-        text_config={
-            "vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
-            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 262144,
-            "rope_parameters": {
-                "rope_type": "default", "rope_theta": 5000000, "mrope_section": [24, 20, 20], "mrope_interleaved": True
-            },
-        },
-        vision_config={
-            "depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16, "patch_size": 16,
-            "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 2560,
-            "num_position_embeddings": 2304, "deepstack_visual_indexes": [5, 11, 17],
-        },
-        tie_word_embeddings=True, **tokens,
-    )  # fmt: skip
-    device = torch.device(arguments.device)
-    with torch.device(device):
-        made = Qwen3VLForConditionalGeneration._from_config(
-            config, dtype=torch.bfloat16, attn_implementation=IMPLEMENTATION
-        )
-    return Surrogate(arguments.random, made.to(device), processor)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -326,10 +294,9 @@ def steps(arguments: argparse.Namespace) -> list[str]:
         kinds.pop("PGD step, torchattacks")
         print("torchattacks is not installed: its row is left out", file=sys.stderr)
     surrogate = model(arguments)
-    bench = Bench(surrogate, arguments.batch, arguments.image)
-    times = clock({n: way_of(bench, k) for n, k in kinds.items()}, arguments.repeats, surrogate.device)
-    minimising = clock({"": bench.error_minimising_round}, 1, surrogate.device)[""]
-    bench.close()
+    with Bench(surrogate, arguments.batch, arguments.image) as bench:
+        times = clock({n: way_of(bench, k) for n, k in kinds.items()}, arguments.repeats, surrogate.device)
+        minimising = clock({"": bench.error_minimising_round}, 1, surrogate.device)[""]
     memory = {name: peak_memory(kind, arguments) for name, kind in kinds.items()}
     floor, least = next(iter(times.values())), next(iter(memory.values()))
     rows = [
@@ -357,16 +324,15 @@ def searches(arguments: argparse.Namespace) -> list[str]:
     rows = []
     for size, top_c in [(arguments.search[0], 16), *((size, 64) for size in arguments.search)]:
         surrogate = model(arguments)
-        bench = Bench(surrogate, 1, size)
-        ours, naive = bench.search(ProtectConfig(variant="crs", top_c=top_c))
-        ours()  # a warm-up; the naive way has 80 forward passes and more to warm up in
-        begun = time.perf_counter()
-        found = ours()
-        between = time.perf_counter()
-        same = naive() == found
-        seconds, naive_seconds = between - begun, time.perf_counter() - between
-        tokens = int(surrogate.encode(bench.examples[:1], bench.protected[:1]).roles.image.sum())
-        bench.close()
+        with Bench(surrogate, 1, size) as bench:
+            ours, naive = bench.search(ProtectConfig(variant="crs", top_c=top_c))
+            ours()  # a warm-up; the naive way has 80 forward passes and more to warm up in
+            begun = time.perf_counter()
+            found = ours()
+            between = time.perf_counter()
+            same = naive() == found
+            seconds, naive_seconds = between - begun, time.perf_counter() - between
+            tokens = int(surrogate.encode(bench.examples[:1], bench.protected[:1]).roles.image.sum())
         rows.append(
             [str(tokens), str(top_c), f"{seconds:.2f}", f"{naive_seconds / seconds:.1f}", "yes" if same else "NO"]
         )
@@ -380,24 +346,23 @@ def searches(arguments: argparse.Namespace) -> list[str]:
     ]
 
 
-def whole(arguments: argparse.Namespace, folder: Path) -> list[str]:
+def whole(arguments: argparse.Namespace) -> list[str]:
     """Third table: whole protection, and its growth."""
-    surrogate = model(arguments)
+    folder, surrogate = arguments.scratch, model(arguments)
     words = surrogate.admissible_tokens().words
     config = ProtectConfig(variant="crs", rounds=1)
     some = items_of(arguments.batch, 96, folder, config, words)
     ensemble = Ensemble([surrogate], config)
-    bench = Bench(surrogate, 1, 96)
-    _, naive_search = bench.search(config)
+    with Bench(surrogate, 1, 96) as bench:
+        _, naive_search = bench.search(config)
 
-    def naive() -> None:
-        bench.train()
-        for _ in range(config.pgd_steps):
-            bench.naive_step()
-        naive_search()
+        def naive() -> None:
+            bench.train()
+            for _ in range(config.pgd_steps):
+                bench.naive_step()
+            naive_search()
 
-    one = clock({"naive": naive}, 1, surrogate.device)["naive"]
-    bench.close()
+        one = clock({"naive": naive}, 1, surrogate.device)["naive"]
     ours = clock({"ours": lambda: optimise(some, ensemble, config)}, 1, surrogate.device)["ours"] / len(some)
     lines = [
         "## Whole protection",
@@ -443,15 +408,87 @@ def whole(arguments: argparse.Namespace, folder: Path) -> list[str]:
     return lines
 
 
+def utilisation(arguments: argparse.Namespace) -> list[str]:
+    """Fourth table: how much of what the processor can multiply reaches the PGD step."""
+    surrogate = model(arguments)
+    device, dtype = surrogate.device, surrogate.model.dtype
+    square = torch.randn(4096, 4096, device=device, dtype=dtype)
+    product = clock({"": lambda: square @ square}, arguments.repeats, device)[""]
+    peak = 2 * 4096**3 / product
+    with Bench(surrogate, arguments.batch, arguments.image) as bench:
+        rows = []
+        for variant in ("multimodal", "bph", "crs"):
+            step = bench.step(variant)
+            with FlopCounterMode(display=False) as counter:
+                step()
+            spent = clock({variant: step}, arguments.repeats, device)[variant]
+            operations = counter.get_total_flops()
+            rows.append(
+                [
+                    variant,
+                    f"{operations / arguments.batch / 1e9:.1f}",
+                    f"{3600 * arguments.batch / spent:,.0f}",
+                    f"{100 * operations / spent / peak:.0f} %",
+                ]
+            )
+    return [
+        "## Utilisation",
+        "",
+        f"PGD steps on {arguments.batch} pictures of {arguments.image} x {arguments.image} pixels, in "
+        f"{str(dtype).removeprefix('torch.')}; operations as PyTorch counts them, against a product of two 4096 x 4096 "
+        "matrices on the same device.",
+        "",
+        *table(["", "GFLOP a picture and step", "picture steps/hour", "of the product's rate"], rows),
+        "",
+    ]
+
+
+def alternatives(arguments: argparse.Namespace) -> list[str]:
+    """Fifth table: what else could make a step faster; the layers themselves hold the attention tap and stay eager."""
+    with ExitStack() as stack:
+        ways, firsts = {}, {}
+        for name in ("as it is", "torch.compile", "bfloat16"):
+            surrogate = load_surrogate(
+                arguments.surrogate, arguments.device, torch.bfloat16 if name == "bfloat16" else None
+            )
+            if name == "torch.compile":
+                for module in surrogate.model.modules():
+                    if type(module).__name__.endswith(("MLP", "VisionBlock")):
+                        module.compile(dynamic=True)
+            bench = stack.enter_context(Bench(surrogate, arguments.batch, arguments.image))
+            ways[name] = bench.step("crs")
+            firsts[name] = clock({name: ways[name]}, 1, surrogate.device, warm_up=False)[name]
+        times = clock(ways, arguments.repeats, torch.device(surrogate.device))
+    base = times["as it is"]
+    rows = [[name, f"{times[name] / base:.2f}", f"{firsts[name] / base:.0f}"] for name in ways]
+    return [
+        "## Alternatives",
+        "",
+        "A PGD step of CRS. A compiled step has to be compiled anew for most shapes of pictures.",
+        "",
+        *table(["", "time ÷ as it is", "first step ÷ as it is"], rows),
+        "",
+    ]
+
+
+SECTIONS: dict[str, Callable[[argparse.Namespace], list[str]]] = {
+    "steps": steps,
+    "search": searches,
+    "whole": whole,
+    "utilisation": utilisation,
+    "alternatives": alternatives,
+}
+
+
 def main() -> None:
     """Runs everything and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--surrogate", default="zoo:qwen3vl-tiny")
-    parser.add_argument("--random", choices=["qwen3-vl-4b"], default=None, help="random weights at real sizes")
+    parser.add_argument("--random", choices=list(SIZES), default=None, help="random weights at real sizes")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--image", type=int, default=96)
-    parser.add_argument("--only", nargs="+", choices=["steps", "search", "whole"], default=["steps", "search", "whole"])
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--search", type=int, nargs="+", default=[96, 256, 512], help="picture sizes, trigger search")
     parser.add_argument("--most", type=int, default=1000, help="pictures in the growth table")
     parser.add_argument("--repeats", type=int, default=5)
@@ -469,12 +506,8 @@ def main() -> None:
         "Ratios carry over to other machines, seconds do not.",
         "",
     ]
-    if "steps" in arguments.only:
-        lines += steps(arguments)
-    if "search" in arguments.only:
-        lines += searches(arguments)
-    if "whole" in arguments.only:
-        lines += whole(arguments, arguments.scratch)
+    for name in arguments.only:
+        lines += SECTIONS[name](arguments)
     text = "\n".join(lines)
     if arguments.report:
         arguments.report.write_text(text, encoding="utf-8")
