@@ -31,7 +31,7 @@ from mmguard.errors import SurrogateError
 from mmguard.lvlm.attention import IMPLEMENTATION, attention_modules, tap
 from mmguard.lvlm.energy import energy_per_image_token
 from mmguard.lvlm.pixels import differentiable_pixels
-from mmguard.lvlm.prefix import Prefix
+from mmguard.lvlm.prefix import Prefix, empty_cache
 from mmguard.lvlm.prompt import Encoded, Example, Reworded, encode
 
 _WORD_LENGTH = range(2, 13)
@@ -164,9 +164,8 @@ class Surrogate:
             None where it cannot be shared: the image stands behind the trigger, or what follows has a say in what a
             model makes of the beginning.
         """
-        kinds = set(getattr(self.model.config.get_text_config(), "layer_types", None) or ["full_attention"])
-        if kinds - {"full_attention", "sliding_attention"}:
-            return None  # the states of linear attention are not keys that a batch could share
+        if set(self._layer_types) - {"full_attention", "sliding_attention", "linear_attention"}:
+            return None  # nobody knows what such layers would have to lend
         start = int(encoded.roles.trigger[0].int().argmax())
         if start == 0 or encoded.roles.image[:, start:].any() or self._shares is False:
             return None
@@ -175,8 +174,7 @@ class Surrogate:
         return self._prefix(encoded, pixels, start) if self._shares else None
 
     def _prefix(self, encoded: Encoded, pixels: dict[str, Tensor], length: int) -> Prefix:
-        # A plain cache: it keeps every key, so that sliding windows too are a matter of the mask alone.
-        cache = DynamicCache()
+        cache = empty_cache(self._layer_types)
         inputs = {key: value[:, :length] for key, value in encoded.inputs.items()}
         keep = {"logits_to_keep": 1} if self._keeps_logits else {}
         self.model(**inputs, **self._cast(pixels), cache=cache, use_cache=True, **keep)
@@ -274,6 +272,10 @@ class Surrogate:
                 ids.append(token)
                 words.append(word)
         return Vocabulary(torch.tensor(ids, dtype=torch.long, device=self.device), tuple(words))
+
+    @cached_property
+    def _layer_types(self) -> Sequence[str]:
+        return getattr(self.model.config.get_text_config(), "layer_types", None) or ()
 
     @cached_property
     def _keeps_logits(self) -> bool:
