@@ -32,7 +32,7 @@ from mmguard.lvlm.attention import IMPLEMENTATION, attention_modules, tap
 from mmguard.lvlm.energy import energy_per_image_token
 from mmguard.lvlm.pixels import differentiable_pixels
 from mmguard.lvlm.prefix import Prefix, empty_cache
-from mmguard.lvlm.prompt import Encoded, Example, Reworded, encode
+from mmguard.lvlm.prompt import Encoded, Example, Reworded, encode, takes_suffix
 
 _WORD_LENGTH = range(2, 13)
 """Letters of an admissible word: one letter is an option's name, and longer tokens are rare in every
@@ -166,6 +166,8 @@ class Surrogate:
         """
         if set(self._layer_types) - {"full_attention", "sliding_attention", "linear_attention"}:
             return None  # nobody knows what such layers would have to lend
+        if getattr(self.model.config.get_text_config(), "use_bidirectional_attention", None) in (True, "all"):
+            return None  # in a prefix language model the image's tokens see the trigger
         start = int(encoded.roles.trigger[0].int().argmax())
         if start == 0 or encoded.roles.image[:, start:].any() or self._shares is False:
             return None
@@ -402,7 +404,7 @@ def _check_processor(name: str, processor: Any) -> None:
         raise SurrogateError(
             f"{name}: has no processor for images and text together: its preprocessor files are missing"
         )
-    if not processor.chat_template and not processor.tokenizer.chat_template:
+    if not (processor.chat_template or processor.tokenizer.chat_template or takes_suffix(processor)):
         raise SurrogateError(f"{name}: has no chat template: choose the instruction-tuned variant of the model")
     if not processor.tokenizer.is_fast:
         raise SurrogateError(
