@@ -33,6 +33,7 @@ from mmguard.lvlm.energy import energy_per_image_token
 from mmguard.lvlm.pixels import differentiable_pixels
 from mmguard.lvlm.prefix import Prefix, empty_cache
 from mmguard.lvlm.prompt import Encoded, Example, Reworded, encode, takes_suffix
+from mmguard.types import TokenRoles
 
 _WORD_LENGTH = range(2, 13)
 """Letters of an admissible word: one letter is an option's name, and longer tokens are rare in every
@@ -43,7 +44,8 @@ vocabulary."""
 class Attention:
     """Attention Ā_k(S) of each layer k in K (Eq. 24), for two sets of query rows.
 
-    Shape: each `(K, B, L)`, float32; the last axis sums to 1, or is zero where a sample has no such rows.
+    Shape: each `(K, B, N)`, float32, over the keys that `Surrogate.key_roles` describes; the last axis sums to 1, or
+    is zero where a sample has no such rows.
     """
 
     trigger: Tensor
@@ -131,7 +133,8 @@ class Surrogate:
         Args:
             encoded: from `encode`.
             pixels: from `pixels`, for the images of the same samples in the same order.
-            layers: decoder layers K whose attention is wanted; none skips that work.
+            layers: decoder layers K whose attention is wanted, by number among those that attend (see
+                `attention_modules`); none skips that work.
 
         Raises:
             SurrogateError: the model has no such layers.
@@ -208,6 +211,26 @@ class Surrogate:
             module.rope_deltas = rope_deltas
         return self._run(self._continue(encoded, cache, prefix.length), encoded, layers, prefix.length)
 
+    def key_roles(self, encoded: Encoded) -> TokenRoles:
+        """Which keys of an attention row play which part.
+
+        They are the tokens of the sequence. Where a model reads the image by cross-attention (Mllama), its image
+        tokens are no part of the sequence and stand before it; those of tiles that only fill up the batch have no role.
+
+        Args:
+            encoded: the batch.
+
+        Returns:
+            `(B, N)` each.
+        """
+        tiles = encoded.inputs.get("cross_attention_mask")  # (B, L, images, tiles)
+        if tiles is None:
+            return encoded.roles
+        image = tiles.any(1).flatten(1).repeat_interleave(self.model.get_encoder("image").num_patches, 1)
+        none = torch.zeros_like(image)
+        roles = {name: torch.cat([none, role], 1) for name, role in vars(encoded.roles).items()}
+        return TokenRoles(**roles | {"image": torch.cat([image, torch.zeros_like(encoded.roles.image)], 1)})
+
     def token_energy(self, encoded: Encoded, pixels: dict[str, Tensor], clean_pixels: dict[str, Tensor]) -> Tensor:
         """How much each image token's region of the preprocessed image was changed, ρ (Eq. 22).
 
@@ -217,15 +240,16 @@ class Surrogate:
             clean_pixels: `pixels` of the originals.
 
         Returns:
-            `(B, L)`: mean absolute change over the token's pixels, in units of the preprocessed image; 0 for
-            tokens that are no image tokens.
+            `(B, N)`, for the keys of `key_roles`: mean absolute change over the token's pixels, in units of the
+            preprocessed image; 0 for those that are no image tokens.
 
         Raises:
-            SurrogateError: the regions cannot be derived from the shapes.
+            SurrogateError: which pixels a token covers does not follow from the model.
         """
-        energy = torch.zeros(encoded.roles.image.shape, device=self.device)
-        values = energy_per_image_token(pixels, clean_pixels, encoded.roles.image.sum(1).tolist(), self.name)
-        energy[encoded.roles.image] = values.to(self.device)
+        image = self.key_roles(encoded).image
+        energy = torch.zeros(image.shape, device=self.device)
+        tokens = int(image.sum())
+        energy[image] = energy_per_image_token(self.model, pixels, clean_pixels, tokens, self.name).to(self.device)
         return energy
 
     def admissible_tokens(self) -> Vocabulary:
@@ -296,7 +320,7 @@ class Surrogate:
             yield
             return
         # The layers K are left out: what the tap reads in passing would not be there the second time.
-        tapped = set(attention_modules(self.model, layers)) if layers else set()
+        tapped = {part for layer in attention_modules(self.model, layers) for part in layer} if layers else set()
         chosen = [
             module
             for module in self.model.modules()
