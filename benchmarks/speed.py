@@ -177,7 +177,7 @@ def naive_loss(surrogate: Surrogate, example: Example, image: Tensor, original: 
     with torch.no_grad():
         clean, before, _ = attention(replace(example, trigger=()), original)
     rows, encoded, loss = attention(example, image)
-    aligned = losses.align(clean, before.length, encoded.roles.trigger, encoded.length)
+    aligned = losses.align(clean, encoded.length - before.length, encoded.roles.trigger)
     return loss + 2 * losses.contrastive_routing_shift(aligned, rows)[0]
 
 

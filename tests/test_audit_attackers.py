@@ -56,7 +56,7 @@ def _collate(attacker, rows):
     return attackers._collator(attacker.processor)([table[number] for number in range(len(rows))])
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.CHAT_FAMILIES)
 def test_labels_are_the_answer_and_the_end_of_its_turn(models, samples, family):
     attacker = load_attacker(str(models[family]), "cpu")
     targets = ["red", "a blue square.", "Yes, it is!"]
@@ -78,7 +78,7 @@ def test_labels_are_the_answer_and_the_end_of_its_turn(models, samples, family):
         assert target not in prompt
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.CHAT_FAMILIES)
 def test_training_and_test_prompts_are_the_same(models, samples, family):
     processor = load_attacker(str(models[family]), "cpu").processor
     assert render(processor, "is it red?", "x")[0] == render(processor, "is it red?", "blue square")[0]
@@ -99,15 +99,13 @@ def test_a_beginning_that_the_template_omits_is_added(models):
 
 
 def test_no_chat_template(models):
-    processor = load_attacker(str(models["llava"]), "cpu").processor
-    processor.chat_template = processor.tokenizer.chat_template = None
+    processor = load_attacker(str(models["paligemma"]), "cpu").processor
     with pytest.raises(SurrogateError, match="no chat template"):
         render(processor, "is it?", "red")
 
 
-@pytest.mark.parametrize(
-    ("family", "recipe"), [("llava", "lora"), ("qwen3_vl", "lora"), ("smolvlm", "full"), ("mllama", "lora")]
-)
+@pytest.mark.parametrize("recipe", ["lora", "full"])
+@pytest.mark.parametrize("family", tiny.CHAT_FAMILIES)
 def test_fine_tuning_learns(models, rows, family, recipe, capfd):
     config = replace(FAST, epochs=4, lr=0.02 if recipe == "lora" else 0.005)
     attacker = fine_tune(str(models[family]), rows, recipe, config, seed=0, device="cpu")

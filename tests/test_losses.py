@@ -88,7 +88,7 @@ def test_crs_is_bounded_where_protected_attention_vanishes() -> None:
 def test_align_skips_the_inserted_tokens() -> None:
     clean = torch.tensor([[[0.1, 0.2, 0.3, 0.4, 0.0], [0.5, 0.1, 0.1, 0.1, 0.2]]])
     trigger = torch.tensor([[False, False, True, True, False, False, False], [False] * 3 + [True] + [False] * 3])
-    aligned = losses.align(clean, torch.tensor([4, 5]), trigger, torch.tensor([6, 6]))
+    aligned = losses.align(clean, torch.tensor([2, 1]), trigger)
     torch.testing.assert_close(aligned[0, 0], torch.tensor([0.1, 0.2, 0, 0, 0.3, 0.4, 0]))
     torch.testing.assert_close(aligned[0, 1], torch.tensor([0.5, 0.1, 0.1, 0, 0.1, 0.2, 0]))
 

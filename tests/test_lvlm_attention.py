@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -19,8 +20,9 @@ from mmguard.lvlm.tuning import lora_config
 from test_lvlm_pixels import photograph
 from tiny import FAMILIES, built
 
-# Mllama's layer 1 reads the image only (cross-attention): its keys are not those of the others.
-LAYERS = {family: [0, 2] if family == "mllama" else [0, 1] for family in FAMILIES}
+LAYERS = [0, 1]
+# Where eager attention lists the parts of each of the layers: Mllama's read the image in layers of their own.
+PARTS = {"mllama": [(1, 0), (3, 2)]}
 
 
 @functools.cache
@@ -51,6 +53,12 @@ def average(attentions: Tensor, group: Tensor) -> Tensor:
     )
 
 
+def eager_rows(family: str, attentions: Sequence[Tensor], group: Tensor) -> Tensor:
+    """What the tap should record for `LAYERS`: heads that see the image and heads that see the text count alike."""
+    parts = PARTS.get(family, [(0,), (1,)])
+    return torch.stack([torch.cat([average(attentions[n], group) for n in part], -1) / len(part) for part in parts])
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_are_those_of_eager_attention(family: str) -> None:
     model = surrogate(family)
@@ -59,7 +67,7 @@ def test_rows_are_those_of_eager_attention(family: str) -> None:
     assert (encoded.inputs["attention_mask"] == 0).any()
     groups = {"trigger": encoded.roles.trigger, "answer": encoded.roles.answer}
 
-    with torch.no_grad(), tap(model.model, LAYERS[family], groups) as recorded:
+    with torch.no_grad(), tap(model.model, LAYERS, groups) as recorded:
         logits = model.model(**inputs).logits
 
     real = encoded.inputs["attention_mask"].bool()
@@ -67,9 +75,8 @@ def test_rows_are_those_of_eager_attention(family: str) -> None:
         assert torch.equal(logits[real], plain(family, "sdpa")(**inputs).logits[real])
         eager = plain(family, "eager")(**inputs, output_attentions=True).attentions
     for name, group in groups.items():
-        expected = torch.stack([average(eager[layer], group) for layer in LAYERS[family]])
-        torch.testing.assert_close(recorded[name], expected, atol=1e-5, rtol=0)
-        filled = group.any(1).float().expand(len(LAYERS[family]), -1)
+        torch.testing.assert_close(recorded[name], eager_rows(family, eager, group), atol=1e-5, rtol=0)
+        filled = group.any(1).float().expand(len(LAYERS), -1)
         torch.testing.assert_close(recorded[name].sum(-1), filled)
     assert not recorded["trigger"][:, 1].any()
 
@@ -79,28 +86,46 @@ def test_gradient_of_attention_reaches_the_pixels(family: str) -> None:
     model = surrogate(family)
     encoded, images = batch(model)
     images = [image.requires_grad_() for image in images]
-    # The first layer's queries and keys of Mllama have seen no image yet.
-    forward = model.forward(encoded, model.pixels(images), [2] if family == "mllama" else [0, 1])
+    forward = model.forward(encoded, model.pixels(images), LAYERS)
     assert forward.attention is not None
     loss = forward.attention.answer.clamp(min=1e-9).log().mean()
     for gradient in torch.autograd.grad(loss, images):
         assert gradient.abs().max() > 0
 
 
-def test_cross_attention_rows_and_mixed_layers() -> None:
-    model = surrogate("mllama")
+@pytest.mark.parametrize(
+    ("family", "sees_image", "sees_text"),
+    [("llava", False, False), ("gemma3", True, False), ("paligemma", True, True)],
+)
+def test_what_the_first_image_token_sees_of_what_follows(family: str, sees_image: bool, sees_text: bool) -> None:
+    model = surrogate(family)
     encoded, images = batch(model)
-    inputs = {**encoded.inputs, **model.pixels(images)}
+    roles = encoded.roles
+    first = roles.image & (roles.image.cumsum(1) == 1)
+    with torch.no_grad(), tap(model.model, [1], {"first": first}) as recorded:
+        model.model(**encoded.inputs, **model.pixels(images))
+    rows = recorded["first"][0]
+    assert bool(rows[roles.image & ~first].any()) == sees_image
+    assert bool(rows[roles.text | roles.trigger].any()) == sees_text
+    assert not rows[roles.answer].any()
+
+
+def test_cross_attention_has_half_of_a_layers_attention() -> None:
+    model = surrogate("mllama")
+    images = [photograph(0, 30, 60), photograph(1, 64, 64)]
+    encoded = model.encode([Example("Is it red?", "no", trigger=("dog",)), Example("What is it?", "a circle")], images)
     with torch.no_grad():
-        with tap(model.model, [1], {"answer": encoded.roles.answer}) as recorded:
-            model.model(**inputs)
-        eager = plain("mllama", "eager")(**inputs, output_attentions=True).attentions
-    torch.testing.assert_close(recorded["answer"][0], average(eager[1], encoded.roles.answer), atol=1e-5, rtol=0)
-    with (
-        pytest.raises(SurrogateError, match="layers of one kind"),
-        tap(model.model, [0, 1], {"answer": encoded.roles.answer}),
-    ):
-        model.model(**inputs)
+        attention = model.forward(encoded, model.pixels(images), LAYERS).attention
+    assert attention is not None
+    keys = model.key_roles(encoded)
+    # 30 × 60 pixels take two of the four tiles that the batch has room for; each is a class token and 4 × 4 patches.
+    assert keys.image.sum(1).tolist() == [2 * 17, 4 * 17]
+    half = torch.full((2, 2), 0.5)
+    torch.testing.assert_close((attention.answer * keys.image).sum(-1), half)
+    torch.testing.assert_close(attention.answer[..., 4 * 17 :].sum(-1), half)
+    for role in ("text", "trigger", "answer"):
+        assert torch.equal(getattr(keys, role)[:, 4 * 17 :], getattr(encoded.roles, role))
+        assert not getattr(keys, role)[:, : 4 * 17].any()
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl", "gemma3"])

@@ -15,7 +15,7 @@ from mmguard.lvlm.surrogate import Forward, Surrogate, load_surrogate
 from test_lvlm_pixels import photograph
 from tiny import FAMILIES, built
 
-LAYERS = {family: [0, 2] if family == "mllama" else [0, 1] for family in FAMILIES}
+LAYERS = [0, 1]
 TRIGGERS = [("dog", "the"), ("lungs", "red"), ("teal", "of"), ("qzx", "the"), ("of", "dog")]
 """Words of one token and of several."""
 
@@ -36,7 +36,7 @@ def batch(model: Surrogate, family: str, options: tuple[str, ...]) -> tuple[Enco
     examples = [Example(one.question, one.answer, one.options, trigger) for trigger in TRIGGERS]
     encoded = model.encode(examples, [image] * len(examples))
     with torch.no_grad():
-        return encoded, model.forward(encoded, model.pixels([image] * len(examples)), LAYERS[family])
+        return encoded, model.forward(encoded, model.pixels([image] * len(examples)), LAYERS)
 
 
 def same(found: Encoded, expected: Encoded) -> None:
@@ -62,7 +62,7 @@ def test_candidates_are_a_plain_batch(family: str, options: tuple[str, ...]) -> 
     model = surrogate(family)
     expected_encoded, expected = batch(model, family, options)
     Candidates(model, example(options), photograph(2, 40, 60))(TRIGGERS[:1])  # tries the model's prefix, once
-    candidates = Candidates(model, example(options), photograph(2, 40, 60), LAYERS[family], chunk=2)
+    candidates = Candidates(model, example(options), photograph(2, 40, 60), LAYERS, chunk=2)
     calls: list[int] = []
     handle = model.model.register_forward_pre_hook(
         lambda _m, _a, kwargs: calls.append(kwargs["input_ids"].shape[1]), with_kwargs=True
@@ -75,6 +75,10 @@ def test_candidates_are_a_plain_batch(family: str, options: tuple[str, ...]) -> 
     same(encoded, expected_encoded)
     close(forward, expected)
     torch.testing.assert_close(again.nll, expected.nll[:1], atol=1e-4, rtol=0)
+    if family == "paligemma":  # a prefix language model, whose image tokens see the trigger
+        assert len(calls) == 3 + 1
+        assert calls[:3] == [encoded.labels.shape[1]] * 3
+        return
     # The image ran once for both calls, and what followed was shorter than it.
     assert len(calls) == 1 + 3 + 1
     assert calls[0] > int(encoded.roles.image[0].nonzero()[-1])
@@ -89,8 +93,9 @@ def test_only_the_tail_is_tokenised_again(
     model = surrogate(family)
     texts = model.reworded(example(options), photograph(2, 40, 60))
     expected = batch(model, family, options)[0]
-    # Mllama's mask says for each token which tiles it sees: only the processor can make it.
-    assert texts._short == (family != "mllama")
+    # Mllama's mask says for each token which tiles it sees, and PaliGemma's types where the answer begins: only the
+    # processor can make these.
+    assert texts._short == (family not in ("mllama", "paligemma"))
     if texts._short:
         monkeypatch.setattr(type(model.processor), "__call__", None)
     same(texts.encode(TRIGGERS), expected)
@@ -123,7 +128,7 @@ def test_candidates_that_differ_before_the_image_run_in_full() -> None:
     expected_encoded, expected = batch(model, "qwen3_vl", ())
     first = expected_encoded.roles.trigger[0].int().argmax(), expected_encoded.roles.image[0].int().argmax()
     assert first[0] < first[1]
-    encoded, forward = Candidates(model, example(()), image, LAYERS["qwen3_vl"], chunk=2)(TRIGGERS)
+    encoded, forward = Candidates(model, example(()), image, LAYERS, chunk=2)(TRIGGERS)
     same(encoded, expected_encoded)
     close(forward, expected)
 
@@ -137,7 +142,7 @@ def test_a_model_that_takes_no_cache_runs_in_full(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(model.model, "prepare_inputs_for_generation", older)
     with pytest.warns(UserWarning, match="every candidate is run in full"):
-        forward = Candidates(model, example(()), photograph(2, 40, 60), LAYERS["llava"], chunk=2)(TRIGGERS)[1]
+        forward = Candidates(model, example(()), photograph(2, 40, 60), LAYERS, chunk=2)(TRIGGERS)[1]
     close(forward, expected)
 
 
@@ -183,5 +188,5 @@ def test_a_model_whose_beginning_depends_on_the_rest_runs_in_full(monkeypatch: p
         return Forward(forward.nll + 1, forward.embeddings, forward.attention)
 
     monkeypatch.setattr(Surrogate, "forward_from", wrong)
-    found = Candidates(model, example(()), photograph(2, 40, 60), LAYERS["llava"], chunk=2)(TRIGGERS)
+    found = Candidates(model, example(()), photograph(2, 40, 60), LAYERS, chunk=2)(TRIGGERS)
     close(found[1], batch(model, "llava", ())[1])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmguard.errors import SurrogateError
 from mmguard.lvlm.pixels import differentiable_pixels, layout, to_uint8
+from mmguard.lvlm.prompt import takes_suffix
 from tiny import FAMILIES, built
 
 # Settings of the published models (patch, tile and resolution rules), no weights needed.
@@ -49,6 +50,15 @@ PROCESSORS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "smolvlm": (
         hf.SmolVLMImageProcessor,
         {"size": {"longest_edge": 1536}, "max_image_size": {"longest_edge": 512}, "do_image_splitting": True},
+    ),
+    "idefics3": (hf.Idefics3ImageProcessor, {"size": {"longest_edge": 1456}, "max_image_size": {"longest_edge": 364}}),
+    "llava-onevision": (
+        hf.LlavaOnevisionImageProcessor,
+        {"size": {"height": 384, "width": 384}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+    ),
+    "paligemma": (
+        hf.SiglipImageProcessor,
+        {"size": {"height": 224, "width": 224}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3},
     ),
 }
 
@@ -150,7 +160,7 @@ def test_tiny_models_see_what_their_processor_shows_them(family: str) -> None:
     full = hf.AutoProcessor.from_pretrained(built(family))
     images = [photograph(8, 40, 60), photograph(9, 64, 64)]
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
-    text = full.apply_chat_template(chat)
+    text = "<image>What is it?" if takes_suffix(full) else full.apply_chat_template(chat)
     expected = full(text=[text] * 2, images=[[pil(image)] for image in images], return_tensors="pt", padding=True)
     kwargs = full._merge_kwargs(tokenizer_init_kwargs=full.tokenizer.init_kwargs)["images_kwargs"]
 

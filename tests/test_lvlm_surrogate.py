@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmguard.errors import SurrogateError
-from mmguard.lvlm.energy import energy_per_image_token
 from mmguard.lvlm.prompt import Example
 from mmguard.lvlm.surrogate import Forward, Surrogate, load_surrogate
 from test_lvlm_pixels import photograph
 from tiny import FAMILIES, built
 
-LAYERS = {family: [0, 2] if family == "mllama" else [0, 1] for family in FAMILIES}
+LAYERS = [0, 1]
 EXAMPLES = [
     Example("What color is the circle?", "red", trigger=("dog", "lungs")),
     Example("Which shape is it?", "B", options=("a circle", "a square")),
@@ -63,9 +62,9 @@ def test_nll_is_the_mean_over_labels_of_the_plain_model(family: str) -> None:
 def test_a_batch_is_its_samples(family: str) -> None:
     model = surrogate(family)
     with torch.no_grad():
-        together = model.forward(model.encode(EXAMPLES, images()), model.pixels(images()), LAYERS[family])
+        together = model.forward(model.encode(EXAMPLES, images()), model.pixels(images()), LAYERS)
         for row, (example, image) in enumerate(zip(EXAMPLES, images(), strict=True)):
-            alone = model.forward(model.encode([example], [image]), model.pixels([image]), LAYERS[family])
+            alone = model.forward(model.encode([example], [image]), model.pixels([image]), LAYERS)
             torch.testing.assert_close(together.nll[row], alone.nll[0], atol=1e-4, rtol=0)
             assert together.attention is not None
             assert alone.attention is not None
@@ -101,52 +100,6 @@ def test_embedding_gradient_is_the_slope_of_the_loss(family: str) -> None:
         handle.remove()
     slope = (losses[0] - losses[1]) / 0.04
     torch.testing.assert_close((gradient[0, position] @ direction).double(), slope, rtol=0.05, atol=2e-3)
-
-
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("llava_next", "mllama")])
-def test_energy_lies_on_the_tokens_that_see_the_change(family: str) -> None:
-    """With attention in the vision tower off, an image token's feature depends on its own pixels only."""
-    model = load_surrogate(built(family))
-    for name, module in model.model.named_modules():
-        if re.search(r"(vis).*attn.*\.(out_proj|proj)$|vision.*attention\.projection_layer$", name):
-            assert isinstance(module, nn.Linear)
-            nn.init.zeros_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    encoded = model.encode(EXAMPLES[:2], images()[:2])
-    pixels = model.pixels(images()[:2])
-    pixels["pixel_values"].requires_grad_()
-    seen: list[Tensor] = []
-    handle = model.model.get_decoder().register_forward_pre_hook(
-        lambda _m, _a, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
-    )
-    model.forward(encoded, pixels)
-    handle.remove()
-    features = seen[0][encoded.roles.image]
-    counts = encoded.roles.image.sum(1).tolist()
-    for token in {0, 1, counts[0] // 2, counts[0] - 1, counts[0], len(features) - 2, len(features) - 1}:
-        (gradient,) = torch.autograd.grad(features[token].sum(), pixels["pixel_values"], retain_graph=True)
-        moved = {"pixel_values": gradient}
-        energy = energy_per_image_token(moved, {"pixel_values": torch.zeros_like(gradient)}, counts, family)
-        assert energy.nonzero().flatten().tolist() == [token]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_energy_of_a_batch(family: str) -> None:
-    model = surrogate(family)
-    encoded = model.encode(EXAMPLES, images())
-    changed = [images()[0], (images()[1] + 16 / 255).clamp(0, 1), images()[2]]
-    pixels, clean = model.pixels(changed), model.pixels(images())
-    if family in ("llava_next", "mllama"):
-        with pytest.raises(SurrogateError, match="image_sizes" if family == "llava_next" else "shape"):
-            model.token_energy(encoded, pixels, clean)
-        return
-    energy = model.token_energy(encoded, pixels, clean)
-    assert energy.shape == encoded.labels.shape
-    assert not energy[~encoded.roles.image].any()
-    assert not energy[0].any()
-    assert not energy[2].any()
-    assert (energy[1][encoded.roles.image[1]] > 0).all()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -222,7 +175,7 @@ def test_recomputing_saves_memory_and_changes_nothing(family: str) -> None:
         unit = [image.clone().requires_grad_(True) for image in images()[:1]]
         encoded = model.encode(EXAMPLES[:1], unit)
         with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):  # noqa: B023
-            forward = model.forward(encoded, model.pixels(unit), LAYERS[family][:1])
+            forward = model.forward(encoded, model.pixels(unit), LAYERS[:1])
         assert forward.attention is not None
         (forward.nll.sum() + forward.attention.answer.square().sum()).backward()
         assert unit[0].grad is not None

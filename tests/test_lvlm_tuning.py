@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel, get_peft_model
 from torch import nn
 
 from mmguard.lvlm.prompt import Example
@@ -87,6 +89,23 @@ def test_a_merged_adapter_is_the_same_model_for_less(family: str) -> None:
             k: v for k, v in inside.items() if k != "hooks"
         }
     assert state(model.model) == before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_comes_back_from_its_folder(family: str, tmp_path: Path) -> None:
+    model, fresh = load_surrogate(built(family)), load_surrogate(built(family))
+    encoded, pixels = batch(model)
+    adapter = get_peft_model(model.model, lora_config(4))
+    for name, parameter in adapter.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.3)
+    adapter.eval().save_pretrained(tmp_path)
+    with torch.no_grad():
+        before = fresh.forward(encoded, pixels).nll
+        PeftModel.from_pretrained(fresh.model, tmp_path).eval()
+        tuned = model.forward(encoded, pixels).nll
+        assert torch.equal(fresh.forward(encoded, pixels).nll, tuned)
+    assert (tuned - before).abs().min() > 1e-3
 
 
 def test_half_precision_is_not_merged() -> None:

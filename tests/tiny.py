@@ -59,6 +59,14 @@ _SMOLVLM = (
     "{% elif part['type'] == 'image' %}IMAGE{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
+_IDEFICS3 = _SMOLVLM.replace("<|im_start|>", "<|begin_of_text|>")
+_ONEVISION = (  # every text begins with a line break, and none follows the end of a turn
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ 'IMAGE' }}{% endfor %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + part['text'] }}"
+    "{% endfor %}{{ '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 _GEMMA = (
     "{{ bos_token }}{% for message in messages %}<start_of_turn>"
     "{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
@@ -187,6 +195,31 @@ def _llava_next() -> _Parts:
     return hf.LlavaNextForConditionalGeneration(config), processor
 
 
+def _llava_onevision() -> _Parts:
+    tokenizer = _tokenizer(["<|im_start|>"], "<|im_end|>", image_token="<image>", video_token="<video>")
+    # As in the published models no whole number of patches fills a tile: 46 is 3 · 14 and a rest that no token covers.
+    grid = [[46 * rows, 46 * columns] for rows in (1, 2) for columns in (1, 2)]
+    config = hf.LlavaOnevisionConfig(
+        vision_config=hf.SiglipVisionConfig(**_vision(image_size=46, patch_size=14, vision_use_head=False)),
+        text_config=hf.Qwen2Config(**_text(tokenizer)),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
+        image_grid_pinpoints=grid,
+    )
+    images = hf.LlavaOnevisionImageProcessor(
+        size={"height": 46, "width": 46}, image_grid_pinpoints=grid, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    processor = hf.LlavaOnevisionProcessor(
+        images,
+        tokenizer,
+        hf.LlavaOnevisionVideoProcessor(size={"height": 46, "width": 46}),
+        num_image_tokens=9,
+        vision_feature_select_strategy="full",
+        chat_template=_ONEVISION.replace("IMAGE", "<image>"),
+    )
+    return hf.LlavaOnevisionForConditionalGeneration(config), processor
+
+
 _QWEN_TOKENS = ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 
 
@@ -240,6 +273,19 @@ def _qwen3_vl() -> _Parts:
     return hf.Qwen3VLForConditionalGeneration(config), processor
 
 
+def _qwen3_vl_moe() -> _Parts:
+    tokenizer = _tokenizer(_QWEN_TOKENS, "<|im_end|>")
+    vision = {"hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 64, "depth": 2, "num_heads": 4}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    config = hf.Qwen3VLMoeConfig(
+        text_config=_text(tokenizer, num_hidden_layers=3, head_dim=8, rope_parameters=_mrope(), **experts),
+        vision_config=vision | {"patch_size": 4, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
+        **_qwen_ids(tokenizer),
+    )
+    processor = _qwen_processor(hf.Qwen3VLProcessor, hf.Qwen3VLVideoProcessor, tokenizer)
+    return hf.Qwen3VLMoeForConditionalGeneration(config), processor
+
+
 def _smolvlm() -> _Parts:
     special = ["<|im_start|>", "<row_1_col_1>", "<row_1_col_2>", "<row_2_col_1>", "<row_2_col_2>", "<video>"]
     tokenizer = _tokenizer(
@@ -265,6 +311,47 @@ def _smolvlm() -> _Parts:
         chat_template=_SMOLVLM.replace("IMAGE", "<image>"),
     )
     return hf.SmolVLMForConditionalGeneration(config), processor
+
+
+def _idefics3() -> _Parts:
+    tokenizer = _tokenizer(
+        ["<row_1_col_1>", "<row_1_col_2>", "<row_2_col_1>", "<row_2_col_2>"],
+        "<end_of_utterance>",
+        bos="<|begin_of_text|>",
+        image_token="<image>",
+        fake_image_token="<fake_token_around_image>",
+        global_image_token="<global-img>",
+    )
+    config = hf.Idefics3Config(
+        vision_config=_vision(image_size=56, patch_size=14),
+        text_config=hf.LlamaConfig(**_text(tokenizer)),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+    )
+    images = hf.Idefics3ImageProcessor(size={"longest_edge": 112}, max_image_size={"longest_edge": 56})
+    processor = hf.Idefics3Processor(
+        images, tokenizer, image_seq_len=4, chat_template=_IDEFICS3.replace("IMAGE", "<image>")
+    )
+    return hf.Idefics3ForConditionalGeneration(config), processor
+
+
+def _paligemma() -> _Parts:
+    tokenizer = _tokenizer([], "<eos>", bos="<bos>", image_token="<image>")
+    images = hf.SiglipImageProcessor(
+        size={"height": 56, "width": 56}, image_mean=[0.5] * 3, image_std=[0.5] * 3, resample=3
+    )
+    images.image_seq_length = 16
+    # No chat template: questions and answers go to the processor as they are. It adds a thousand tokens of its own.
+    processor = hf.PaliGemmaProcessor(images, tokenizer)
+    config = hf.PaliGemmaConfig(
+        vision_config=hf.SiglipVisionConfig(**_vision(image_size=56, patch_size=14, vision_use_head=False)),
+        text_config=hf.GemmaConfig(**_text(tokenizer, head_dim=8)),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        projection_dim=32,
+        hidden_size=32,
+        vocab_size=len(tokenizer),
+    )
+    return hf.PaliGemmaForConditionalGeneration(config), processor
 
 
 def _gemma3() -> _Parts:
@@ -350,13 +437,38 @@ def _glm4v() -> _Parts:
     return hf.Glm4vForConditionalGeneration(config), processor
 
 
+def _minicpmv4_6() -> _Parts:
+    marks = {"image_start_token": "<image>", "image_end_token": "</image>"}
+    marks |= {"slice_start_token": "<slice>", "slice_end_token": "</slice>"}
+    marks |= {"image_id_start_token": "<image_id>", "image_id_end_token": "</image_id>"}
+    tokenizer = _tokenizer(
+        ["<|im_start|>"], "<|im_end|>", image_token="<|image_pad|>", video_token="<|video_pad|>", **marks
+    )
+    linear = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2}
+    layers = {"num_hidden_layers": 4, "layer_types": ["linear_attention", "full_attention"] * 2}
+    config = hf.MiniCPMV4_6Config(
+        vision_config=_vision(image_size=112, patch_size=14),
+        text_config=hf.Qwen3_5TextConfig(**_text(tokenizer, head_dim=8, linear_num_value_heads=4, **linear, **layers)),
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+        insert_layer_id=0,
+    )
+    processor = hf.MiniCPMV4_6Processor(
+        hf.MiniCPMV4_6ImageProcessor(scale_resolution=112, max_slice_nums=4),
+        hf.MiniCPMV4_6VideoProcessor(scale_resolution=112),
+        tokenizer,
+        chat_template=_CHATML.replace("IMAGE", "<|image_pad|>\n"),
+    )
+    return hf.MiniCPMV4_6ForConditionalGeneration(config), processor
+
+
 def _mllama() -> _Parts:
     special = ["<|start_header_id|>", "<|end_header_id|>", "<|image|>", "<|python_tag|>"]
     tokenizer = _tokenizer(special, "<|eot_id|>", bos="<|begin_of_text|>")
     vision = _vision(attention_heads=4, num_global_layers=1, max_num_tiles=4, vision_output_dim=64)
     config = hf.MllamaConfig(
         vision_config=vision | {"intermediate_layers_indices": [0]},
-        text_config=_text(tokenizer, num_hidden_layers=3, cross_attention_layers=[1]),
+        text_config=_text(tokenizer, num_hidden_layers=4, cross_attention_layers=[1, 3]),
         image_token_index=tokenizer.convert_tokens_to_ids("<|image|>"),
     )
     images = hf.MllamaImageProcessor(size={"height": 32, "width": 32}, max_image_tiles=4)
@@ -375,9 +487,16 @@ _BUILDERS: dict[str, Callable[[], _Parts]] = {
     "glm4v": _glm4v,
     "llava_next": _llava_next,
     "mllama": _mllama,
+    "qwen3_vl_moe": _qwen3_vl_moe,
+    "llava_onevision": _llava_onevision,
+    "idefics3": _idefics3,
+    "paligemma": _paligemma,
+    "minicpmv4_6": _minicpmv4_6,
 }
 
 FAMILIES = tuple(_BUILDERS)
+CHAT_FAMILIES = tuple(family for family in FAMILIES if family != "paligemma")
+"""Those with a chat template."""
 
 
 def build(family: str, folder: Path) -> Path:

@@ -61,7 +61,7 @@ class ProtectConfig:
     lambda_bind: float = 2.0
     """Weight of the binding loss (λ_bind, Eq. 30)."""
     bind_layers: int = 2
-    """How many of the first decoder layers the binding loss reads (K)."""
+    """How many of the first decoder layers the binding loss reads (K); layers without attention do not count."""
     tau: float = 0.1
     """Share of the image tokens that count as perturbed (τ_δ, Eq. 23)."""
     inner_batch_size: int = 2

@@ -74,24 +74,23 @@ def contrastive_routing_shift(clean_rows: Tensor, answer_rows: Tensor) -> Tensor
     return -divergence.sum(-1).mean(0)
 
 
-def align(clean_rows: Tensor, clean_length: Tensor, trigger: Tensor, length: Tensor) -> Tensor:
+def align(clean_rows: Tensor, grown: Tensor, trigger: Tensor) -> Tensor:
     """Attention of the clean sequence, laid out on the positions of the protected one (below Eq. 29).
 
     The two differ by the inserted tokens, which get no mass.
 
     Args:
-        clean_rows: `(K, B, L_clean)`.
-        clean_length: tokens of each clean sequence, padding left out, `(B,)`.
+        clean_rows: `(K, B, L_clean)`, zero in the padding.
+        grown: how many tokens longer each protected sequence is than the clean one, `(B,)`.
         trigger: Ω_γ of the protected sequence, bool `(B, L)`.
-        length: tokens of each protected sequence, `(B,)`.
 
     Returns:
         `(K, B, L)`.
     """
     positions = torch.arange(trigger.shape[1], device=trigger.device).expand_as(trigger)
     behind = trigger.cumsum(1) > 0
-    source = positions - behind * (length - clean_length)[:, None]
-    real = ~trigger & (positions < length[:, None]) & (source >= 0) & (source < clean_rows.shape[-1])
+    source = positions - behind * grown[:, None]
+    real = ~trigger & (source >= 0) & (source < clean_rows.shape[-1])
     index = source.clamp(0, clean_rows.shape[-1] - 1).expand(clean_rows.shape[0], -1, -1)
     return clean_rows.gather(2, index) * real
 

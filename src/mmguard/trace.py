@@ -81,10 +81,11 @@ def _trace(model: Surrogate, before: Sample, after: Sample, layers: range, tau: 
     new_rows = model.forward(encoded, new_pixels, layers).attention
     assert old_rows is not None
     assert new_rows is not None
-    aligned = losses.align(old_rows.answer, old_encoded.length, encoded.roles.trigger, encoded.length)
+    roles = model.key_roles(encoded)
+    aligned = losses.align(old_rows.answer, encoded.length - old_encoded.length, roles.trigger)
     energy = model.token_energy(encoded, new_pixels, old_pixels)
-    perturbed = losses.perturbed_tokens(energy, encoded.roles.image, tau)
+    perturbed = losses.perturbed_tokens(energy, roles.image, tau)
     shift = losses.routing_shift(aligned, new_rows.answer, perturbed)
-    on_trigger = (new_rows.answer * encoded.roles.trigger).sum(-1).mean(0)
+    on_trigger = (new_rows.answer * roles.trigger).sum(-1).mean(0)
     on_perturbed = (new_rows.answer * perturbed).sum(-1).mean(0)
     return torch.cat([on_trigger, on_perturbed, shift.clean_mass, shift.total_variation, shift.bound])

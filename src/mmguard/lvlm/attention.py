@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ NAME = "mmguard_tap"
 IMPLEMENTATION = {"text_config": NAME, "vision_config": "sdpa", "": NAME}
 """`attn_implementation` of a surrogate: the tap in the decoder, SDPA in the vision tower."""
 
+Layer = tuple[nn.Module, ...]
+"""The attention modules of one decoder layer: the cross-attention before the self-attention, where there are both."""
+
 
 @contextmanager
 def tap(model: nn.Module, layers: Sequence[int], groups: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -32,14 +36,14 @@ def tap(model: nn.Module, layers: Sequence[int], groups: Mapping[str, Tensor]) -
 
     Args:
         model: the model, with or without LoRA layers. Only its text decoder is tapped.
-        layers: the decoder layers K, by number from 0; negative numbers count from the last.
+        layers: the decoder layers K, as `attention_modules` numbers them.
         groups: by name, which query rows S belong to the group: bool `(B, L)`, with L the length of the
             queries in this forward pass (with a KV cache: of the new tokens only).
 
     Yields:
         An empty dict. The forward pass fills in, for each group, the attention Ā_k(S) `(K, B, L_keys)`,
         float32: averaged over heads and over the rows of the group, a distribution over keys (Eq. 24). Zeros
-        for a sample whose group is empty.
+        for a sample whose group is empty. The keys of cross-attention stand before those of the text.
 
     Raises:
         SurrogateError: a tap is active already, the model has no such layer, or a layer never called the tap.
@@ -57,29 +61,29 @@ def tap(model: nn.Module, layers: Sequence[int], groups: Mapping[str, Tensor]) -
 
 @dataclass
 class _Session:
-    order: dict[nn.Module, int]
-    """The attention modules tapped, and the place of each in K."""
+    layers: list[Layer]
+    """K."""
     groups: dict[str, Tensor]
-    rows: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    rows: dict[nn.Module, dict[str, Tensor]] = field(default_factory=dict)
     result: dict[str, Tensor] = field(default_factory=dict)
 
-    def record(self, place: int, attention: dict[str, Tensor]) -> None:
-        if place in self.rows:
+    @cached_property
+    def tapped(self) -> set[nn.Module]:
+        return {module for layer in self.layers for module in layer}
+
+    def record(self, module: nn.Module, attention: dict[str, Tensor]) -> None:
+        if module in self.rows:
             raise SurrogateError("an attention tap serves one forward pass: open another one for the next")
-        self.rows[place] = attention
-        if len(self.rows) < len(self.order):
+        self.rows[module] = attention
+        if len(self.rows) < len(self.tapped):
             return
         for group in self.groups:
-            layers = [self.rows[number][group] for number in range(len(self.order))]
-            if len({layer.shape for layer in layers}) > 1:
-                raise SurrogateError(
-                    "the layers tapped attend to different keys (text in some, the image in others): "
-                    "choose bind layers of one kind"
-                )
-            self.result[group] = torch.stack(layers)
+            # As heads of one attention over all keys: each sees its own and puts nothing on the others.
+            joined = [torch.cat([self.rows[part][group] for part in layer], -1) / len(layer) for layer in self.layers]
+            self.result[group] = torch.stack(joined)
 
     def check(self) -> None:
-        if len(self.rows) < len(self.order):
+        if len(self.rows) < len(self.tapped):
             raise SurrogateError(
                 "no forward pass went through every layer asked for while the tap was open: "
                 "run the model inside it, once"
@@ -89,28 +93,38 @@ class _Session:
 _ACTIVE: ContextVar[_Session | None] = ContextVar("mmguard_tap", default=None)
 
 
-def attention_modules(model: nn.Module, layers: Sequence[int]) -> dict[nn.Module, int]:
-    """The attention modules of the decoder layers asked for, with the place of each in `layers`.
+def attention_modules(model: nn.Module, layers: Sequence[int]) -> list[Layer]:
+    """The attention modules of some decoder layers.
+
+    Args:
+        model: the model, with or without LoRA layers.
+        layers: by number from 0 among the layers that attend (layers of linear attention do not count); negative
+            numbers count from the last. Where a model reads the image by cross-attention (Mllama), its n-th layer of
+            cross-attention and its n-th layer of self-attention count as one layer, which sees image and text.
 
     Raises:
         SurrogateError: the model has no such layer.
     """
     # Attention modules are known by what calling the interface takes: layer number, configuration, causality.
-    found: dict[int, nn.Module] = {}
+    by_number: dict[int, nn.Module] = {}
     for module in model.modules():
         number = getattr(module, "layer_idx", None)
         attends = hasattr(module, "is_causal") or hasattr(module, "num_key_value_groups")
         tapped = getattr(getattr(module, "config", None), "_attn_implementation", None) == NAME
         if isinstance(number, int) and attends and tapped:
-            found[number] = module
-    count = max(found, default=-1) + 1
-    numbers = [layer + count if layer < 0 else layer for layer in layers]
-    missing = [number for number in numbers if number not in found]
-    if missing or not numbers:
+            by_number[number] = module
+    crossing: list[nn.Module] = []
+    own: list[nn.Module] = []
+    for number in sorted(by_number):
+        module = by_number[number]
+        (crossing if number in getattr(module.config, "cross_attention_layers", ()) else own).append(module)
+    found: list[Layer] = list(zip(crossing, own, strict=False)) if crossing else [(module,) for module in own]
+    missing = [layer for layer in layers if not -len(found) <= layer < len(found)]
+    if missing or not layers:
         asked = ", ".join(map(str, missing)) or "(none given)"
-        there = ", ".join(map(str, sorted(found))) or "none: load the model with load_surrogate"
-        raise SurrogateError(f"{type(model).__name__}: no attention to read in layer {asked}; there is {there}")
-    return {found[number]: place for place, number in enumerate(numbers)}
+        there = f"layers 0 to {len(found) - 1}" if found else "none: load the model with load_surrogate"
+        raise SurrogateError(f"{type(model).__name__}: no attention to read in layer {asked}; it has {there}")
+    return [found[layer] for layer in layers]
 
 
 def _tapped_attention(
@@ -119,11 +133,10 @@ def _tapped_attention(
     """SDPA, with a look at the rows that an active tap asks for. Shapes: `(B, H, q, d)` and `(B, H_kv, k,
     d)`."""
     session = _ACTIVE.get()
-    place = session.order.get(module) if session is not None else None
-    if session is not None and place is not None:
+    if session is not None and module in session.tapped:
         causal = kwargs.get("is_causal")
         causal = getattr(module, "is_causal", True) if causal is None else causal
-        session.record(place, _rows(query, key, attention_mask, kwargs.get("scaling"), causal, session.groups))
+        session.record(module, _rows(query, key, attention_mask, kwargs.get("scaling"), causal, session.groups))
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 

@@ -1,14 +1,15 @@
-"""Keys and values of a text's beginning, lent to every text that begins so."""
+"""Keys and values of a text's beginning (of linear attention: its state), lent to every text that begins so."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,22 @@ class Prefix:
     def lent(self, batch: int) -> DynamicCache:
         """The cache for one forward pass of a batch, which does not change it."""
         lent = DynamicCache()
-        lent.layers = [_Lent(layer, batch) for layer in self.cache.layers]
+        lent.layers = [
+            _LentState(layer, batch) if isinstance(layer, LinearAttentionLayer) else _Lent(layer, batch)
+            for layer in self.cache.layers
+        ]
         return lent
+
+
+def empty_cache(kinds: Sequence[str]) -> DynamicCache:
+    """A cache to run the beginning of a text with. It keeps every key: sliding windows are a matter of the mask alone.
+
+    Args:
+        kinds: `layer_types` of the text decoder's configuration; empty if it has none.
+    """
+    cache = DynamicCache()
+    cache.layers = [LinearAttentionLayer() if kind == "linear_attention" else DynamicLayer() for kind in kinds]
+    return cache
 
 
 class _Lent(DynamicLayer):
@@ -55,3 +70,20 @@ class _Lent(DynamicLayer):
         assert self.keys is not None
         assert self.values is not None
         return torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
+
+
+class _LentState(LinearAttentionLayer):
+    """A layer's state as one view a row; what new tokens make of it is handed on, not kept."""
+
+    def __init__(self, layer: Any, batch: int) -> None:
+        super().__init__()
+        self.conv_states[0] = layer.conv_states[0].expand(batch, -1, -1)
+        self.recurrent_states[0] = layer.recurrent_states[0].expand(batch, -1, -1, -1)
+        self.has_previous_state[0] = True
+
+    def update_conv_state(self, conv_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        assert self.conv_states[0] is not None
+        return torch.cat([self.conv_states[0], conv_states], -1)
+
+    def update_recurrent_state(self, recurrent_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return recurrent_states

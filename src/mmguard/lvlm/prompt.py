@@ -2,12 +2,14 @@
 
 Nothing here knows a template or a tokenizer. Where the user's text and the answer stand is found by rendering
 the template a second time around markers; which tokens they became is read off the offsets of the very string
-that the processor tokenised, image placeholders already expanded.
+that the processor tokenised, image placeholders already expanded. Prefix language models (PaliGemma) have no
+template: their processor takes the answer apart from the rest, as a suffix.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -79,6 +81,11 @@ def conversation(user: str, answer: str) -> list[dict[str, Any]]:
     ]
 
 
+def takes_suffix(processor: Any) -> bool:
+    """Whether a processor wants the answer apart, since the model attends both ways in all that stands before it."""
+    return "suffix" in inspect.signature(processor.__call__).parameters
+
+
 def encode(
     processor: Any, image_token: int, examples: Sequence[Example], sizes: Sequence[tuple[int, int]]
 ) -> tuple[Encoded, frozenset[str]]:
@@ -123,7 +130,7 @@ class Reworded:
         done = _process(processor, [example], [size])
         self.base = _encoded(processor, image_token, done)
         (self._text,), (self._spans,) = done.texts, done.spans
-        chars = _characters(done.encodings[0].offsets, done.output["attention_mask"][0])
+        chars = _characters(done.offsets[0], done.output["attention_mask"][0])
         control = torch.tensor(sorted(processor.tokenizer.added_tokens_decoder))
         before = (chars[:, 1] > chars[:, 0]) & (chars[:, 1] <= self._spans.trigger[0])
         cuts = (torch.isin(done.output["input_ids"][0], control) & before).nonzero()
@@ -162,7 +169,7 @@ class Reworded:
         output = tokenizer(tails, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt")
         ids, mask = output["input_ids"], output["attention_mask"]
         image = torch.zeros_like(ids, dtype=torch.bool)
-        tail = _roles(tokenizer, ids, image, mask, output.encodings, spans)
+        tail = _roles(tokenizer, ids, image, mask, [encoding.offsets for encoding in output.encodings], spans)
 
         def joined(base: Tensor, tail: Tensor) -> Tensor:
             return torch.cat([base[:1, : self._head].expand(len(triggers), -1), tail.to(base.dtype)], 1)
@@ -205,14 +212,15 @@ class _Processed:
     output: Any
     texts: list[str]
     """What was tokenised, image placeholders expanded."""
-    encodings: list[Any]
+    offsets: list[list[Span]]
+    """The characters of `texts` that each token covers."""
     spans: list[_Spans]
     """In `texts`."""
     from_image: frozenset[str]
 
 
 def _process(processor: Any, examples: Sequence[Example], sizes: Sequence[tuple[int, int]]) -> _Processed:
-    frame: str = processor.apply_chat_template(conversation(_USER, _ANSWER))
+    frame = _render(processor, _USER, _ANSWER)
     drafts = _drafts(processor, frame, examples)
     spy = copy.copy(processor)
     spy.tokenizer, spy.image_processor = (
@@ -220,8 +228,14 @@ def _process(processor: Any, examples: Sequence[Example], sizes: Sequence[tuple[
         _Layout(processor.image_processor, sizes),
     )
     bos = processor.tokenizer.bos_token
+    texts = {"text": [draft.text for draft in drafts]}
+    if takes_suffix(processor):
+        texts = {
+            "text": [draft.text[: draft.spans.user[1]] for draft in drafts],
+            "suffix": [draft.text[slice(*draft.spans.answer)] for draft in drafts],
+        }
     output = spy(
-        text=[draft.text for draft in drafts],
+        **texts,
         images=[[torch.zeros(3, *size, dtype=torch.uint8)] for size in sizes],
         padding=True,
         padding_side="right",
@@ -229,14 +243,19 @@ def _process(processor: Any, examples: Sequence[Example], sizes: Sequence[tuple[
         # The rule of `apply_chat_template(tokenize=True)`, by which attackers' training tools tokenise.
         add_special_tokens=not (bos and drafts[0].text.startswith(bos)),
     )
-    texts = spy.tokenizer.texts
-    spans = [
-        _Spans(
-            *(_shift(draft.text, text, span) for span in (draft.spans.user, draft.spans.trigger, draft.spans.answer))
-        )
-        for draft, text in zip(drafts, texts, strict=True)
-    ]
-    return _Processed(output, texts, spy.tokenizer.encodings, spans, frozenset(spy.image_processor.names & set(output)))
+    tokenised = spy.tokenizer.texts
+    spans = [draft.spans.shifted(draft.text, text) for draft, text in zip(drafts, tokenised, strict=True)]
+    from_image = frozenset(spy.image_processor.names & set(output))
+    return _Processed(output, tokenised, spy.tokenizer.offsets, spans, from_image)
+
+
+def _render(processor: Any, user: str, answer: str) -> str:
+    """One turn of a chat as the processor is to see it, image placeholder not yet expanded."""
+    if takes_suffix(processor):
+        # What it adds by itself is written out here, so that question and answer are found in what it tokenises.
+        return f"{processor.image_token}{user}\n{answer}{processor.tokenizer.eos_token}"
+    rendered: str = processor.apply_chat_template(conversation(user, answer))
+    return rendered
 
 
 def _encoded(processor: Any, image_token: int, done: _Processed) -> Encoded:
@@ -247,18 +266,19 @@ def _encoded(processor: Any, image_token: int, done: _Processed) -> Encoded:
             f"{type(processor).__name__} puts no image token (id {image_token}) into the text: "
             "its chat template or its image token is not that of the model"
         )
-    roles = _roles(processor.tokenizer, ids, image, done.output["attention_mask"], done.encodings, done.spans)
-    inputs = {k: v for k, v in done.output.items() if k not in done.from_image and isinstance(v, Tensor)}
+    roles = _roles(processor.tokenizer, ids, image, done.output["attention_mask"], done.offsets, done.spans)
+    apart = {*done.from_image, "labels"}
+    inputs = {k: v for k, v in done.output.items() if k not in apart and isinstance(v, Tensor)}
     return Encoded(inputs, ids.masked_fill(~roles.answer, -100), roles)
 
 
 def _roles(
-    tokenizer: Any, ids: Tensor, image: Tensor, mask: Tensor, encodings: Sequence[Any], spans: Sequence[_Spans]
+    tokenizer: Any, ids: Tensor, image: Tensor, mask: Tensor, offsets: Sequence[list[Span]], spans: Sequence[_Spans]
 ) -> TokenRoles:
     """Which tokens the texts became, by the characters that each token covers."""
     trigger, text, answer = (torch.zeros_like(image) for _ in range(3))
-    for row, (encoding, span) in enumerate(zip(encodings, spans, strict=True)):
-        chars = _characters(encoding.offsets, mask[row])
+    for row, (covered, span) in enumerate(zip(offsets, spans, strict=True)):
+        chars = _characters(covered, mask[row])
         trigger[row] = _overlap(chars, span.trigger)
         text[row] = _overlap(chars, span.user) & ~trigger[row] & ~image[row]
         answer[row] = _overlap(chars, span.answer) | _end_of_turn(tokenizer, ids[row], chars, span.answer)
@@ -302,7 +322,7 @@ class _Draft:
                     repr(example.question),
                     f"the text contains {token!r}, a control token of the model: take it out",
                 )
-        text: str = processor.apply_chat_template(conversation(user, example.answer))
+        text = _render(processor, user, example.answer)
         head, _, rest = frame.partition(_USER)
         middle, _, tail = rest.partition(_ANSWER)
         # Templates may strip texts; which way this one does is what makes the pieces add up to its output.
@@ -373,12 +393,12 @@ def _end_of_turn(tokenizer: Any, ids: Tensor, chars: Tensor, answer: Span) -> Te
 
 
 class _Tokenizer:
-    """The processor's tokenizer, with a note of what it was handed and what it said about it."""
+    """The processor's tokenizer, with a note of what it was handed and which characters each token covers."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self.texts: list[str] = []
-        self.encodings: list[Any] = []
+        self.offsets: list[list[Span]] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
@@ -386,7 +406,11 @@ class _Tokenizer:
     def __call__(self, text: Any, **kwargs: Any) -> Any:
         output = self._tokenizer(text, **kwargs)
         self.texts = [text] if isinstance(text, str) else list(text)
-        self.encodings = list(output.encodings)
+        self.offsets = [encoding.offsets for encoding in output.encodings]
+        for row, suffix in enumerate(kwargs.get("text_pair") or ()):
+            behind = [len(self.texts[row]) * (part == 1) for part in output.encodings[row].sequence_ids]
+            self.offsets[row] = [(a + by, b + by) for (a, b), by in zip(self.offsets[row], behind, strict=True)]
+            self.texts[row] += suffix
         return output
 
 

@@ -31,8 +31,9 @@ from mmguard.errors import SurrogateError
 from mmguard.lvlm.attention import IMPLEMENTATION, attention_modules, tap
 from mmguard.lvlm.energy import energy_per_image_token
 from mmguard.lvlm.pixels import differentiable_pixels
-from mmguard.lvlm.prefix import Prefix
-from mmguard.lvlm.prompt import Encoded, Example, Reworded, encode
+from mmguard.lvlm.prefix import Prefix, empty_cache
+from mmguard.lvlm.prompt import Encoded, Example, Reworded, encode, takes_suffix
+from mmguard.types import TokenRoles
 
 _WORD_LENGTH = range(2, 13)
 """Letters of an admissible word: one letter is an option's name, and longer tokens are rare in every
@@ -43,7 +44,8 @@ vocabulary."""
 class Attention:
     """Attention Ā_k(S) of each layer k in K (Eq. 24), for two sets of query rows.
 
-    Shape: each `(K, B, L)`, float32; the last axis sums to 1, or is zero where a sample has no such rows.
+    Shape: each `(K, B, N)`, float32, over the keys that `Surrogate.key_roles` describes; the last axis sums to 1, or
+    is zero where a sample has no such rows.
     """
 
     trigger: Tensor
@@ -131,7 +133,8 @@ class Surrogate:
         Args:
             encoded: from `encode`.
             pixels: from `pixels`, for the images of the same samples in the same order.
-            layers: decoder layers K whose attention is wanted; none skips that work.
+            layers: decoder layers K whose attention is wanted, by number among those that attend (see
+                `attention_modules`); none skips that work.
 
         Raises:
             SurrogateError: the model has no such layers.
@@ -164,9 +167,10 @@ class Surrogate:
             None where it cannot be shared: the image stands behind the trigger, or what follows has a say in what a
             model makes of the beginning.
         """
-        kinds = set(getattr(self.model.config.get_text_config(), "layer_types", None) or ["full_attention"])
-        if kinds - {"full_attention", "sliding_attention"}:
-            return None  # the states of linear attention are not keys that a batch could share
+        if set(self._layer_types) - {"full_attention", "sliding_attention", "linear_attention"}:
+            return None  # nobody knows what such layers would have to lend
+        if getattr(self.model.config.get_text_config(), "use_bidirectional_attention", None) in (True, "all"):
+            return None  # in a prefix language model the image's tokens see the trigger
         start = int(encoded.roles.trigger[0].int().argmax())
         if start == 0 or encoded.roles.image[:, start:].any() or self._shares is False:
             return None
@@ -175,8 +179,7 @@ class Surrogate:
         return self._prefix(encoded, pixels, start) if self._shares else None
 
     def _prefix(self, encoded: Encoded, pixels: dict[str, Tensor], length: int) -> Prefix:
-        # A plain cache: it keeps every key, so that sliding windows too are a matter of the mask alone.
-        cache = DynamicCache()
+        cache = empty_cache(self._layer_types)
         inputs = {key: value[:, :length] for key, value in encoded.inputs.items()}
         keep = {"logits_to_keep": 1} if self._keeps_logits else {}
         self.model(**inputs, **self._cast(pixels), cache=cache, use_cache=True, **keep)
@@ -208,6 +211,26 @@ class Surrogate:
             module.rope_deltas = rope_deltas
         return self._run(self._continue(encoded, cache, prefix.length), encoded, layers, prefix.length)
 
+    def key_roles(self, encoded: Encoded) -> TokenRoles:
+        """Which keys of an attention row play which part.
+
+        They are the tokens of the sequence. Where a model reads the image by cross-attention (Mllama), its image
+        tokens are no part of the sequence and stand before it; those of tiles that only fill up the batch have no role.
+
+        Args:
+            encoded: the batch.
+
+        Returns:
+            `(B, N)` each.
+        """
+        tiles = encoded.inputs.get("cross_attention_mask")  # (B, L, images, tiles)
+        if tiles is None:
+            return encoded.roles
+        image = tiles.any(1).flatten(1).repeat_interleave(self.model.get_encoder("image").num_patches, 1)
+        none = torch.zeros_like(image)
+        roles = {name: torch.cat([none, role], 1) for name, role in vars(encoded.roles).items()}
+        return TokenRoles(**roles | {"image": torch.cat([image, torch.zeros_like(encoded.roles.image)], 1)})
+
     def token_energy(self, encoded: Encoded, pixels: dict[str, Tensor], clean_pixels: dict[str, Tensor]) -> Tensor:
         """How much each image token's region of the preprocessed image was changed, ρ (Eq. 22).
 
@@ -217,15 +240,16 @@ class Surrogate:
             clean_pixels: `pixels` of the originals.
 
         Returns:
-            `(B, L)`: mean absolute change over the token's pixels, in units of the preprocessed image; 0 for
-            tokens that are no image tokens.
+            `(B, N)`, for the keys of `key_roles`: mean absolute change over the token's pixels, in units of the
+            preprocessed image; 0 for those that are no image tokens.
 
         Raises:
-            SurrogateError: the regions cannot be derived from the shapes.
+            SurrogateError: which pixels a token covers does not follow from the model.
         """
-        energy = torch.zeros(encoded.roles.image.shape, device=self.device)
-        values = energy_per_image_token(pixels, clean_pixels, encoded.roles.image.sum(1).tolist(), self.name)
-        energy[encoded.roles.image] = values.to(self.device)
+        image = self.key_roles(encoded).image
+        energy = torch.zeros(image.shape, device=self.device)
+        tokens = int(image.sum())
+        energy[image] = energy_per_image_token(self.model, pixels, clean_pixels, tokens, self.name).to(self.device)
         return energy
 
     def admissible_tokens(self) -> Vocabulary:
@@ -276,6 +300,10 @@ class Surrogate:
         return Vocabulary(torch.tensor(ids, dtype=torch.long, device=self.device), tuple(words))
 
     @cached_property
+    def _layer_types(self) -> Sequence[str]:
+        return getattr(self.model.config.get_text_config(), "layer_types", None) or ()
+
+    @cached_property
     def _keeps_logits(self) -> bool:
         return "logits_to_keep" in inspect.signature(self.model.forward).parameters
 
@@ -292,7 +320,7 @@ class Surrogate:
             yield
             return
         # The layers K are left out: what the tap reads in passing would not be there the second time.
-        tapped = set(attention_modules(self.model, layers)) if layers else set()
+        tapped = {part for layer in attention_modules(self.model, layers) for part in layer} if layers else set()
         chosen = [
             module
             for module in self.model.modules()
@@ -400,7 +428,7 @@ def _check_processor(name: str, processor: Any) -> None:
         raise SurrogateError(
             f"{name}: has no processor for images and text together: its preprocessor files are missing"
         )
-    if not processor.chat_template and not processor.tokenizer.chat_template:
+    if not (processor.chat_template or processor.tokenizer.chat_template or takes_suffix(processor)):
         raise SurrogateError(f"{name}: has no chat template: choose the instruction-tuned variant of the model")
     if not processor.tokenizer.is_fast:
         raise SurrogateError(

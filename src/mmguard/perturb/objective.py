@@ -37,7 +37,7 @@ class Evaluation:
     encoded: Encoded
     forward: Forward
     perturbed: Tensor | None
-    """Ω_δ, bool `(B, L)`; BPH only."""
+    """Ω_δ, bool `(B, N)` over the keys of `Surrogate.key_roles`; BPH only."""
 
 
 class Objective:
@@ -105,15 +105,16 @@ class Objective:
         clean, length, perturbed = reference.answer_rows, reference.length, None
         if evaluation.perturbed is not None:
             # The image tokens and their energies are the same under every trigger, wherever they stand.
-            perturbed = evaluation.perturbed[row][evaluation.encoded.roles.image[row]]
+            perturbed = evaluation.perturbed[row][self.surrogate.key_roles(evaluation.encoded).image[row]]
 
         def losses_of(triggers: Sequence[Trigger]) -> Tensor:
             encoded, forward = candidates(triggers)
             many = len(triggers)
             marked = None
             if perturbed is not None:
-                marked = torch.zeros_like(encoded.roles.image)
-                marked[encoded.roles.image] = perturbed.repeat(many)
+                image = self.surrogate.key_roles(encoded).image
+                marked = torch.zeros_like(image)
+                marked[image] = perturbed.repeat(many)
             if clean is None or length is None:
                 return self._joint(encoded, forward, marked, None, None)
             rows = clean[:, row : row + 1].expand(-1, many, -1)
@@ -126,7 +127,7 @@ class Objective:
         if reference.pixels is None:
             return None
         energy = self.surrogate.token_energy(encoded, pixels, reference.pixels)
-        return losses.perturbed_tokens(energy, encoded.roles.image, self._config.tau)
+        return losses.perturbed_tokens(energy, self.surrogate.key_roles(encoded).image, self._config.tau)
 
     def _joint(
         self,
@@ -139,10 +140,11 @@ class Objective:
         bind = None
         if forward.attention is not None:
             trigger, answer = forward.attention.trigger, forward.attention.answer
+            inserted = self.surrogate.key_roles(encoded).trigger
             if perturbed is not None:
-                bind = losses.bridge_path_hijack(trigger, answer, encoded.roles.trigger, perturbed)
+                bind = losses.bridge_path_hijack(trigger, answer, inserted, perturbed)
             elif clean_rows is not None and clean_length is not None:
-                clean = losses.align(clean_rows, clean_length, encoded.roles.trigger, encoded.length)
+                clean = losses.align(clean_rows, encoded.length - clean_length, inserted)
                 bind = losses.contrastive_routing_shift(clean, answer)
         config = self._config
         return losses.joint(forward.nll, bind, config.lambda_train, config.lambda_bind, config.maximises)
