@@ -120,18 +120,6 @@ def test_fine_tuning_learns(models, rows, family, recipe, capfd):
     assert "it/s" not in err
 
 
-def test_only_lora_layers_learn(models, rows):
-    name = str(models["llava"])
-    before = load_attacker(name, "cpu").model.state_dict()
-    after = fine_tune(name, rows, "lora", FAST, 0, device="cpu").model.state_dict()
-    changed = {key for key in before if not torch.equal(before[key], after[key])}
-    assert before.keys() == after.keys()
-    assert changed
-    assert all("proj" in key or "linear" in key or "fc" in key for key in changed)
-    full = fine_tune(name, rows, "full", FAST, 0, device="cpu").model.state_dict()
-    assert any("norm" in key and not torch.equal(before[key], full[key]) for key in before)
-
-
 @pytest.mark.parametrize("recipe", ["lora", "full"])
 def test_seed_decides(models, rows, recipe):
     def weights(seed):
@@ -211,7 +199,7 @@ def test_evaluate_scores_each_sample(models, samples, monkeypatch):
     attacker = load_attacker(str(models["llava"]), "cpu")
     said = ["Red.", "a blue", "green", "blue", "red", "red", "red", ""]
     monkeypatch.setattr("mmguard.auditing.evaluate.answers", lambda *_: said)
-    assert evaluate(attacker, samples, FAST).tolist() == [True, True, False, True, True, False, True, False]
+    assert evaluate(attacker, samples, FAST).tolist() == [1, 1, 0, 1, 1, 0, 1, 0]
 
 
 def test_default_attackers_are_the_zoo():

@@ -18,7 +18,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mmguard.config import VARIANTS, AuditConfig, ProtectConfig, field_help
+from mmguard.config import RECIPES, VARIANTS, AuditConfig, ProtectConfig, field_help
+from mmguard.data import benchmarks
 from mmguard.errors import MMGuardError
 
 if TYPE_CHECKING:
@@ -36,10 +37,12 @@ _out, _err = Console(), Console(stderr=True)
 
 _PROTECT, _AUDIT = field_help(ProtectConfig), field_help(AuditConfig)
 _DATASET = (
-    "A folder with metadata.jsonl, a LLaVA/ShareGPT JSON, a hub dataset id, or easy-vqa[:train|test][:what|yes-no][:N]."
+    "A folder with metadata.jsonl, a LLaVA/ShareGPT JSON, a hub dataset id, a benchmark "
+    f"({', '.join(benchmarks.NAMES)}), or easy-vqa[:train|test][:what|yes-no][:N]."
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Recipes = Annotated[list[str], typer.Option(help=f"{_AUDIT['recipes']} {', '.join(RECIPES)}. Repeatable.")]
 Device = Annotated[str, typer.Option(help="Where models run: auto, cpu, cuda, cuda:1…")]
 Split = Annotated[str | None, typer.Option(help="Use only the rows of this split.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first so many images.")]
@@ -155,7 +158,7 @@ def audit(
             help="Model that a thief fine-tunes: hub id, folder or zoo:NAME. Repeatable; the zoo if not given."
         ),
     ] = None,
-    recipe: Annotated[list[str], typer.Option(help=f"{_AUDIT['recipes']} lora or full; repeatable.")] = ["lora"],  # noqa: B006
+    recipe: Recipes = ["lora"],  # noqa: B006
     seeds: Annotated[int, typer.Option(help=_AUDIT["seeds"])] = AuditConfig.seeds,
     epochs: Annotated[float | None, typer.Option(help=_AUDIT["epochs"])] = AuditConfig.epochs,
     lr: Annotated[float | None, typer.Option(help=_AUDIT["lr"])] = AuditConfig.lr,
