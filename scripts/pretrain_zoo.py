@@ -3,7 +3,7 @@
 Writes a plain Hugging Face folder to `src/mmguard/zoo/weights/NAME`. Inputs carry up to eight random words and pixel
 noise of up to 8/255, so that neither hurts a later fine-tuning much by itself
 (docs/benchmarks.md measures what remains of that). `--continue` goes on from the weights that are there; that is how
-noise of full strength came to smolvlm-tiny: 1,300 steps, then `--continue --steps 900 --lr 1e-3`.
+noise of full strength came to smolvlm-tiny and llava-tiny: then `--continue --steps 900 --lr 1e-3`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from mmguard.release.verify import verify
 
 TRAIN, TEST = "easy-vqa:train:what:300", "easy-vqa:test:what:300"
 SURROGATE = "zoo:qwen3vl-tiny"
-ATTACKERS = ("zoo:qwen3vl-tiny", "zoo:smolvlm-tiny")
+ATTACKERS = ("zoo:qwen3vl-tiny", "zoo:llava-tiny")
 """The surrogate's architecture, and another one."""
 
 # Less of everything than the defaults, so that two cores need minutes; the report says how few seeds it has. Long
