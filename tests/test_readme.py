@@ -77,7 +77,7 @@ def test_demo_runs_with_no_arguments_but_less_data(tmp_path: Path, monkeypatch: 
     assert result.exit_code == 0, result.output
     for name in ("release/metadata.jsonl", "release.record/record.json", "report/report.md", "before-after.png"):
         assert (tmp_path / "mmguard-demo" / name).is_file()
-    assert "zoo:smolvlm-tiny" in (tmp_path / "mmguard-demo" / "report" / "report.md").read_text()
+    assert "zoo:llava-tiny" in (tmp_path / "mmguard-demo" / "report" / "report.md").read_text()
 
 
 def test_files_that_the_readme_names_exist() -> None:
