@@ -521,6 +521,20 @@ def build(family: str, folder: Path) -> Path:
     return folder
 
 
+def language_model(folder: Path) -> Path:
+    """Writes a tiny causal language model without images, for texts of up to 40 tokens, and returns the folder."""
+    tokenizer = _tokenizer(["<s>"], "</s>", bos="<s>")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = hf.LlamaForCausalLM(hf.LlamaConfig(**_text(tokenizer, max_position_embeddings=40)))
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.data *= 5
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 _HOME = tempfile.TemporaryDirectory(prefix="mmguard-tiny-")
 
 

@@ -23,6 +23,7 @@ from mmguard.data import benchmarks
 from mmguard.errors import MMGuardError
 
 if TYPE_CHECKING:
+    from mmguard.auditing.stealth_images import Lpips
     from mmguard.config import Recipe, Variant
     from mmguard.release.writer import Release
 
@@ -185,6 +186,49 @@ def audit(
 
             _out.print(Markdown(report.to_markdown()))
             _out.print(f"Report: {out / 'report.md'}, {out / 'report.json'}", highlight=False)
+
+
+@app.command()
+def stealth(
+    release: Annotated[Path, typer.Argument(help="Folder that would be published; only its files are read.")],
+    original: Annotated[str, typer.Option(help=f"What was protected. {_DATASET}")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for stealth.md and stealth.json.")] = None,
+    lm: Annotated[
+        str | None, typer.Option(help="Causal language model for perplexities: hub id or folder; GPT-2 if at hand.")
+    ] = None,
+    lpips: Annotated[
+        str, typer.Option(help="Network of LPIPS: alex, vgg (fetched if need be), off, or auto (only if at hand).")
+    ] = "auto",
+    judge_sheet: Annotated[Path | None, typer.Option(help="Write blind questions for judges to this file.")] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="Send them, images included, to this OpenAI-compatible API; its key: MMGUARD_JUDGE_KEY."),
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="Name of the model that judges there.")] = None,
+    judge_replies: Annotated[Path | None, typer.Option(help="Score the replies in this file instead.")] = None,
+    judge_pairs: Annotated[int, typer.Option(help="Ask about so many pairs, each of another image.")] = 50,
+    split: Split = None,
+    limit: Limit = None,
+    seed: Annotated[int, typer.Option(help="Seed of controls, bootstrap and judges' questions.")] = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure how visible a protection is, beside random changes of the same size, and have it judged."""
+    with _reporting(as_json):
+        from mmguard.auditing.stealth import stealth as run
+        from mmguard.auditing.stealth_judge import JudgeConfig
+
+        report = run(
+            release, original, lpips=cast("Lpips", lpips), lm=lm, out=out, split=split, limit=limit, seed=seed,
+            judging=JudgeConfig(judge_sheet, judge, judge_model, judge_replies, judge_pairs),
+            device=device, show_progress=not as_json,
+        )  # fmt: skip
+        if as_json:
+            _print_json(report.to_dict())
+        else:
+            from rich.markdown import Markdown
+
+            _out.print(Markdown(report.to_markdown()))
 
 
 @app.command()

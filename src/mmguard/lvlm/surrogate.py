@@ -281,24 +281,9 @@ class Surrogate:
 
     @cached_property
     def _admissible(self) -> Vocabulary:
-        # Decoded behind another token: some tokenizers drop the space of the first one.
-        first = self.tokenizer.encode("a", add_special_tokens=False)[-1:]
-        head = self.tokenizer.decode(first, clean_up_tokenization_spaces=False)
-        control = set(self.tokenizer.added_tokens_decoder)
-        ids, words = [], []
-        for token in range(min(len(self.tokenizer), self.model.get_input_embeddings().num_embeddings)):
-            text = self.tokenizer.decode([*first, token], clean_up_tokenization_spaces=False)[len(head) :]
-            word = text[1:]
-            if (
-                text[:1] == " "
-                and word.isascii()
-                and word.isalpha()
-                and len(word) in _WORD_LENGTH
-                and token not in control
-            ):
-                ids.append(token)
-                words.append(word)
-        return Vocabulary(torch.tensor(ids, dtype=torch.long, device=self.device), tuple(words))
+        tokens = min(len(self.tokenizer), self.model.get_input_embeddings().num_embeddings)
+        found = admissible_words(self.tokenizer, tokens)
+        return Vocabulary(torch.tensor(list(found), dtype=torch.long, device=self.device), tuple(found.values()))
 
     @cached_property
     def _layer_types(self) -> Sequence[str]:
@@ -408,6 +393,30 @@ def load_surrogate(
         quantization_config=quantization_config,
     )
     return Surrogate(name, model.to(place), processor)
+
+
+def admissible_words(tokenizer: Any, tokens: int) -> dict[int, str]:
+    """The words that are a single token (Eq. 16): a space and 2 to 12 ASCII letters, no control token.
+
+    Args:
+        tokenizer: of any language model.
+        tokens: only the first so many ids of its vocabulary.
+
+    Returns:
+        Words without their leading space by token id, ascending.
+    """
+    # Decoded behind another token: some tokenizers drop the space of the first one.
+    first = tokenizer.encode("a", add_special_tokens=False)[-1:]
+    head = tokenizer.decode(first, clean_up_tokenization_spaces=False)
+    control = set(tokenizer.added_tokens_decoder)
+    words = {}
+    for token in range(tokens):
+        text = tokenizer.decode([*first, token], clean_up_tokenization_spaces=False)[len(head) :]
+        word = text[1:]
+        admissible = text[:1] == " " and word.isascii() and word.isalpha() and len(word) in _WORD_LENGTH
+        if admissible and token not in control:
+            words[token] = word
+    return words
 
 
 def _load(name: str, auto: Any, source: str, **kwargs: Any) -> Any:

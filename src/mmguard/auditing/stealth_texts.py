@@ -1,0 +1,194 @@
+"""How far a released text is from its original: edits, BLEU and perplexity, beside random words in the same places."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import try_to_load_from_cache
+from rapidfuzz.distance import Levenshtein
+from torch.nn import functional
+from torchmetrics.functional.text import bleu_score
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mmguard.auditing.arms import random_words
+from mmguard.errors import SurrogateError
+from mmguard.lvlm.surrogate import admissible_words
+
+_USUAL = "openai-community/gpt2"
+"""The language model that perplexities are usually given for; taken where none is named and it is at hand."""
+_TOKENS_AT_ONCE = 4096
+"""Logits of a batch are this number times the vocabulary: 2.4 GB for 150,000 tokens."""
+_BLEU_WORDS = 4
+
+
+@dataclass(frozen=True)
+class TextChange:
+    """What a release did to one text. Words are what white space separates."""
+
+    sample: str
+    """Id of the released sample."""
+    words_inserted: int
+    share_inserted: float
+    """Inserted words, of all words of the released text."""
+    word_edits: int
+    """Levenshtein distance in words."""
+    character_edits: int
+    """Levenshtein distance in characters."""
+    perplexity_before: float | None = None
+    """None here and below: no language model, or the text is longer than it takes, or a single token."""
+    perplexity: float | None = None
+    perplexity_control: float | None = None
+    """With random words in the places of the inserted ones."""
+
+
+class LanguageModel:
+    """A causal language model that judges texts.
+
+    Attributes:
+        name: what it was loaded as.
+        words: those that are a single token for it: what random words are drawn from.
+    """
+
+    def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
+        self.name = name
+        self._model = model.eval().requires_grad_(False)
+        self._tokenizer = tokenizer
+        self.words = tuple(admissible_words(tokenizer, len(tokenizer)).values())
+
+    @torch.inference_mode()
+    def perplexities(self, texts: Sequence[str], tokens_at_once: int = _TOKENS_AT_ONCE) -> list[float | None]:
+        """exp of the mean negative log-likelihood of each text's tokens.
+
+        The first token counts where the model has a token for the beginning of a text.
+
+        Args:
+            texts: any number.
+            tokens_at_once: texts run together as long as they have no more tokens, padding included. Does not change
+                the result.
+
+        Returns:
+            Of each text; None if it has no token to predict, or more than the model takes.
+        """
+        begin = [] if self._tokenizer.bos_token_id is None else [self._tokenizer.bos_token_id]
+        most = getattr(self._model.config, "max_position_embeddings", None) or math.inf
+        ids = [begin + self._tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        found: list[float | None] = [None] * len(texts)
+        usable = [number for number in range(len(texts)) if 2 <= len(ids[number]) <= most]
+        for batch in _batches(sorted(usable, key=lambda number: len(ids[number])), ids, tokens_at_once):
+            for number, nll in zip(batch, self._nll([ids[number] for number in batch]), strict=True):
+                found[number] = math.exp(nll) if nll < 700 else None  # beyond that, no float
+        return found
+
+    def _nll(self, ids: Sequence[Sequence[int]]) -> list[float]:
+        """Mean over each text's tokens but the first, in nats."""
+        longest = max(map(len, ids))
+        inputs = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids], device=self._model.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids], device=self._model.device)
+        logits = self._model(input_ids=inputs, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+        labels = inputs[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
+        nll = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+        return (nll.sum(1) / mask[:, 1:].sum(1)).tolist()
+
+
+def _batches(order: Sequence[int], ids: Sequence[Sequence[int]], tokens_at_once: int) -> Iterator[list[int]]:
+    """Texts by number, shortest first, in batches that hold so many tokens with their padding, or a single text."""
+    batch: list[int] = []
+    for number in order:
+        if batch and (len(batch) + 1) * len(ids[number]) > tokens_at_once:
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
+
+
+def usual_language_model() -> str | None:
+    """The name of GPT-2 if its files are on this machine."""
+    cached = try_to_load_from_cache(_USUAL, "model.safetensors")
+    return _USUAL if isinstance(cached, str) else None
+
+
+def load_language_model(name: str, device: torch.device) -> LanguageModel:
+    """Loads a causal language model in float32 on a CPU and bfloat16 elsewhere.
+
+    Args:
+        name: a hub id or a local folder.
+        device: where it runs.
+
+    Raises:
+        SurrogateError: there is no such model, it cannot be fetched, or it is no causal language model.
+    """
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
+    except OSError as error:
+        raise SurrogateError(
+            f"{name}: cannot be read or fetched; give a hub id or a folder with tokenizer and safetensors weights. "
+            f"Cause: {error}"
+        ) from error
+    except (ValueError, KeyError, ImportError) as error:
+        raise SurrogateError(
+            f"{name}: transformers {transformers.__version__} finds no causal language model in it; give one, such as "
+            f"{_USUAL}. Cause: {error}"
+        ) from error
+    return LanguageModel(name, model.to(device), tokenizer)  # type: ignore[arg-type]
+
+
+def text_changes(
+    texts: Sequence[tuple[str, str, str]], model: LanguageModel | None = None, seed: int = 0
+) -> list[TextChange]:
+    """Measures the texts of a release.
+
+    Args:
+        texts: id, original and released text of each sample.
+        model: for perplexities.
+        seed: of the random words: text k draws with seed + k.
+    """
+    changes = []
+    perplexity: dict[str, float | None] = {}
+    controls: list[str | None] = [None] * len(texts)
+    if model is not None:
+        if model.words:
+            controls = [random_words(old, new, model.words, seed + k) for k, (_, old, new) in enumerate(texts)]
+        wanted = [text for _, old, new in texts for text in (old, new)] + [
+            text for text in controls if text is not None
+        ]
+        distinct = list(dict.fromkeys(wanted))  # datasets ask the same question of many images
+        perplexity = dict(zip(distinct, model.perplexities(distinct), strict=True))
+    for (name, old, new), control in zip(texts, controls, strict=True):
+        before, after = old.split(), new.split()
+        changes.append(
+            TextChange(
+                sample=name,
+                words_inserted=len(after) - len(before),
+                share_inserted=(len(after) - len(before)) / len(after),
+                word_edits=Levenshtein.distance(before, after),
+                character_edits=Levenshtein.distance(old, new),
+                perplexity_before=perplexity.get(old),
+                perplexity=perplexity.get(new),
+                perplexity_control=None if control is None else perplexity[control],
+            )
+        )
+    return changes
+
+
+def bleu(texts: Sequence[tuple[str, str]]) -> float | None:
+    """BLEU-4 of all released texts together against their originals, from 0 to 1.
+
+    Of the whole corpus, since a single short question has no four words in a row.
+
+    Args:
+        texts: original and released text of each sample.
+
+    Returns:
+        None if no original has four words.
+    """
+    if all(len(old.split()) < _BLEU_WORDS for old, _ in texts):
+        return None
+    return float(bleu_score([new for _, new in texts], [[old] for old, _ in texts]))
