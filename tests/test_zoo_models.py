@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import pretrain_zoo
 import zoo_tokenizers
+from mmguard.errors import SurrogateError
 from mmguard.lvlm.candidates import Candidates
 from mmguard.lvlm.prompt import Example
 from mmguard.lvlm.surrogate import Surrogate, load_surrogate
@@ -165,6 +166,23 @@ def test_roles_and_forward(name: str) -> None:
     forward = model.forward(encoded, model.pixels(images), layers=(0, 1))
     assert forward.nll.isfinite().all()
     assert forward.attention is not None
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_energy_stands_where_the_image_changed(name: str) -> None:
+    model, image = surrogate(name), photograph(4, 96, 96)
+    changed = image.clone()
+    changed[:, 48:, :48] = 1 - changed[:, 48:, :48]
+    encoded = model.encode([EXAMPLE], [image])
+    if name == "mllama-tiny":
+        with pytest.raises(SurrogateError, match="cannot tell which pixels"):
+            model.token_energy(encoded, model.pixels([changed]), model.pixels([image]))
+        return
+    energy = model.token_energy(encoded, model.pixels([changed]), model.pixels([image]))[encoded.roles.image]
+    side = int(len(energy) ** 0.5)
+    expected = torch.zeros(side, side, dtype=torch.bool)
+    expected[side // 2 :, : side // 2] = True
+    assert torch.equal(energy.view(side, side) > 0, expected)
 
 
 @pytest.mark.parametrize("name", MODELS)

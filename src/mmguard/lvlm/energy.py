@@ -35,6 +35,8 @@ def energy_per_image_token(
     if "image_sizes" in pixels:
         # The model then cuts padding off its feature maps, by rules of its own.
         raise _underivable(name, "it crops its feature maps to image_sizes")
+    if "target_sizes" in pixels:
+        return _strip(change, pixels["target_sizes"], sum(tokens), name)
     if change.ndim == 2:
         return _patches(change, sum(tokens), name)
     if change.ndim == 4 and change.shape[1] == 3:
@@ -49,6 +51,16 @@ def _patches(change: Tensor, tokens: int, name: str) -> Tensor:
     if change.shape[0] % tokens:
         raise _underivable(name, f"{change.shape[0]} patches do not divide into {tokens} image tokens")
     return change.reshape(tokens, -1).mean(1)
+
+
+def _strip(change: Tensor, sizes: Tensor, tokens: int, name: str) -> Tensor:
+    """Patches side by side `(1, 3, p, n · p)`, each grid of which becomes a coarser one, row by row (MiniCPM-V)."""
+    patches = change.mean((0, 1)).unflatten(1, (int(sizes.prod(1).sum()), -1)).mean((0, 2))
+    side = math.isqrt(len(patches) // tokens)
+    if side * side * tokens != len(patches):
+        raise _underivable(name, f"{tokens} image tokens are no squares of {len(patches)} patches")
+    grids = zip(patches.split(sizes.prod(1).tolist()), sizes.tolist(), strict=True)
+    return torch.cat([functional.avg_pool2d(grid.view(1, *size), side).flatten() for grid, size in grids])
 
 
 def _tiles(change: Tensor, tokens: int, name: str) -> Tensor:
