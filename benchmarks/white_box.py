@@ -150,7 +150,7 @@ if __name__ == "__main__":
     parser.add_argument("--train", default="easy-vqa:train:what:500")
     parser.add_argument("--test", default="easy-vqa:test:all-what:500")
     parser.add_argument("--surrogate", default="zoo:qwen3vl-tiny")
-    parser.add_argument("--attacker", nargs="+", default=["zoo:qwen3vl-tiny", "zoo:smolvlm-tiny"])
+    parser.add_argument("--attacker", nargs="+", default=["zoo:qwen3vl-tiny", "zoo:llava-tiny", "zoo:smolvlm-tiny"])
     parser.add_argument("--variant", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--all-controls", action="store_true", help="run every control, not only the matched ones")
     parser.add_argument("--finished", action="store_true", help="report the runs that are there, make none")

@@ -1,9 +1,10 @@
 """Pretrain the zoo: `python scripts/pretrain_zoo.py llava-tiny`, half an hour on two cores; uses a GPU if there is one.
 
-Writes a plain Hugging Face folder to `src/mmguard/zoo/weights/NAME`. Inputs carry up to eight random words and pixel
-noise of up to 8/255, so that neither hurts a later fine-tuning much by itself
-(docs/benchmarks.md measures what remains of that). `--continue` goes on from the weights that are there; that is how
-noise of full strength came to smolvlm-tiny and llava-tiny: then `--continue --steps 900 --lr 1e-3`.
+What there is to train stands in `zoo_models.py`; its smaller models take half an hour on one core. Writes a plain
+Hugging Face folder to `src/mmguard/zoo/weights/NAME`. Inputs carry up to eight random words and pixel noise of up to
+8/255, so that neither hurts a later fine-tuning much by itself (docs/benchmarks.md measures what remains of that).
+`--continue` goes on from the weights that are there; that is how noise of full strength came to smolvlm-tiny and
+llava-tiny: then `--continue --steps 900 --lr 1e-3`.
 """
 
 from __future__ import annotations
@@ -20,193 +21,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    CLIPImageProcessor,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-    Qwen2VLImageProcessor,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLProcessor,
-    Qwen3VLVideoProcessor,
-    SmolVLMConfig,
-    SmolVLMForConditionalGeneration,
-    SmolVLMImageProcessor,
-    SmolVLMProcessor,
-    SmolVLMVideoProcessor,
-)
+from transformers import AutoProcessor
 from transformers.utils import logging as hf_logging
 
 from mmguard.zoo import drawings
+from zoo_models import MODELS
 
 WEIGHTS = Path(__file__).parents[1] / "src" / "mmguard" / "zoo" / "weights"
-VOCABULARY = 2560
 TURNS = 4
-SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>", "<image>")
-IMAGE_STRING = {
-    "llava": "<image>",
-    "qwen3_vl": "<|vision_start|><|image_pad|><|vision_end|>",
-    "smolvlm": "<image>",
-}
-EXTRA = {
-    "llava": (),
-    "qwen3_vl": ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
-    "smolvlm": ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<row_1_col_1>"),
-}
 RECOMMENDED = {"lora": {"lr": 3e-3, "epochs": 6}, "full": {"lr": 5e-4, "epochs": 6}}
-
-
-def chat_template(image: str) -> str:
-    """ChatML: one user and one assistant turn are always parted by the same special tokens."""
-    return (
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-        "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
-        "{% if c['type'] == 'image' %}" + image + "{% elif c['type'] == 'text' %}{{ c['text'] }}{% endif %}"
-        "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-
-
-def build_tokenizer(family: str) -> PreTrainedTokenizerFast:
-    """The zoo's shared byte-level BPE, with the special tokens of one family added."""
-    rng = random.Random(0)
-    corpus: list[str] = []
-    for word in drawings.WORDS:
-        corpus += [f"x {word}"] * 60 + [word] * 6
-    for answer in {
-        *drawings.COLORS,
-        *drawings.SHAPES,
-        *drawings.TEXTURES,
-        *drawings.NUMBERS,
-        "yes",
-        "no",
-        "true",
-        "false",
-    }:
-        corpus += [answer] * 200
-    for domain in drawings.DOMAINS.values():
-        for _ in range(300):
-            for q in domain(rng, (96, 96))[1]:
-                corpus += [
-                    q.text,
-                    q.answer,
-                    f"\nA. {q.answer}\nB. {q.answer}\nAnswer with the option's letter.",
-                ]
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    raw.train_from_iterator(
-        corpus,
-        trainers.BpeTrainer(
-            vocab_size=VOCABULARY,
-            special_tokens=list(SPECIAL),
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        pad_token="<|pad|>",
-        eos_token="<|im_end|>",
-        bos_token=None,
-        model_max_length=2048,
-    )
-    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken(t, special=True) for t in EXTRA[family]]})
-    tokenizer.image_token = "<|image_pad|>" if family == "qwen3_vl" else "<image>"
-    tokenizer.image_token_id = tokenizer.convert_tokens_to_ids(tokenizer.image_token)
-    return tokenizer
-
-
-def _text_config(vocabulary: int) -> dict[str, Any]:
-    return {
-        "vocab_size": vocabulary,
-        "hidden_size": 160,
-        "intermediate_size": 448,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": True,
-        "bos_token_id": None,
-    }
-
-
-def build_model(family: str) -> tuple[torch.nn.Module, Any]:
-    """A random model of this family, about two million parameters, and its processor."""
-    tokenizer = build_tokenizer(family)
-    vocabulary = len(tokenizer)
-    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    text = _text_config(vocabulary) | ids
-    template = chat_template(IMAGE_STRING[family])
-    vision = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4}
-    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    if family == "llava":
-        image_processor = CLIPImageProcessor(size={"shortest_edge": 96}, crop_size={"height": 96, "width": 96})
-        processor: Any = LlavaProcessor(
-            image_processor=image_processor, tokenizer=tokenizer, patch_size=12, chat_template=template,
-            vision_feature_select_strategy="default", num_additional_image_tokens=1,
-        )  # fmt: skip
-        config: Any = LlavaConfig(
-            vision_config=CLIPVisionConfig(
-                **vision, num_hidden_layers=5, image_size=96, patch_size=12, projection_dim=128
-            ),
-            text_config=LlamaConfig(**text), image_token_index=tokenizer.image_token_id,
-            image_seq_length=64, tie_word_embeddings=True,
-        )  # fmt: skip
-        return LlavaForConditionalGeneration(config), processor
-    if family == "qwen3_vl":
-        size = {"shortest_edge": 96 * 96, "longest_edge": 96 * 96}
-        image_processor = Qwen2VLImageProcessor(patch_size=8, merge_size=2, temporal_patch_size=2, size=size, **half)
-        video_processor = Qwen3VLVideoProcessor(patch_size=8, merge_size=2, temporal_patch_size=2, size=size, **half)
-        processor = Qwen3VLProcessor(
-            image_processor=image_processor,
-            tokenizer=tokenizer,
-            video_processor=video_processor,
-            chat_template=template,
-        )
-        rope = {
-            "rope_type": "default",
-            "rope_theta": 10000.0,
-            "mrope_section": [6, 5, 5],
-            "mrope_interleaved": True,
-        }
-        config = Qwen3VLConfig(
-            vision_config={
-                "hidden_size": 128, "intermediate_size": 384, "num_heads": 4, "depth": 4, "patch_size": 8,
-                "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": text["hidden_size"],
-                "num_position_embeddings": 256, "deepstack_visual_indexes": [1],
-            },
-            text_config=text | {"rope_parameters": rope},
-            image_token_id=tokenizer.image_token_id,
-            video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
-            vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
-            vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
-            tie_word_embeddings=True,
-        )  # fmt: skip
-        return Qwen3VLForConditionalGeneration(config), processor
-    image_processor = SmolVLMImageProcessor(
-        size={"longest_edge": 96}, max_image_size={"longest_edge": 96}, do_image_splitting=False, **half
-    )
-    video_processor = SmolVLMVideoProcessor(
-        size={"longest_edge": 96}, max_image_size={"longest_edge": 96}, do_image_splitting=False,
-        video_sampling={"fps": 1, "max_frames": 4, "video_size": {"longest_edge": 96}}, **half,
-    )  # fmt: skip
-    processor = SmolVLMProcessor(
-        image_processor=image_processor, tokenizer=tokenizer, video_processor=video_processor,
-        image_seq_len=36, chat_template=template,
-    )  # fmt: skip
-    config = SmolVLMConfig(
-        vision_config=vision | {"num_hidden_layers": 4, "image_size": 96, "patch_size": 8},
-        text_config=LlamaConfig(**text), image_token_id=tokenizer.image_token_id, scale_factor=2,
-        tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    return SmolVLMForConditionalGeneration(config), processor
 
 
 def draw(rng: random.Random) -> tuple[torch.Tensor, list[drawings.Question]]:
@@ -263,19 +86,25 @@ def collate(processor: Any, images: list[torch.Tensor], chats: list[list[dict[st
     batch = dict(
         processor(text=texts, images=[[i] for i in images], padding=True, padding_side="right", return_tensors="pt")
     )
-    tokenizer = processor.tokenizer
-    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
-    head = tokenizer("assistant\n")["input_ids"]
+    opening, end = assistant_turn(processor)
     labels = torch.full_like(batch["input_ids"], -100)
     for row, ids in enumerate(batch["input_ids"].tolist()):
         inside = False
         for k, token in enumerate(ids):
-            if token == start:
-                inside, skip = ids[k + 1 : k + 1 + len(head)] == head, k + len(head)
+            if token == opening[0]:
+                inside, skip = ids[k : k + len(opening)] == opening, k + len(opening) - 1
             elif inside and k > skip:
                 labels[row, k] = token
                 inside = token != end
     return batch | {"labels": labels}
+
+
+def assistant_turn(processor: Any) -> tuple[list[int], int]:
+    """The tokens that open a turn of the assistant, and the one that ends a turn."""
+    chat = [{"role": "user", "content": "?"}]
+    asked, opened = (processor.apply_chat_template(chat, add_generation_prompt=prompt) for prompt in (False, True))
+    opening = opened.removeprefix(asked)
+    return processor.tokenizer(opening, add_special_tokens=False)["input_ids"], processor.tokenizer.eos_token_id
 
 
 def training_batches(rng: random.Random, processor: Any, size: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -337,13 +166,12 @@ def optimizers(model: torch.nn.Module, lr: float) -> list[torch.optim.Optimizer]
 def pretrain(name: str, steps: int, batch_size: int, lr: float, out: Path, go_on: bool) -> None:
     """Train one model, from random weights or from those that are there, and save it in float16."""
     hf_logging.set_verbosity_error()
-    family = {"llava-tiny": "llava", "qwen3vl-tiny": "qwen3_vl", "smolvlm-tiny": "smolvlm"}[name]
     torch.manual_seed(0)
     rng = random.Random(1 if go_on else 0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, processor = build_model(family)
+    model, processor = MODELS[name]()
     if go_on:
-        model.load_state_dict(type(model).from_pretrained(out / name).state_dict())
+        load_weights(model, processor, out / name)
     model.to(device).train()
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{name}: {parameters / 1e6:.2f} M parameters, {len(processor.tokenizer)} tokens", flush=True)
@@ -366,19 +194,19 @@ def pretrain(name: str, steps: int, batch_size: int, lr: float, out: Path, go_on
         if step % 50 == 0:
             print(f"step {step:5d} loss {smooth:.3f} {time.time() - started:6.0f} s", flush=True)
         if step % 300 == 299 or step == steps - 1:
-            print("   ", {k: round(v, 3) for k, v in evaluate(model, processor, device).items()}, flush=True)
-            save(model, processor, name, family, parameters, evaluate(model, processor, device), out / name)
+            accuracy = evaluate(model, processor, device)
+            print("   ", {k: round(v, 3) for k, v in accuracy.items()}, flush=True)
+            save(model, processor, name, accuracy, out / name)
 
 
-def save(
-    model: Any,
-    processor: Any,
-    name: str,
-    family: str,
-    parameters: int,
-    accuracy: dict[str, float],
-    folder: Path,
-) -> None:
+def load_weights(model: torch.nn.Module, processor: Any, folder: Path) -> None:
+    """Take the weights that are there."""
+    if AutoProcessor.from_pretrained(folder).tokenizer.get_vocab() != processor.tokenizer.get_vocab():
+        raise SystemExit(f"{folder}: was trained on other words than the drawings have now; train it anew")
+    model.load_state_dict(type(model).from_pretrained(folder).state_dict())
+
+
+def save(model: Any, processor: Any, name: str, accuracy: dict[str, float], folder: Path) -> None:
     """A plain Hugging Face folder: float16 safetensors, processor, and a card with what pretraining reached."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -386,7 +214,7 @@ def save(
     copy.deepcopy(model).to(torch.float16).save_pretrained(folder)
     processor.save_pretrained(folder)
     card = {
-        "name": name, "family": family, "parameters": parameters,
+        "name": name, "family": model.config.model_type, "parameters": sum(p.numel() for p in model.parameters()),
         "recommended": RECOMMENDED, "pretraining_accuracy": accuracy,
     }  # fmt: skip
     (folder / "mmguard.json").write_text(json.dumps(card, indent=2) + "\n")
@@ -394,7 +222,7 @@ def save(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", nargs="+")
+    parser.add_argument("name", nargs="+", choices=MODELS)
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
