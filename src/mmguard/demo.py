@@ -26,7 +26,7 @@ ATTACKERS = ("zoo:qwen3vl-tiny", "zoo:llava-tiny")
 PROTECT = ProtectConfig(
     variant="crs", rounds=2, pgd_steps=3, top_c=6, lambda_bind=0.3, inner_steps=40, inner_lr=3e-3, inner_batch_size=8
 )
-AUDIT = AuditConfig(seeds=1, epochs=4)
+AUDIT = AuditConfig(seeds=1)
 
 
 def run_demo(out: Path, show_progress: bool = True) -> AuditReport:
