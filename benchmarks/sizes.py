@@ -11,12 +11,6 @@ from mmguard import zoo
 from mmguard.lvlm.attention import IMPLEMENTATION
 from mmguard.lvlm.surrogate import Surrogate
 
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
-    "{{ '<|image_pad|>' if part['type'] == 'image' else part['text'] }}{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
 
 def qwen3_vl_4b() -> tuple[Any, Any]:
     """Configuration and processor of Qwen3-VL-4B-Instruct."""
@@ -45,6 +39,7 @@ def qwen3_vl_4b() -> tuple[Any, Any]:
 
 def minicpm_v_4_6() -> tuple[Any, Any]:
     """Configuration and processor of MiniCPM-V-4.6."""
+    template = hf.AutoProcessor.from_pretrained(zoo.path("qwen3vl-tiny")).chat_template
     tokenizer = hf.AutoTokenizer.from_pretrained(
         zoo.path("qwen3vl-tiny"),
         extra_special_tokens={
@@ -54,8 +49,9 @@ def minicpm_v_4_6() -> tuple[Any, Any]:
         },
     )  # fmt: skip
     processor = hf.MiniCPMV4_6Processor(
-        hf.MiniCPMV4_6ImageProcessor(), hf.MiniCPMV4_6VideoProcessor(), tokenizer, chat_template=CHATML
-    )
+        hf.MiniCPMV4_6ImageProcessor(), hf.MiniCPMV4_6VideoProcessor(), tokenizer,
+        chat_template=template.replace("<|vision_start|><|image_pad|><|vision_end|>", "<|image_pad|>"),
+    )  # fmt: skip
     config = hf.MiniCPMV4_6Config(
         text_config=hf.Qwen3_5TextConfig(
             vocab_size=248320, hidden_size=1024, intermediate_size=3584, num_hidden_layers=24, num_attention_heads=8,

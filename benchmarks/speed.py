@@ -186,22 +186,26 @@ def say(what: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
 
-def clock(
-    ways: dict[str, Callable[[], Any]], repeats: int, device: torch.device, warm_up: bool = True
-) -> dict[str, float]:
+def seconds_of(way: Callable[[], Any], device: torch.device) -> float:
+    """How long one call takes."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    begun = time.perf_counter()
+    way()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
+def clock(ways: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, float]:
     """Median seconds of each, timed in turn."""
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for repeat in range(0 if warm_up else 1, repeats + 1):
+    for repeat in range(repeats + 1):
         for name, way in ways.items():
             say(f"{name}, {repeat} of {repeats}")
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            begun = time.perf_counter()
-            way()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if repeat:
-                times[name].append(time.perf_counter() - begun)
+            spent = seconds_of(way, device)
+            if repeat:  # the first is a warm-up
+                times[name].append(spent)
     return {name: statistics.median(many) for name, many in times.items()}
 
 
@@ -457,8 +461,8 @@ def alternatives(arguments: argparse.Namespace) -> list[str]:
                         module.compile(dynamic=True)
             bench = stack.enter_context(Bench(surrogate, arguments.batch, arguments.image))
             ways[name] = bench.step("crs")
-            firsts[name] = clock({name: ways[name]}, 1, surrogate.device, warm_up=False)[name]
-        times = clock(ways, arguments.repeats, torch.device(surrogate.device))
+            firsts[name] = seconds_of(ways[name], surrogate.device)
+        times = clock(ways, arguments.repeats, surrogate.device)
     base = times["as it is"]
     rows = [[name, f"{times[name] / base:.2f}", f"{firsts[name] / base:.0f}"] for name in ways]
     return [

@@ -261,29 +261,20 @@ def _qwen2_5_vl() -> _Parts:
     return hf.Qwen2_5_VLForConditionalGeneration(config), processor
 
 
-def _qwen3_vl() -> _Parts:
+def _qwen3_vl(kind: str = "Qwen3VL", **experts: int) -> _Parts:
     tokenizer = _tokenizer(_QWEN_TOKENS, "<|im_end|>")
     vision = {"hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 64, "depth": 2, "num_heads": 4}
-    config = hf.Qwen3VLConfig(
-        text_config=_text(tokenizer, num_hidden_layers=3, head_dim=8, rope_parameters=_mrope()),
-        vision_config=vision | {"patch_size": 4, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
-        **_qwen_ids(tokenizer),
-    )
-    processor = _qwen_processor(hf.Qwen3VLProcessor, hf.Qwen3VLVideoProcessor, tokenizer)
-    return hf.Qwen3VLForConditionalGeneration(config), processor
-
-
-def _qwen3_vl_moe() -> _Parts:
-    tokenizer = _tokenizer(_QWEN_TOKENS, "<|im_end|>")
-    vision = {"hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 64, "depth": 2, "num_heads": 4}
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-    config = hf.Qwen3VLMoeConfig(
+    config = getattr(hf, f"{kind}Config")(
         text_config=_text(tokenizer, num_hidden_layers=3, head_dim=8, rope_parameters=_mrope(), **experts),
         vision_config=vision | {"patch_size": 4, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
         **_qwen_ids(tokenizer),
     )
     processor = _qwen_processor(hf.Qwen3VLProcessor, hf.Qwen3VLVideoProcessor, tokenizer)
-    return hf.Qwen3VLMoeForConditionalGeneration(config), processor
+    return getattr(hf, f"{kind}ForConditionalGeneration")(config), processor
+
+
+def _qwen3_vl_moe() -> _Parts:
+    return _qwen3_vl("Qwen3VLMoe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
 
 
 def _smolvlm() -> _Parts:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmguard.auditing.markdown import bullets, table
 from mmguard.auditing.stats import MIN_SEEDS, Estimate, Finding, Headline
 
 NOT_TESTED = (
@@ -61,12 +62,12 @@ class AuditReport:
         if self.failures:
             parts += [
                 "## Attackers that failed",
-                _bullets(f"{one.attacker}: {one.reason}" for one in self.failures),
+                bullets(f"{one.attacker}: {one.reason}" for one in self.failures),
             ]
-        parts += ["## Not tested, and not protected against", _bullets(self.not_tested)]
+        parts += ["## Not tested, and not protected against", bullets(self.not_tested)]
         parts += [
             "## Provenance",
-            _bullets(f"{key}: {_plain(value)}" for key, value in self.provenance.items()),
+            bullets(f"{key}: {_plain(value)}" for key, value in self.provenance.items()),
         ]
         return "\n\n".join(parts) + "\n"
 
@@ -146,7 +147,7 @@ def _table(findings: tuple[Finding, ...]) -> str:
         "gain removed",
         "status",
     ]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for finding in findings:
         lines.append(
             [
@@ -166,7 +167,7 @@ def _table(findings: tuple[Finding, ...]) -> str:
                 finding.status,
             ]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return table(head, lines)
 
 
 def _cell(estimate: Estimate | None) -> str:
@@ -178,10 +179,6 @@ def _cell(estimate: Estimate | None) -> str:
 def _points(estimate: Estimate) -> str:
     ends = f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f}"
     return f"{100 * estimate.value:.1f} points (95% interval {ends})"
-
-
-def _bullets(lines: Any) -> str:
-    return "\n".join(f"- {line}" for line in lines)
 
 
 def _plain(value: Any) -> str:

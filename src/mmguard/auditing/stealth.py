@@ -28,6 +28,7 @@ from mmguard.auditing.summary import Measure, measure
 from mmguard.data.readers import read_dataset
 from mmguard.errors import ConfigError
 from mmguard.release.layout import METADATA, sha256
+from mmguard.runtime.devices import device_of
 from mmguard.runtime.prefetch import prefetched
 from mmguard.runtime.progress import progress as bar
 from mmguard.types import Dataset
@@ -77,7 +78,7 @@ def stealth(
     """
     if lpips not in get_args(Lpips):
         raise ConfigError(f"lpips {lpips!r}: choose one of {', '.join(get_args(Lpips))}")
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    place = device_of(device)
     released = read_dataset(release, limit=limit)
     pairing = pair(released, read_dataset(original, split=split))
     # Models first: what cannot be loaded is known before hours of measuring.

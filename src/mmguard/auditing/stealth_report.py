@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmguard.auditing.markdown import bullets, table
 from mmguard.auditing.stats import Estimate
 from mmguard.auditing.stealth_images import ImageChange
 from mmguard.auditing.stealth_judge import Judgement
@@ -84,10 +85,10 @@ class StealthReport:
         parts += [_table(self.measures), self._totals(), _LEGEND]
         if self.judgement:
             parts += ["## Judge", _judge_table(self.judgement)]
-        parts += ["## Most visible", _bullets(_most_visible(self.measures))]
+        parts += ["## Most visible", bullets(_most_visible(self.measures))]
         if self.missing:
-            parts += ["## Not measured", _bullets(self.missing)]
-        parts += ["## Provenance", _bullets(f"{key}: {value}" for key, value in self.provenance.items())]
+            parts += ["## Not measured", bullets(self.missing)]
+        parts += ["## Provenance", bullets(f"{key}: {value}" for key, value in self.provenance.items())]
         return "\n\n".join(parts) + "\n"
 
     def write(self, folder: Path) -> None:
@@ -155,23 +156,15 @@ def _judge_clause(judgement: Judgement | None) -> str:
     return f"**it shows**, though a judge takes the original for the altered version: it picked the latter in {rate}"
 
 
-def _rows(lines: Iterable[Iterable[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
-
-
 def _table(measures: Mapping[str, Measure]) -> str:
-    lines = [["", "n", "mean", "median", "5%", "95%", "control", "beyond control"], ["---"] * 8]
+    lines = []
     for name, heading in HEADINGS.items():
         if (one := measures.get(name)) is not None:
             middle = [_number(value) for value in (one.median, one.quantile_5, one.quantile_95)]
             lines.append(
                 [heading, str(one.count), _cell(one.mean), *middle, _cell(one.control), _cell(one.beyond_control)]
             )
-    return _rows(lines)
+    return table(["", "n", "mean", "median", "5%", "95%", "control", "beyond control"], lines)
 
 
 def _most_visible(measures: Mapping[str, Measure]) -> Iterator[str]:
@@ -186,12 +179,15 @@ def _judge_table(judgement: Judgement) -> str:
         text += f" The first that could not: {judgement.problem}"
     if judgement.detected is None:
         return text
-    lines = [["from 1 (bad) to 3 (good)", "original", "release", "release − original"], ["---"] * 4]
-    for name, score in judgement.scores.items():
-        lines.append([name.replace("_", " "), *map(_cell, (score.original, score.released, score.difference))])
-    return (
-        f"{text} It picked the altered version in {_percent(judgement.detected)}; guessing gives 50%.\n\n{_rows(lines)}"
+    text += f" It picked the altered version in {_percent(judgement.detected)}; guessing gives 50%."
+    scores = table(
+        ["from 1 (bad) to 3 (good)", "original", "release", "release − original"],
+        [
+            [name.replace("_", " "), *map(_cell, (score.original, score.released, score.difference))]
+            for name, score in judgement.scores.items()
+        ],
     )
+    return f"{text}\n\n{scores}"
 
 
 def _percent(share: Estimate) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from mmguard import zoo
+from mmguard.runtime.devices import device_of
 
 _HUB_MODELS = (
     # (hub id, GiB of accelerator memory for a protection in bfloat16). The paper's surrogate first.
@@ -33,7 +34,7 @@ def choose_surrogate(device: str = "auto") -> Choice:
     Args:
         device: `auto`, `cpu`, `cuda`…
     """
-    on_gpu = torch.cuda.is_available() if device == "auto" else torch.device(device).type == "cuda"
+    on_gpu = device_of(device).type == "cuda"
     memory = torch.cuda.get_device_properties(0).total_memory / 2**30 if on_gpu else 0.0
     name = next((name for name, needed in _HUB_MODELS if memory >= needed), _CPU_MODEL)
     if _hub_has(name):

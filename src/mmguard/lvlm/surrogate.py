@@ -34,6 +34,7 @@ from mmguard.lvlm.energy import energy_per_image_token
 from mmguard.lvlm.pixels import differentiable_pixels
 from mmguard.lvlm.prefix import Prefix, empty_cache
 from mmguard.lvlm.prompt import Encoded, Example, Reworded, encode, takes_suffix
+from mmguard.runtime.devices import device_of
 from mmguard.types import TokenRoles
 
 _WORD_LENGTH = range(2, 13)
@@ -373,7 +374,7 @@ def load_surrogate(
         SurrogateError: there is no such model, it cannot be fetched, or it cannot serve as surrogate.
     """
     name = str(name)
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    place = device_of(device)
     dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
     source = str(zoo.path(name.removeprefix("zoo:"))) if name.startswith("zoo:") else name
     # Small files first: what cannot serve is refused before its weights are fetched.
