@@ -211,7 +211,7 @@ def test_evaluate_scores_each_sample(models, samples, monkeypatch):
     attacker = load_attacker(str(models["llava"]), "cpu")
     said = ["Red.", "a blue", "green", "blue", "red", "red", "red", ""]
     monkeypatch.setattr("mmguard.auditing.evaluate.answers", lambda *_: said)
-    assert evaluate(attacker, samples, FAST).tolist() == [True, True, False, True, True, False, True, False]
+    assert evaluate(attacker, samples, FAST).tolist() == [1, 1, 0, 1, 1, 0, 1, 0]
 
 
 def test_default_attackers_are_the_zoo():

@@ -15,8 +15,8 @@ def _report(release: float, control: float = 0.8, seeds: int = 3, name: str = "b
     def arm(share: float) -> np.ndarray:
         return np.tile(np.arange(200) < round(200 * share), (seeds, 1))
 
-    correct = {"clean": arm(0.8), "release": arm(release), "control": arm(control)}
-    findings, headline = analyse([Scores(name, "lora", correct, arm(zero)[0], "control")])
+    by_arm = {"clean": arm(0.8), "release": arm(release), "control": arm(control)}
+    findings, headline = analyse([Scores(name, "lora", by_arm, arm(zero)[0], "control")])
     return AuditReport(headline, tuple(findings), **more)
 
 

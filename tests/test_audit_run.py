@@ -77,7 +77,7 @@ def fake(monkeypatch) -> list[tuple]:
         return SimpleNamespace(right=deserved[arm], words=())
 
     def evaluate(attacker, samples, config, store):
-        return np.arange(len(samples)) < attacker.right
+        return (np.arange(len(samples)) < attacker.right).astype(float)
 
     for function in (load_attacker, fine_tune, evaluate):
         monkeypatch.setattr(run, function.__name__, function)
@@ -124,6 +124,24 @@ def test_effect(toy, fake):
     assert report.headline.beyond_control.value == pytest.approx(0.75)
     assert report.verdict.startswith("**Attackers lose** 75.0 points")
     assert len(fake) == len(set(fake)) == 15
+
+
+def test_partial_scores_are_kept_to_the_bit(toy, fake, monkeypatch):
+    shares = np.array([1, 0.9, 1 / 3, 12 / 13])
+    monkeypatch.setattr(run, "evaluate", lambda attacker, samples, config, store: shares)
+    first = _audit(toy)
+    assert first.findings[0].accuracy["clean"] == pytest.approx(shares.mean())
+    monkeypatch.setattr(run, "evaluate", lambda *_: pytest.fail("made again"))
+    assert _audit(toy) == first
+
+
+def test_another_metric_is_another_test(toy, fake):
+    _audit(toy)
+    path = toy.test / "metadata.jsonl"
+    rows = [json.loads(line) | {"metric": "anls"} for line in path.read_text(encoding="utf-8").splitlines()]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    _audit(toy)
+    assert len(fake) == 20
 
 
 def test_an_interrupted_audit_goes_on(toy, fake):

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mmguard.auditing.stats import Scores, analyse
 
 
 def _arm(*accuracies: float, items: int = 100) -> np.ndarray:
     """One row a seed; the first so many of 100 items are right."""
-    return np.array([[number < round(share * items) for number in range(items)] for share in accuracies])
+    return np.array([[float(number < round(share * items)) for number in range(items)] for share in accuracies])
 
 
 def _scores(clean, release, control=None, zero=0.2, name="a", matched="control", items=100) -> Scores:
-    correct = {"clean": _arm(*clean, items=items), "release": _arm(*release, items=items)}
+    by_arm = {"clean": _arm(*clean, items=items), "release": _arm(*release, items=items)}
     if control is not None:
-        correct[matched] = _arm(*control, items=items)
-    return Scores(name, "lora", correct, _arm(zero, items=items)[0], matched)
+        by_arm[matched] = _arm(*control, items=items)
+    return Scores(name, "lora", by_arm, _arm(zero, items=items)[0], matched)
 
 
 def test_point_estimates_by_hand():
@@ -37,6 +39,44 @@ def test_point_estimates_by_hand():
     assert headline.counted == 1
     assert headline.beyond_control.value == pytest.approx(0.25)
     assert headline.gain_removed.value == pytest.approx(0.25 / 0.60)
+
+
+def test_soft_scores_by_hand():
+    """Two items at half their worth are as much as one: VQA accuracy and ANLS give such scores."""
+    by_arm = {
+        "clean": np.array([[1.0, 0.9, 0.6, 0.5], [1.0, 1.0, 0.5, 0.5], [1.0, 0.8, 0.7, 0.5]]),
+        "release": np.array([[0.5, 0.3, 0.0, 0.0], [0.6, 0.3, 0.0, 0.0], [0.7, 0.0, 0.0, 0.0]]),
+    }
+    by_arm["control"] = by_arm["clean"] - 0.01
+    (finding,), _ = analyse([Scores("a", "lora", by_arm, np.array([0.2, 0.0, 0.0, 0.0]), "control")])
+    assert finding.zero_shot == pytest.approx(0.05)
+    assert finding.accuracy == pytest.approx({"clean": 0.75, "release": 0.2, "control": 0.74})
+    assert finding.drop.value == pytest.approx(0.55)
+    assert finding.beyond_control.value == pytest.approx(0.54)
+    assert finding.gain_removed.value == pytest.approx(0.54 / 0.69)
+    assert 0.3 < finding.drop.low < 0.55 < finding.drop.high < 0.8
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.1, 1))
+def test_scores_at_a_share_of_their_worth_give_that_share_of_every_number(seed, share):
+    rng = np.random.default_rng(seed)
+    hard = {arm: (rng.random((3, 20)) < p).astype(float) for arm, p in (("clean", 0.9), ("release", 0.4))}
+    zero = (rng.random(20) < 0.1).astype(float)
+    (whole,), _ = analyse([Scores("a", "lora", hard, zero, "control")], resamples=100)
+    soft = {arm: share * scores for arm, scores in hard.items()}
+    (part,), _ = analyse([Scores("a", "lora", soft, share * zero, "control")], resamples=100)
+    for one, other in ((part.drop, whole.drop), (part.gain, whole.gain)):
+        assert (one.value, one.low, one.high) == pytest.approx(
+            (share * other.value, share * other.low, share * other.high)
+        )
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.1, float("nan")])
+def test_scores_are_shares(wrong):
+    scores = _scores((0.8,), (0.5,))
+    scores.zero_shot[3] = wrong
+    with pytest.raises(ValueError, match=r"a: scores from .* which should be 0 to 1"):
+        analyse([scores])
 
 
 def test_items_are_paired_across_arms():
@@ -70,11 +110,11 @@ def test_intervals_cover_the_truth(seeds: int, spread: float, expected: float):
     covered = 0
     for trial in range(200):
         difficulty = rng.normal(0, 0.15, size=150)  # shared by both arms, as by any two models
-        correct = {}
+        by_arm = {}
         for arm, mean in (("clean", 0.7), ("release", 0.6)):
             chance = mean + difficulty + rng.normal(0, spread, size=(seeds, 1))
-            correct[arm] = rng.random((seeds, 150)) < chance
-        entry = Scores("a", "lora", correct, correct["clean"][0], "control")
+            by_arm[arm] = (rng.random((seeds, 150)) < chance).astype(float)
+        entry = Scores("a", "lora", by_arm, by_arm["clean"][0], "control")
         (finding,), _ = analyse([entry], resamples=300, seed=trial)
         covered += finding.drop.low <= 0.1 <= finding.drop.high
     assert expected <= covered / 200 <= 1

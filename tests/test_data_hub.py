@@ -32,7 +32,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """What the hub holds: put a `Dataset`, a `DatasetDict` or an exception under the name."""
     content: dict[str, Any] = {}
 
-    def load_dataset(name: str, split: str | None = None) -> Any:
+    def load_dataset(name: str, config: str | None = None, split: str | None = None) -> Any:
         found = content[name]
         if isinstance(found, Exception):
             raise found

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 
+from mmguard.auditing.arms import pixel_digest
 from mmguard.config import ProtectConfig
 from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
@@ -60,3 +62,31 @@ def test_a_release_of_a_few_images_is_verified(name: str, tmp_path: Path) -> Non
     again = read_dataset(release.path)
     assert [s.answers for s in again.samples] == [s.answers for s in dataset.samples]
     assert [s.id for s in again.samples] == [s.id for s in dataset.samples]
+
+
+def test_vqa_rad_as_on_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Officially all test images are training images; as a benchmark of ours no image is on both sides."""
+    root = folder("vqa_rad")
+    parts: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
+    for row, sample in zip((official := read_dataset(root)).rows, official.samples, strict=True):
+        parts[row["split"]].append({"image": str(sample.image), "question": row["question"], "answer": row["answer"]})
+
+    def load_dataset(name: str, config: str | None, split: str) -> datasets.Dataset:
+        assert (name, config, split) == ("flaviagiammarino/vqa-rad", None, "train+test")
+        return datasets.Dataset.from_list(parts["train"] + parts["test"]).cast_column("image", datasets.Image())
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    assert {row["image"] for row in parts["test"]} <= {row["image"] for row in parts["train"]}
+
+    train, test = read_dataset("vqa-rad"), read_dataset("vqa-rad", part="test")
+    assert train.rejected == test.rejected == []
+    assert len(train.samples) + len(test.samples) == 3515
+    digests = [{pixel_digest(image) for image in part.by_image()} for part in (train, test)]
+    assert digests[0].isdisjoint(digests[1])
+    assert len(digests[0] | digests[1]) == 314
+    assert 0.1 < len(digests[1]) / 314 < 0.3
+    assert {sample.metric for sample in train.samples + test.samples} == {"exact"}
+    for sample in test.samples:
+        assert score(target_text(sample), sample) == 1
+        assert score(f"not {target_text(sample)}", sample) == 0

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmguard.config import VARIANTS, AuditConfig, ProtectConfig, field_help
+from mmguard.data import benchmarks
 from mmguard.errors import MMGuardError
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ _out, _err = Console(), Console(stderr=True)
 
 _PROTECT, _AUDIT = field_help(ProtectConfig), field_help(AuditConfig)
 _DATASET = (
-    "A folder with metadata.jsonl, a LLaVA/ShareGPT JSON, a hub dataset id, or easy-vqa[:train|test][:what|yes-no][:N]."
+    "A folder with metadata.jsonl, a LLaVA/ShareGPT JSON, a hub dataset id, a benchmark "
+    f"({', '.join(benchmarks.NAMES)}), or easy-vqa[:train|test][:what|yes-no][:N]."
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]

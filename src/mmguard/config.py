@@ -143,8 +143,8 @@ class AuditConfig:
     """Rank of the attacker's LoRA."""
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises; it then falls as a cosine."""
-    max_new_tokens: int = 16
-    """Longest greedy answer."""
+    max_new_tokens: int = 32
+    """Longest greedy answer: answers of DocVQA are names, dates and addresses."""
     eval_batch_size: int = 64
     """Test questions answered together."""
     bootstrap: int = 2000

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Metric = Literal["exact", "letter", "vqa", "anls"]
+"""How replies are scored (`data/metrics.py`): normalised exact match, option letter, VQA accuracy over the answers of
+several people, or ANLS."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,14 @@ class Sample:
     answer: str
     """The target, never changed by a protection."""
     answers: tuple[str, ...] = ()
-    """Every accepted answer, aliases included; never empty (at least `answer`)."""
+    """Every accepted answer, aliases included; never empty (at least `answer`). For `vqa`, one a person."""
     options: tuple[str, ...] = ()
     """The choices of a multiple-choice question, in order A, B, C…; empty for a free answer."""
     turn: int = 0
     """Number of the question-answer pair within its row, from 0: a chat row holds several."""
     split: str | None = None
+    metric: Metric = "exact"
+    """How a reply is scored; where there are `options`, it is by the option that it names."""
 
 
 @dataclass(frozen=True)

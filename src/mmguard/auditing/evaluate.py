@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from mmguard.auditing.arms import ImageStore, Row
 from mmguard.auditing.attackers import Attacker, render
-from mmguard.auditing.stats import BoolArray
+from mmguard.auditing.stats import FloatArray
 from mmguard.config import AuditConfig
 from mmguard.data.tasks import score, target_text, user_text
 from mmguard.types import Sample
@@ -18,14 +18,14 @@ from mmguard.types import Sample
 
 def evaluate(
     attacker: Attacker, samples: Sequence[Sample], config: AuditConfig, store: ImageStore | None = None
-) -> BoolArray:
-    """Which test samples the attacker answers correctly.
+) -> FloatArray:
+    """How right the attacker's answers are.
 
     Returns:
-        Shape: `(N,)`, in the order of `samples`.
+        Scores from 0 to 1, each by its sample's metric, in the order of `samples`. Shape: `(N,)`.
     """
     given = answers(attacker, samples, config, store)
-    return np.array([score(text, sample) for text, sample in zip(given, samples, strict=True)], dtype=np.bool_)
+    return np.array([score(text, sample) for text, sample in zip(given, samples, strict=True)], dtype=np.float64)
 
 
 def answers(

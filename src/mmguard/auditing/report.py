@@ -30,7 +30,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """Everything that an audit found out. Accuracies are shares from 0 to 1."""
+    """Everything that an audit found out. Accuracies, means of the items' scores, are shares from 0 to 1."""
 
     headline: Headline
     findings: tuple[Finding, ...]
@@ -78,8 +78,9 @@ class AuditReport:
 
 
 _LEGEND = (
-    "Accuracies in percent on clean test data, means over seeds; differences in points with 95% bootstrap "
-    "intervals over seeds and test items. *Drop*: clean − release. *Control cost*: clean − matched control, "
+    "Accuracies in percent on clean test data, means over seeds (and of partial scores, where the task's metric "
+    "gives them); differences in points with 95% bootstrap intervals over seeds and test items. "
+    "*Drop*: clean − release. *Control cost*: clean − matched control, "
     "which changes the same places as much at random. *Beyond control*: control − release. *Gain removed*: "
     "beyond control, in percent of what fine-tuning on the control gains over zero-shot; – where that gain "
     "is not clearly positive. *Brittle*: the control alone costs more than 5 points, so this attacker fails "

@@ -23,7 +23,7 @@ from mmguard.auditing.arms import rows as arm_rows
 from mmguard.auditing.attackers import default_attackers, fine_tune, load_attacker, model_folder, schedule
 from mmguard.auditing.evaluate import evaluate
 from mmguard.auditing.report import AuditReport, Failure
-from mmguard.auditing.stats import BoolArray, Scores, analyse
+from mmguard.auditing.stats import FloatArray, Scores, analyse
 from mmguard.config import AuditConfig, Recipe
 from mmguard.data.readers import read_dataset
 from mmguard.data.tasks import target_text, user_text
@@ -69,8 +69,8 @@ def audit(
         arms: run only these; clean and release always are. By default all that differ for this release.
         progress: a callback, or True for a bar on standard error.
         device: `auto`, `cpu`, `cuda`, …
-        split: split of the original.
-        test_split: split of the test set.
+        split: split of the original; of a benchmark, `train` if not given.
+        test_split: split of the test set; of a benchmark, `test` if not given.
         test_limit: use only the questions of so many test images.
 
     Returns:
@@ -85,7 +85,8 @@ def audit(
         raise ConfigError(f"arm {', '.join(sorted(unknown))}: choose from {', '.join(ARMS)}")
     released = read_dataset(release)
     pairing = pair(released, read_dataset(original, split=split))
-    samples, groups, test_digest, warnings = _clean_test(read_dataset(test, test_split, test_limit), pairing)
+    tested = read_dataset(test, test_split, test_limit, part="test")
+    samples, groups, test_digest, warnings = _clean_test(tested, pairing)
     wanted = tuple(arm for arm in pairing.arms if arms is None or arm in ("clean", "release", *arms))
     names = list(dict.fromkeys(attackers if attackers is not None else default_attackers()))
     runner = _Runner(pairing, samples, config, _Shelf(out and out / "runs", _data_key(pairing, test_digest)), device)
@@ -120,26 +121,24 @@ class _Shelf:
         self._data_key = data_key
         self._versions = {name: version(name) for name in _PACKAGES}
 
-    def find(self, run: dict[str, Any]) -> BoolArray | None:
-        """The stored answers of a run, if it was made in just this way."""
+    def find(self, run: dict[str, Any]) -> FloatArray | None:
+        """The stored scores of a run, if it was made in just this way."""
         if self._folder is None:
             return None
         try:
             stored = json.loads(self._path(run).read_text(encoding="utf-8"))
             if stored["key"] == self._key(run):
-                return np.array([letter == "1" for letter in stored["correct"]], dtype=np.bool_)
+                return np.array(stored["scores"], dtype=np.float64)
         except (OSError, ValueError, KeyError, TypeError):
             pass  # not made yet, or cut off while it was being written: made again either way
         return None
 
-    def keep(self, run: dict[str, Any], correct: BoolArray) -> None:
-        """Stores the answers of a run."""
+    def keep(self, run: dict[str, Any], scores: FloatArray) -> None:
+        """Stores the scores of a run."""
         if self._folder is None:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(
-            {"key": self._key(run), **run, "correct": "".join("01"[int(one)] for one in correct)}, indent=1
-        )
+        text = json.dumps({"key": self._key(run), **run, "scores": scores.tolist()})
         path = self._path(run)
         unfinished = path.with_suffix(".tmp")
         unfinished.write_text(text, encoding="utf-8")
@@ -172,16 +171,16 @@ class _Runner:
         zero_shot = self._zero_shot(name)
         entries = []
         for recipe in self.config.recipes:
-            correct: dict[str, BoolArray] = {
+            by_arm: dict[str, FloatArray] = {
                 arm: np.stack(
                     [self._run(name, recipe, arm, self.config.seed + k, advance) for k in range(self.config.seeds)]
                 )
                 for arm in arms
             }
-            entries.append(Scores(name, recipe, correct, zero_shot, self.pairing.matched))
+            entries.append(Scores(name, recipe, by_arm, zero_shot, self.pairing.matched))
         return entries
 
-    def _zero_shot(self, name: str) -> BoolArray:
+    def _zero_shot(self, name: str) -> FloatArray:
         run = self._describe(name, None, _ZERO_SHOT, 0)
         if (found := self.shelf.find(run)) is None:
             attacker = load_attacker(name, self.device)
@@ -190,7 +189,7 @@ class _Runner:
             self.shelf.keep(run, found)
         return found
 
-    def _run(self, name: str, recipe: Recipe, arm: Arm, seed: int, advance: Callable[[float, str], None]) -> BoolArray:
+    def _run(self, name: str, recipe: Recipe, arm: Arm, seed: int, advance: Callable[[float, str], None]) -> FloatArray:
         run = self._describe(name, recipe, arm, seed)
         label = f"{name} {recipe} {arm} seed {seed}"
         if (found := self.shelf.find(run)) is not None:
@@ -283,6 +282,7 @@ def _content(sample: Sample, digests: dict[Path, str]) -> list[Any]:
         user_text(sample.question, sample.options),
         target_text(sample),
         sample.answers,
+        sample.metric,
     ]
 
 

@@ -1,7 +1,8 @@
 """What an audit's answers say, and how surely: point estimates, bootstrap intervals, and which attackers
 count.
 
-Pure numpy. Accuracies and differences are shares from 0 to 1 here; the report turns them into points.
+Pure numpy. An item's score is from 0 to 1, and an accuracy is a mean of scores, whether the metric is hard (right or
+wrong) or soft (VQA accuracy, ANLS). Accuracies and differences are shares here; the report turns them into points.
 
 **The bootstrap.** Two things are random: the seed of the fine-tuning run and the test items. Both are
 resampled, crossed (every resampled seed answers every resampled item). Items are the same for all arms, so
@@ -41,7 +42,6 @@ Status = Literal["valid", "doubtful", "brittle", "unjudged"]
 brittle."""
 
 FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Scores:
-    """Which test items one attacker answered correctly under one recipe."""
+    """How right one attacker's answers are under one recipe: from 0 to 1 an item, in between for soft metrics."""
 
     attacker: str
     recipe: str
-    correct: Mapping[str, BoolArray]
-    """Arm to answers. Shape: `(S, N)`, seeds by test items; the same for every arm."""
-    zero_shot: BoolArray
-    """The untouched model's answers. Shape: `(N,)`."""
+    by_arm: Mapping[str, FloatArray]
+    """Scores of every arm. Shape: `(S, N)`, seeds by test items; the same for every arm."""
+    zero_shot: FloatArray
+    """The untouched model's scores. Shape: `(N,)`."""
     matched: str
     """The arm that controls for the release: changed in the same places, by noise or words without a purpose.
     """
@@ -127,7 +127,7 @@ def analyse(
         One finding for each entry, and the means over them.
 
     Raises:
-        ValueError: no entry has any test item, or arrays differ in shape.
+        ValueError: no entry has any test item, arrays differ in shape, or a score is not from 0 to 1.
     """
     findings, kept = [], []
     for number, entry in enumerate(scores):
@@ -140,7 +140,7 @@ def analyse(
 
 def _draw(entry: Scores, groups: Sequence[int] | None, resamples: int, seed: int, number: int) -> dict[str, FloatArray]:
     """Accuracies of every arm, zero-shot included, in every resample. Shape of each: `(resamples,)`."""
-    shapes = {array.shape for array in entry.correct.values()}
+    shapes = {array.shape for array in entry.by_arm.values()}
     if len(shapes) != 1:
         raise ValueError(f"{entry.attacker}: arms differ in seeds or test items: {sorted(shapes)}")
     seeds, items = shapes.pop()
@@ -153,7 +153,9 @@ def _draw(entry: Scores, groups: Sequence[int] | None, resamples: int, seed: int
     # resampled.
     picked = max(1, seeds - 1)
     which = np.random.default_rng([seed, 1, number]).integers(seeds, size=(resamples, picked))
-    by_seed = np.concatenate([*entry.correct.values(), entry.zero_shot[None]]).T.astype(np.float64)
+    by_seed = np.concatenate([*entry.by_arm.values(), entry.zero_shot[None]]).T.astype(np.float64)
+    if not ((by_seed >= 0) & (by_seed <= 1)).all():
+        raise ValueError(f"{entry.attacker}: scores from {by_seed.min()} to {by_seed.max()}, which should be 0 to 1")
     drawn = np.empty((resamples, by_seed.shape[1]))
     rng = np.random.default_rng([seed, 0])
     number_of_groups = int(group.max()) + 1
@@ -165,23 +167,23 @@ def _draw(entry: Scores, groups: Sequence[int] | None, resamples: int, seed: int
         drawn[start : start + size] = weight @ by_seed / weight.sum(axis=1, keepdims=True)
     accuracy = {
         arm: np.take_along_axis(drawn[:, k * seeds : (k + 1) * seeds], which, axis=1).mean(axis=1)
-        for k, arm in enumerate(entry.correct)
+        for k, arm in enumerate(entry.by_arm)
     }
     return accuracy | {"zero-shot": drawn[:, -1]}
 
 
 def _finding(entry: Scores, draws: dict[str, FloatArray]) -> tuple[Finding, FloatArray | None, FloatArray | None]:
     """One finding, with the resamples of its beyond_control and gain_removed for the means over attackers."""
-    mean = {arm: float(array.mean()) for arm, array in entry.correct.items()}
+    mean = {arm: float(array.mean()) for arm, array in entry.by_arm.items()}
     mean["zero-shot"] = float(entry.zero_shot.mean())
-    seeds = next(iter(entry.correct.values())).shape[0]
+    seeds = next(iter(entry.by_arm.values())).shape[0]
 
     def difference(a: str, b: str) -> Estimate:
         return _interval(mean[a] - mean[b], draws[a] - draws[b])
 
     cost = beyond = removed = beyond_draws = share_draws = None
     status: Status = "unjudged"
-    if entry.matched in entry.correct:
+    if entry.matched in entry.by_arm:
         control = entry.matched
         cost = difference("clean", control)
         beyond = difference(control, "release")

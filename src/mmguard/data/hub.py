@@ -25,7 +25,7 @@ def is_hub_id(source: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source) is not None
 
 
-def hub_folder(name: str, split: str | None) -> list[Path]:
+def hub_folder(name: str, split: str | None, config: str | None = None) -> list[Path]:
     """Brings a hub dataset to disk as image folders, one a split: `mmguard/NAME/SPLIT` in the datasets cache.
 
     Images keep their original bytes where the dataset has them and are stored once however many rows use
@@ -34,14 +34,15 @@ def hub_folder(name: str, split: str | None) -> list[Path]:
 
     Args:
         name: `owner/name`.
-        split: the split to read; None for all.
+        split: the split to read, or several as `train+test` in one folder; None for all, a folder each.
+        config: which of the dataset's configurations, if it has several.
 
     Raises:
         DataError: the hub or the dataset cannot be reached, there is no such split, or it has no image
         column.
     """
     try:
-        loaded = datasets.load_dataset(name, split=split)
+        loaded = datasets.load_dataset(name, config, split=split)
     # Network, hub and dataset errors have no common base below Exception (OSError, httpx errors,
     # ValueError…).
     except Exception as error:
@@ -51,7 +52,8 @@ def hub_folder(name: str, split: str | None) -> list[Path]:
             f"{name}: is no local path, and cannot be loaded from the Hugging Face hub ({error}): {_CURE}"
         ) from error
     parts = {split or str(loaded.split or "all"): loaded} if isinstance(loaded, datasets.Dataset) else loaded
-    return [_materialise(name, part, data) for part, data in parts.items()]
+    where = f"{name}/{config}" if config else name
+    return [_materialise(where, part, data) for part, data in parts.items()]
 
 
 def _materialise(name: str, split: str, data: datasets.Dataset) -> Path:

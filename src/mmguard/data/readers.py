@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
-from mmguard.data import easyvqa, hub
+from mmguard.data import benchmarks, easyvqa, hub
 from mmguard.data.rows import image_value, samples_of
 from mmguard.data.sources import Source, read_json_lines, read_json_list
 from mmguard.errors import DataError
@@ -14,20 +16,28 @@ from mmguard.types import Dataset, Rejection, Sample
 
 _FORMATS = (
     "give a folder with metadata.jsonl, a LLaVA/ShareGPT JSON file (or a folder with one), "
-    "a hub id owner/name, or easy-vqa"
+    f"a hub id owner/name, a benchmark ({', '.join(benchmarks.NAMES)}), or easy-vqa"
 )
 
 
-def read_dataset(source: str | Path, split: str | None = None, limit: int | None = None) -> Dataset:
+def read_dataset(
+    source: str | Path,
+    split: str | None = None,
+    limit: int | None = None,
+    *,
+    part: Literal["train", "test"] = "train",
+) -> Dataset:
     """Reads a dataset.
 
     `source` is one of
       - an image folder: `metadata.jsonl` with `file_name` and `question`, `answer` (optional `answers`,
-        `options`, `split`, `id`), or `caption`/`captions`, or `conversations`;
+        `options`, `metric`, `split`, `id`), or `caption`/`captions`, or `conversations`;
       - a LLaVA/ShareGPT JSON file (`image`, `conversations`), or a folder with exactly one; image paths are
         relative to the file's folder or to `images/` in it. Every human/gpt pair becomes a sample, `ID#k` for
         turn k > 0. In training each turn is a sample of its own: it does not see the turns before it;
       - `owner/name` on the Hugging Face hub, copied once into the datasets cache;
+      - a benchmark by its short name or hub id, with its official metric (`data/benchmarks.py`). `train` and `test`
+        name what one trains and tests on: for DocVQA, whose test answers are hidden, `test` is its validation split;
       - `easy-vqa[:train|test][:what|yes-no][:N]`.
 
     Images are not decoded here: only that the file exists is checked. A row that cannot be used is listed in
@@ -38,6 +48,7 @@ def read_dataset(source: str | Path, split: str | None = None, limit: int | None
         source: see above.
         split: keep only rows whose `split` is this (on the hub: that split).
         limit: keep only the first so many images, each with all its rows.
+        part: what to read of a benchmark if there is no `split`; other datasets are then read whole.
 
     Raises:
         DataError: there is no such dataset, its file cannot be read, it has no such split, or no row can be
@@ -45,15 +56,17 @@ def read_dataset(source: str | Path, split: str | None = None, limit: int | None
     """
     if limit is not None and limit < 1:
         raise DataError(f"limit {limit}: give 1 or more images")
-    found, limit_of_name = _open(source, split)
+    found, limit_of_name = _open(source, split, part)
     limits = [number for number in (limit, limit_of_name) if number is not None]
     return _assemble(_of_split(found, split), min(limits, default=None))
 
 
-def _open(source: str | Path, split: str | None) -> tuple[Source, int | None]:
+def _open(source: str | Path, split: str | None, part: str) -> tuple[Source, int | None]:
     path, name = Path(source), str(source)
     if isinstance(source, str) and easyvqa.is_name(name) and not path.exists():
         return easyvqa.read_easy_vqa(name)
+    if isinstance(source, str) and (benchmark := benchmarks.find(name)) and not path.exists():
+        return _benchmark(benchmark, split or part), None
     if path.is_dir():
         return _folder(path.resolve()), None
     if path.is_file():
@@ -62,6 +75,13 @@ def _open(source: str | Path, split: str | None) -> tuple[Source, int | None]:
         folders = [_folder(folder.resolve()) for folder in hub.hub_folder(name, split)]
         return _joined(name, folders), None
     raise DataError(f"{name}: no such file or folder: {_FORMATS}")
+
+
+def _benchmark(benchmark: benchmarks.Benchmark, split: str) -> Source:
+    (folder,) = hub.hub_folder(benchmark.hub_id, benchmark.hub_split(split), benchmark.config)
+    source = _folder(folder.resolve())
+    rows = [(where, benchmark.row(row, split)) for where, row in source.rows if isinstance(row, dict)]
+    return replace(source, rows=[(where, row) for where, row in rows if row])
 
 
 def _folder(folder: Path) -> Source:

@@ -1,7 +1,7 @@
 """One row of a dataset: the samples in it, its texts, and the same row with another image and trigger words.
 
 Three kinds of row are understood, whatever file they come from: a question row (`question`, `answer` or
-`answers`, optional `options`), a caption row (`caption` or `captions`) and a chat row (`conversations`).
+`answers`, optional `options` and `metric`), a caption row (`caption` or `captions`) and a chat row (`conversations`).
 Every other field is the owner's and passes through verbatim.
 """
 
@@ -11,12 +11,12 @@ import json
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from mmguard.data import chat
 from mmguard.data.tasks import option_index
 from mmguard.data.text import insert_trigger
-from mmguard.types import Sample
+from mmguard.types import Metric, Sample
 
 FORMS = (
     "`file_name` or `image` with `question` and `answer` (or `answers`), with `caption` (or `captions`), "
@@ -75,15 +75,16 @@ def samples_of(row: dict[str, Any], number: int, image: Path) -> list[Sample]:
         ]
     if row.get("question") is not None:
         question: str | None = _text(row["question"], "`question`")
-        answers = _targets(row, "answer", "answers")
+        answer, answers = _targets(row, "answer", "answers")
         options = _options(row.get("options"))
     elif row.get("caption") is not None or row.get("captions") is not None:
-        question, answers, options = None, _targets(row, "caption", "captions"), ()
+        question, options = None, ()
+        answer, answers = _targets(row, "caption", "captions")
     else:
         raise ValueError(f"has no text that is understood (fields found: {', '.join(row)}; understood: {FORMS})")
-    if options and option_index(answers[0], options) is None:
-        raise ValueError(f"answer {answers[0]!r} is neither the letter nor the text of exactly one option: correct it")
-    return [Sample(name, number, image, question, answers[0], answers, options, split=split)]
+    if options and option_index(answer, options) is None:
+        raise ValueError(f"answer {answer!r} is neither the letter nor the text of exactly one option: correct it")
+    return [Sample(name, number, image, question, answer, answers, options, split=split, metric=_metric(row))]
 
 
 def owner_texts(row: dict[str, Any]) -> list[str]:
@@ -181,19 +182,30 @@ def _text(value: Any, what: str) -> str:
     return text
 
 
-def _targets(row: dict[str, Any], one: str, several: str) -> tuple[str, ...]:
-    """The target and its aliases, the target first."""
+def _targets(row: dict[str, Any], one: str, several: str) -> tuple[str, tuple[str, ...]]:
+    """The target, and every accepted answer in the order and number in which they are listed."""
     listed = row.get(several)
     if listed is None:
         listed = []
     if not isinstance(listed, list):
         raise ValueError(f"`{several}` is {type(listed).__name__}: give a list of strings")
-    found = [_text(value, f"an entry of `{several}`") for value in listed]
+    answers = [_text(value, f"an entry of `{several}`") for value in listed]
     if row.get(one) is not None:
-        found.insert(0, _text(row[one], f"`{one}`"))
-    if not found:
+        answer = _text(row[one], f"`{one}`")
+    elif answers:
+        answer = answers[0]
+    else:
         raise ValueError(f"has no `{one}`: fill it in or remove the row")
-    return tuple(dict.fromkeys(found))
+    return answer, tuple(answers if answer in answers else [answer, *answers])
+
+
+def _metric(row: dict[str, Any]) -> Metric:
+    value = row.get("metric")
+    if value is None:
+        return "exact"
+    if value not in get_args(Metric):
+        raise ValueError(f"`metric` {value!r} is unknown: choose from {', '.join(get_args(Metric))}, or remove it")
+    return cast(Metric, value)
 
 
 def _options(value: Any) -> tuple[str, ...]:
