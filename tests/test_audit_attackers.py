@@ -120,18 +120,6 @@ def test_fine_tuning_learns(models, rows, family, recipe, capfd):
     assert "it/s" not in err
 
 
-def test_only_lora_layers_learn(models, rows):
-    name = str(models["llava"])
-    before = load_attacker(name, "cpu").model.state_dict()
-    after = fine_tune(name, rows, "lora", FAST, 0, device="cpu").model.state_dict()
-    changed = {key for key in before if not torch.equal(before[key], after[key])}
-    assert before.keys() == after.keys()
-    assert changed
-    assert all("proj" in key or "linear" in key or "fc" in key for key in changed)
-    full = fine_tune(name, rows, "full", FAST, 0, device="cpu").model.state_dict()
-    assert any("norm" in key and not torch.equal(before[key], full[key]) for key in before)
-
-
 @pytest.mark.parametrize("recipe", ["lora", "full"])
 def test_seed_decides(models, rows, recipe):
     def weights(seed):

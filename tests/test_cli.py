@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import tiny
 from mmguard import zoo
 from mmguard.cli import app
+from mmguard.config import RECIPES
+from mmguard.data.benchmarks import NAMES
 
 runner = CliRunner()
 FAST = ("--rounds", "1", "--pgd-steps", "1", "--top-c", "2", "--trigger-words", "2", "--eps", "4")
@@ -99,6 +102,10 @@ def test_samples_left_out_give_exit_code_3(tmp_path: Path, model: str) -> None:
         (("protect", "easy-vqa:train:2", "-o", "OUT", "--surrogate", "OUT"), "OUT"),
         (("verify", "OUT", "--original", "easy-vqa:train:2"), "OUT"),
         (("audit", "OUT", "--original", "easy-vqa:train:2", "--test", "easy-vqa:test:2", "-o", "R"), "OUT"),
+        (
+            ("audit", "OUT", "--original", "docvqa", "--test", "docvqa", "-o", "R", "--recipe", "magic"),
+            "recipe 'magic': choose from lora,",
+        ),
     ],
 )
 def test_errors_name_what_is_wrong(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
@@ -138,3 +145,9 @@ def test_help_answers_without_loading_models() -> None:
     assert "Budget of the image perturbation" in text
     flags = "surrogate variant eps trigger-words rounds inner-steps pgd-steps lambda-bind split limit seed device json"
     assert [flag for flag in flags.split() if f"--{flag}" not in text] == []
+
+
+def test_help_lists_recipes_and_benchmarks() -> None:
+    help_ = {parameter.name: parameter.help for parameter in get_command(app).commands["audit"].params}
+    assert all(recipe in help_["recipe"] for recipe in RECIPES)
+    assert all(benchmark in help_["original"] and benchmark in help_["test"] for benchmark in NAMES)

@@ -12,11 +12,16 @@ import pytest
 from datasets import Features, Image, List, Value
 from PIL import Image as Pillow
 
+import tiny
 from mmguard.auditing.arms import pixel_digest
+from mmguard.auditing.run import audit
+from mmguard.config import AuditConfig, ProtectConfig
 from mmguard.data.benchmarks import BENCHMARKS, NAMES, find
 from mmguard.data.readers import read_dataset
 from mmguard.data.tasks import score, target_text, user_text
 from mmguard.errors import DataError
+from mmguard.protection.run import protect
+from mmguard.release.verify import verify
 from mmguard.types import Sample
 
 TEXT, WORDS = Value("string"), List(Value("string"))
@@ -258,6 +263,25 @@ def test_a_release_keeps_the_metric(hub: Hub, tmp_path: Path) -> None:
     (again,) = read_dataset(dataset.root).samples
     assert again == dataset.samples[0]
     assert score("cola", again) == pytest.approx(0.9)
+
+
+def test_by_name_from_protection_to_audit(hub: Hub, tmp_path: Path) -> None:
+    """The name alone says what to protect and what to test on, and the test is scored by the benchmark's metric."""
+    answers = ["red"] * 3 + [f"shade {number}" for number in range(7)]
+    parts = {
+        split: [{"image": picture(n), "question": "colour?", "answers": answers} for n in numbers]
+        for split, numbers in (("train", range(4)), ("validation", range(4, 8)))
+    }
+    hub.put("lmms-lab/textvqa", **parts)
+    release = protect("textvqa", [], ProtectConfig(variant="random-noise"), tmp_path / "release")
+    assert (release.samples, release.failed) == (4, [])
+    assert verify(release.path, "textvqa").problems == []
+    config = AuditConfig(seeds=1, epochs=25, batch_size=4, lr=1e-2, bootstrap=100)
+    model = tiny.build("llava", tmp_path / "llava")
+    report = audit(release.path, "textvqa", "textvqa", [str(model)], config, arms=[], device="cpu")
+    assert (report.failures, report.warnings) == ((), ())
+    assert report.provenance["test samples"] == 4
+    assert report.findings[0].accuracy["clean"] == pytest.approx(0.9)
 
 
 def test_unknown_metric(tmp_path: Path) -> None:

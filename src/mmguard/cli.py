@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mmguard.config import VARIANTS, AuditConfig, ProtectConfig, field_help
+from mmguard.config import RECIPES, VARIANTS, AuditConfig, ProtectConfig, field_help
 from mmguard.data import benchmarks
 from mmguard.errors import MMGuardError
 
@@ -42,6 +42,7 @@ _DATASET = (
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Recipes = Annotated[list[str], typer.Option(help=f"{_AUDIT['recipes']} {', '.join(RECIPES)}. Repeatable.")]
 Device = Annotated[str, typer.Option(help="Where models run: auto, cpu, cuda, cuda:1…")]
 Split = Annotated[str | None, typer.Option(help="Use only the rows of this split.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first so many images.")]
@@ -157,7 +158,7 @@ def audit(
             help="Model that a thief fine-tunes: hub id, folder or zoo:NAME. Repeatable; the zoo if not given."
         ),
     ] = None,
-    recipe: Annotated[list[str], typer.Option(help=f"{_AUDIT['recipes']} lora or full; repeatable.")] = ["lora"],  # noqa: B006
+    recipe: Recipes = ["lora"],  # noqa: B006
     seeds: Annotated[int, typer.Option(help=_AUDIT["seeds"])] = AuditConfig.seeds,
     epochs: Annotated[float | None, typer.Option(help=_AUDIT["epochs"])] = AuditConfig.epochs,
     lr: Annotated[float | None, typer.Option(help=_AUDIT["lr"])] = AuditConfig.lr,

@@ -13,8 +13,9 @@ Variant = Literal["bph", "crs", "bph-max", "crs-max", "image", "text", "multimod
 """What is optimised. `bph` and `crs` are the paper's methods, `-max` their adversarial forms; `image`, `text` and
 `multimodal` are its baselines without binding; `random-noise` and `random-words` are controls, not protections."""
 
-Recipe = Literal["lora", "full"]
-"""How an attacker fine-tunes."""
+Recipe = Literal["lora", "lora-r8", "lora-r16", "lora-r64", "dora", "qlora", "projector", "projector+lora", "full"]
+"""How an attacker fine-tunes (`auditing/recipes.py`): adapters of a given rank, adapters on 4-bit weights, the
+projector's weights with or without adapters in the language model, or all weights."""
 
 VARIANTS: tuple[str, ...] = get_args(Variant)
 RECIPES: tuple[str, ...] = get_args(Recipe)
@@ -138,9 +139,10 @@ class AuditConfig:
     batch_size: int = 8
     """Samples in one training step."""
     lr: float | None = None
-    """Learning rate; if not given, 2e-4 for LoRA and 2e-5 for full fine-tuning, or what a zoo model recommends."""
+    """Learning rate; if not given, 2e-5 for full fine-tuning and 2e-4 for other recipes, or what a zoo model
+    recommends."""
     lora_rank: int = 8
-    """Rank of the attacker's LoRA."""
+    """Rank of the attacker's LoRA, in recipes that name none."""
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises; it then falls as a cosine."""
     max_new_tokens: int = 32

@@ -15,19 +15,18 @@ from typing import Any
 
 import torch
 from datasets import Dataset as Table
-from peft import LoraConfig
-from transformers import PrinterCallback, TrainerCallback
+from transformers import BitsAndBytesConfig, PrinterCallback, TrainerCallback
 from transformers.utils import logging as hf_logging
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling, SFTTrainer
 
 from mmguard import zoo
+from mmguard.auditing import recipes
 from mmguard.auditing.arms import ImageStore, Row
 from mmguard.config import AuditConfig, Recipe
 from mmguard.errors import ConfigError, SurrogateError
 from mmguard.lvlm.surrogate import load_surrogate
 
-_LEARNING_RATE = {"lora": 2e-4, "full": 2e-5}
 _EPOCHS = 3.0
 
 
@@ -63,39 +62,53 @@ def model_folder(name: str) -> Path | None:
     return Path(name) if Path(name).is_dir() else None
 
 
-def load_attacker(name: str, device: str = "auto", dtype: torch.dtype | None = None) -> Attacker:
+def load_attacker(
+    name: str,
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+    quantization_config: BitsAndBytesConfig | None = None,
+) -> Attacker:
     """Loads an untouched attacker.
 
     Args:
         name: a hub id, a local folder, or `zoo:NAME`.
         device: `auto`, `cpu`, `cuda`, …
         dtype: of the weights; if not given, float32 on the CPU and bfloat16 on a GPU.
+        quantization_config: hold the weights of linear layers in 4 or 8 bits.
 
     Raises:
         SurrogateError: the model cannot be loaded.
     """
     with _quiet():
-        loaded = load_surrogate(name, device=device, dtype=dtype)
+        loaded = load_surrogate(name, device=device, dtype=dtype, quantization_config=quantization_config)
         # A thief has no use for our attention tap, and should not depend on it.
         loaded.model.set_attn_implementation("sdpa")
+    if quantization_config is not None:
+        # On a CPU bitsandbytes answers by a kernel that takes rows of 64, 128… numbers only; without it, by any.
+        for module in loaded.model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
     return Attacker(name, loaded.model, loaded.processor, loaded.admissible_tokens().words)
 
 
 def schedule(name: str, recipe: Recipe, config: AuditConfig) -> tuple[float, float]:
     """Learning rate and epochs: the config's, else what the model's `mmguard.json` recommends, else our own.
 
+    A recommendation for `lora` is taken for all recipes without one but `full`.
+
     Raises:
         ConfigError: the model's `mmguard.json` cannot be read.
     """
-    folder = model_folder(name)
+    folder, plan = model_folder(name), recipes.PLANS[recipe]
     advice: dict[str, float] = {}
     if folder and (card := folder / "mmguard.json").is_file():
         try:
-            advice = json.loads(card.read_text(encoding="utf-8")).get("recommended", {}).get(recipe, {})
+            recommended = json.loads(card.read_text(encoding="utf-8")).get("recommended", {})
+            advice = recommended.get(recipe, {} if plan.everything else recommended.get("lora", {}))
         except (ValueError, AttributeError) as error:
             raise ConfigError(f"{card}: not a model card of mmguard ({error}); remove it or restore it") from error
     return (
-        config.lr if config.lr is not None else float(advice.get("lr", _LEARNING_RATE[recipe])),
+        config.lr if config.lr is not None else float(advice.get("lr", plan.lr)),
         config.epochs if config.epochs is not None else float(advice.get("epochs", _EPOCHS)),
     )
 
@@ -116,8 +129,8 @@ def fine_tune(
     Args:
         model_name: as for `load_attacker`.
         rows: training data.
-        recipe: `lora` (rank `config.lora_rank`, alpha twice that, dropout 0.1, every linear layer) or `full`.
-        config: learning rate, epochs, batch size, warm-up; the rate then falls as a cosine.
+        recipe: which weights learn (`recipes.PLANS`).
+        config: LoRA rank, learning rate, epochs, batch size, warm-up; the rate then falls as a cosine.
         seed: of the adapter, of dropout and of the order of the rows. On a CPU the result depends on nothing
             else.
         device: as for `load_attacker`.
@@ -128,17 +141,20 @@ def fine_tune(
         The fine-tuned model, ready to answer; LoRA weights are merged into it where it holds 32-bit weights.
 
     Raises:
-        SurrogateError: the model cannot be loaded or has no chat template.
+        ConfigError: the recipe needs a package or a device that is not there.
+        SurrogateError: the model cannot be loaded or has no chat template, or it is not known where its projector is.
         ValueError: there are no rows.
     """
     if not rows:
         raise ValueError("no rows to train on")
+    recipes.require(recipe)
     lr, epochs = schedule(model_name, recipe, config)
     # Steps of full fine-tuning are smaller than what 16-bit weights can tell apart.
-    attacker = load_attacker(model_name, device, torch.float32 if recipe == "full" else None)
+    dtype = torch.float32 if recipes.PLANS[recipe].everything else None
+    attacker = load_attacker(model_name, device, dtype, recipes.quantisation(recipe))
     store = store if store is not None else ImageStore()
     model = attacker.model
-    model.requires_grad_(True)
+    adapters = recipes.adapters(recipe, config, model, model_name)
     with _quiet(), tempfile.TemporaryDirectory(prefix="mmguard-") as scratch:
         trainer = _Trainer(
             model,
@@ -146,13 +162,14 @@ def fine_tune(
             data_collator=_collator(attacker.processor),
             train_dataset=_table(rows, attacker.processor, store),
             processing_class=attacker.processor,
-            peft_config=_lora(config) if recipe == "lora" else None,
+            peft_config=adapters,
             callbacks=[_OnStep(on_step)] if on_step else None,
         )
         trainer.remove_callback(PrinterCallback)  # it prints the losses to standard output
-        trainer.train()
+        with recipes.learning(recipe, model, model_name):
+            trainer.train()
         trained: Any = trainer.model
-    if recipe == "lora" and model.dtype == torch.float32:
+    if adapters and model.dtype == torch.float32 and not recipes.PLANS[recipe].four_bit:
         trained = trained.merge_and_unload()
     trained.eval()
     return replace(attacker, model=trained)
@@ -283,16 +300,6 @@ def _arguments(
     if not cpu:
         arguments._n_gpu = 1  # with several GPUs in sight TRL refuses to start; the model lies on one
     return arguments
-
-
-def _lora(config: AuditConfig) -> LoraConfig:
-    return LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=2 * config.lora_rank,
-        lora_dropout=0.1,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
 
 
 class _Pieces:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from mmguard.auditing import recipes
 from mmguard.auditing.arms import ARMS, Arm, ImageStore, Pairing, pair, pixel_digest
 from mmguard.auditing.arms import rows as arm_rows
 from mmguard.auditing.attackers import default_attackers, fine_tune, load_attacker, model_folder, schedule
@@ -79,10 +80,12 @@ def audit(
     Raises:
         DataError: a dataset cannot be read, or every test image is also a training image.
         ReleaseError: the release does not belong to the original, or changes nothing.
-        ConfigError: an unknown arm.
+        ConfigError: an unknown arm, or a recipe that cannot be followed here.
     """
     if unknown := set(arms or ()) - set(ARMS):
         raise ConfigError(f"arm {', '.join(sorted(unknown))}: choose from {', '.join(ARMS)}")
+    for recipe in config.recipes:
+        recipes.require(recipe)
     released = read_dataset(release)
     pairing = pair(released, read_dataset(original, split=split))
     tested = read_dataset(test, test_split, test_limit, part="test")
@@ -220,7 +223,7 @@ class _Runner:
             lr, epochs = schedule(name, recipe, self.config)
             settings |= {"lr": lr, "epochs": epochs}
             settings |= {"batch_size": self.config.batch_size, "warmup": self.config.warmup}
-            settings |= {"lora_rank": self.config.lora_rank} if recipe == "lora" else {}
+            settings |= {"lora_rank": recipes.rank(recipe, self.config)}
         return {
             "attacker": name,
             "weights": _fingerprint(model_folder(name)),

@@ -21,6 +21,7 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
+    BitsAndBytesConfig,
     DynamicCache,
     ProcessorMixin,
 )
@@ -372,6 +373,7 @@ def load_surrogate(
     device: str | torch.device = "auto",
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
+    quantization_config: BitsAndBytesConfig | None = None,
 ) -> Surrogate:
     """Loads any image-text model that Hugging Face's auto classes know.
 
@@ -380,6 +382,7 @@ def load_surrogate(
         device: `auto` is the first CUDA device if there is one, else the CPU.
         dtype: of the weights; if not given, float32 on the CPU and bfloat16 on a GPU.
         trust_remote_code: run code that comes with the model.
+        quantization_config: hold the weights of linear layers in 4 or 8 bits.
 
     Raises:
         SurrogateError: there is no such model, it cannot be fetched, or it cannot serve as surrogate.
@@ -402,6 +405,7 @@ def load_surrogate(
         trust_remote_code=trust_remote_code,
         dtype=dtype,
         attn_implementation=IMPLEMENTATION,
+        quantization_config=quantization_config,
     )
     return Surrogate(name, model.to(place), processor)
 
