@@ -44,6 +44,10 @@ _DATASET = (
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Recipes = Annotated[list[str], typer.Option(help=f"{_AUDIT['recipes']} {', '.join(RECIPES)}. Repeatable.")]
 Device = Annotated[str, typer.Option(help="Where models run: auto, cpu, cuda, cuda:1…")]
+Jobs = Annotated[
+    int | None,
+    typer.Option(min=1, help="Fine-tuning runs at a time; if not given, one a core on a CPU and one on a GPU."),
+]
 Split = Annotated[str | None, typer.Option(help="Use only the rows of this split.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first so many images.")]
 
@@ -166,6 +170,7 @@ def audit(
     test_split: Annotated[str | None, typer.Option(help="Use only the test rows of this split.")] = None,
     test_limit: Annotated[int | None, typer.Option(min=1, help="Use only the first so many test images.")] = None,
     seed: Annotated[int, typer.Option(help=_AUDIT["seed"])] = AuditConfig.seed,
+    jobs: Jobs = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -176,7 +181,7 @@ def audit(
         config = AuditConfig(recipes=tuple(cast("list[Recipe]", recipe)), seeds=seeds, epochs=epochs, lr=lr, seed=seed)
         report = run(
             release, original, test, attackers=attacker, config=config, out=out, device=device, split=split,
-            test_split=test_split, test_limit=test_limit, progress=not as_json,
+            test_split=test_split, test_limit=test_limit, progress=not as_json, jobs=jobs,
         )  # fmt: skip
         if as_json:
             _print_json(report.to_dict())
