@@ -62,8 +62,7 @@ def protect(
     data = dataset if isinstance(dataset, Dataset) else read_dataset(dataset, split, limit)
     _require_something_to_do(data, config)
     source = str(dataset) if not isinstance(dataset, Dataset) else str(data.root)
-    needs_models = config.optimised or config.inserts_triggers
-    chosen = [_chosen(s, device) for s in surrogates] if needs_models else []
+    chosen = [_chosen(s, device) for s in surrogates] if config.needs_models else []
     names = [s.name if isinstance(s, Surrogate) else s for s in chosen]
     # Before the models: a folder that cannot be written should be known in a second, not after a download.
     out = Path(out) if out is not None else Path(f"{Path(source).name.replace(':', '-')}-release")
