@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -26,9 +27,10 @@ def square(job: int, report: Callable[[float], None]) -> int:
 
 
 def linger(job: Path, report: Callable[[float], None]) -> None:
-    job.write_text("begun")
-    time.sleep(30)
-    job.write_text("finished")
+    with tempfile.TemporaryDirectory(dir=job.parent):
+        job.write_text("begun")
+        time.sleep(30)
+        job.write_text("finished")
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -198,7 +198,7 @@ def _reporting(progress: Progress | bool, runs: Sequence[Run]) -> Iterator[Calla
     """Yields `reached(run, share)`, which reports to a callback, to a bar, or to nobody."""
     total = sum(run.weight for run in runs)
     shares = dict.fromkeys(runs, 0.0)
-    with bar("Audit", total, enabled=progress is True) as move:
+    with bar("Audit", total, enabled=progress is True and bool(runs)) as move:
 
         def reached(run: Run, share: float) -> None:
             move(run.weight * (share - shares[run]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ Report = Callable[[float], None]
 Work = Callable[[Job, Report], Result]
 """Does a job. For worker processes it must be picklable, as jobs and results must be."""
 
+_PATIENCE = 10.0
+"""Seconds that a process has to clean up."""
 _SPAWN = multiprocessing.get_context("spawn")  # a fork of a process with threads, or with a GPU, may hang
 
 
@@ -97,7 +100,9 @@ def _elsewhere(
                     worker.stop()
     finally:
         for worker in busy.values():
-            worker.stop(at_once=True)
+            worker.interrupt()
+        for worker in busy.values():
+            worker.stop()
 
 
 class _Worker(Generic[Job, Result]):
@@ -131,17 +136,22 @@ class _Worker(Generic[Job, Result]):
                 died=True,
             )
 
-    def stop(self, at_once: bool = False) -> None:
-        """Lets the process end, or ends it in the middle of its job."""
+    def interrupt(self) -> None:
+        """Has the process end in the middle of its job."""
+        self._process.terminate()
+
+    def stop(self) -> None:
+        """Waits for the end of a process that has no job any more."""
         self.connection.close()
-        if at_once:
-            self._process.kill()
+        self._process.join(_PATIENCE)
+        self._process.kill()
         self._process.join()
 
 
 def _serve(connection: Connection, work: Work[Any, Any]) -> None:
     """What a worker process does, until there are no more jobs or nobody is there to hear of them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the one that has the results decides
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exit that removes what the job has put on disk
     with suppress(EOFError, OSError):
         while True:
             job = connection.recv()
