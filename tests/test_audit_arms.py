@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmguard.auditing.arms import ImageStore, Row, pair, pixel_digest, random_words, rows, shuffled_noise
+from mmguard.auditing.arms import (
+    ARMS,
+    ImageStore,
+    Pairing,
+    Row,
+    ingredients,
+    pair,
+    pixel_digest,
+    random_words,
+    rows,
+    shuffled_noise,
+    with_controls_of,
+)
 from mmguard.data.readers import read_dataset
 from mmguard.data.text import inserted_words
 from mmguard.errors import ReleaseError, SurrogateError
+from mmguard.types import Sample
 
 WORDS = ("apple", "bear", "cloud", "dawn", "echo")
 
@@ -204,6 +218,56 @@ def test_random_words_keep_the_owners_text(own: str, trigger: list[str], seed: i
 
 def test_random_words_go_where_the_release_put_its_own():
     assert random_words("is it  red ?", "is house it  red tree ?", ("w",), 0) == "is w it  red w ?"
+
+
+_slots = st.lists(st.sampled_from(["x", "tree", "stone"]), min_size=1, max_size=3)
+
+
+def _text_pairing(own: list[str], inserted: dict[int, str]) -> Pairing:
+    """One question of `own` words, with a word inserted before each of the given places."""
+    units = [word for place in range(len(own) + 1) for word in (inserted.get(place), *own[place : place + 1]) if word]
+    ours = Sample("0", 0, Path("a.png"), " ".join(own), "red")
+    released = replace(ours, image=Path("b.png"), question=" ".join(units))
+    return Pairing([(ours, released)], True, True, {Path("a.png"): "1x1:a", Path("b.png"): "1x1:b"})
+
+
+@given(st.data(), _slots)
+def test_rows_of_equal_ingredients_are_equal(data, own):
+    places = st.dictionaries(st.integers(0, len(own)), st.sampled_from(["x", "leaf"]), max_size=3)
+    one, other = _text_pairing(own, data.draw(places)), _text_pairing(own, data.draw(places))
+    for arm in ARMS:
+        if ingredients(arm, one) == ingredients(arm, other):
+            assert rows(arm, one, WORDS, 3) == rows(arm, other, WORDS, 3)
+    assert ingredients("clean", one) == ingredients("clean", other)
+
+
+def test_ingredients_tell_releases_apart_where_it_matters(tmp_path, images, noisy):
+    original = _folder(tmp_path, "original", images, QUESTIONS)
+    moved = [_row(0, "what river is it? stone"), *TRIGGERED[1:]]
+    other_words = [_row(0, "what is it? leaf tree"), *TRIGGERED[1:]]
+    releases = {
+        "base": (noisy, TRIGGERED),
+        "words": (noisy, other_words),
+        "places": (noisy, moved),
+        "noise": ([image ^ 1 for image in noisy], TRIGGERED),
+    }
+    found = {
+        name: pair(read_dataset(_folder(tmp_path, name, *content)), read_dataset(original))
+        for name, content in releases.items()
+    }
+    differ = {
+        name: {arm for arm in ARMS if ingredients(arm, pairing) != ingredients(arm, found["base"])}
+        for name, pairing in found.items()
+    }
+    assert differ == {
+        "base": set(),
+        "words": {"release"},
+        "places": {"release", "random-words", "control"},
+        "noise": {"release", "random-noise", "control"},
+    }
+    shared = with_controls_of(found["noise"], found["base"])
+    assert {arm for arm in ARMS if ingredients(arm, shared) != ingredients(arm, found["base"])} == {"release"}
+    assert rows("control", shared, WORDS, 0) == rows("control", found["base"], WORDS, 0)
 
 
 def test_no_word_to_draw_from():

@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 
 import tiny
-from mmguard.auditing import run
+from mmguard.auditing import run, runs
+from mmguard.auditing.plan import plan_audit
 from mmguard.auditing.run import audit
 from mmguard.config import AuditConfig
-from mmguard.errors import ConfigError, DataError
+from mmguard.errors import ConfigError, DataError, ReleaseError
+from mmguard.runtime.executor import Failed
 from mmguard.runtime.progress import progress
 
 CONFIG = AuditConfig(seeds=2, epochs=1, batch_size=4, lr=1e-2, max_new_tokens=3, bootstrap=200)
@@ -80,7 +82,7 @@ def fake(monkeypatch) -> list[tuple]:
         return (np.arange(len(samples)) < attacker.right).astype(float)
 
     for function in (load_attacker, fine_tune, evaluate):
-        monkeypatch.setattr(run, function.__name__, function)
+        monkeypatch.setattr(runs, function.__name__, function)
     return made
 
 
@@ -104,7 +106,7 @@ def test_end_to_end(toy, model, capfd):
     assert report.provenance["seeds"] == [0, 1]
     assert len(report.provenance["release metadata sha256"]) == 64
     again = _audit(toy, [model], out=None, arms=[]).findings[0]
-    assert again.accuracy == {arm: finding.accuracy[arm] for arm in ("clean", "release")}
+    assert again.accuracy == {arm: finding.accuracy[arm] for arm in ("clean", "release", "control")}
     assert again.drop == finding.drop
     assert capfd.readouterr().out == ""
     assert before == {path: path.read_bytes() for path in toy.release.rglob("*") if path.is_file()}
@@ -114,7 +116,7 @@ def test_real_runs_are_resumed(toy, model, monkeypatch):
     first = _audit(toy, [model], arms=["control"])
     assert set(first.findings[0].accuracy) == {"clean", "release", "control"}
     for name in ("fine_tune", "evaluate", "load_attacker"):
-        monkeypatch.setattr(run, name, lambda *a, **k: pytest.fail("made again"))
+        monkeypatch.setattr(runs, name, lambda *a, **k: pytest.fail("made again"))
     assert _audit(toy, [model], arms=["control"]) == first
     assert json.loads((toy.out / "report.json").read_text(encoding="utf-8")) == first.to_dict()
 
@@ -128,10 +130,10 @@ def test_effect(toy, fake):
 
 def test_partial_scores_are_kept_to_the_bit(toy, fake, monkeypatch):
     shares = np.array([1, 0.9, 1 / 3, 12 / 13])
-    monkeypatch.setattr(run, "evaluate", lambda attacker, samples, config, store: shares)
+    monkeypatch.setattr(runs, "evaluate", lambda attacker, samples, config, store: shares)
     first = _audit(toy)
     assert first.findings[0].accuracy["clean"] == pytest.approx(shares.mean())
-    monkeypatch.setattr(run, "evaluate", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(runs, "evaluate", lambda *_: pytest.fail("made again"))
     assert _audit(toy) == first
 
 
@@ -155,9 +157,89 @@ def test_an_interrupted_audit_goes_on(toy, fake):
     assert len(fake) == 11
 
 
+def test_workers_make_the_same_runs(toy, model):
+    alone = _audit(toy, [model, "no-such-model"], replace(CONFIG, seeds=1), out=toy.out / "alone")
+    together = _audit(toy, [model, "no-such-model"], replace(CONFIG, seeds=1), out=toy.out / "together", jobs=2)
+    assert together == alone
+    assert len(alone.findings) == len(alone.failures) == 1
+    kept, again = (
+        {path.name: path.read_bytes() for path in (toy.out / name / "runs").iterdir()} for name in ("alone", "together")
+    )
+    assert kept == again
+    assert len(kept) == 6
+
+
+def test_a_lost_worker_costs_its_run_only(toy, fake, monkeypatch):
+    """What `execute` says of a worker that was killed (tests/test_runtime_executor.py)."""
+    real = run.execute
+
+    def losing(work, jobs, workers, advance):
+        for job, outcome in real(work, jobs, 1, advance):
+            lost = str(job) == "fake lora clean seed 1"
+            yield job, Failed("its process ended with exit code -9", died=True) if lost else outcome
+
+    monkeypatch.setattr(run, "execute", losing)
+    report = _audit(toy)
+    assert report.findings == ()
+    assert [one.reason for one in report.failures] == ["lora clean seed 1: its process ended with exit code -9"]
+    assert len(fake) == 10
+    monkeypatch.setattr(run, "execute", real)
+    assert _audit(toy).failures == ()
+    assert fake[10:] == [("fake", "lora", "clean", 1)]
+
+
+def test_an_error_ends_its_recipe_only(toy, fake, monkeypatch):
+    real = runs.fine_tune
+
+    def fine_tune(name, rows, recipe, *rest, **more):
+        if recipe == "full":
+            raise RuntimeError("out of memory")
+        return real(name, rows, recipe, *rest, **more)
+
+    monkeypatch.setattr(runs, "fine_tune", fine_tune)
+    told: list[float] = []
+    report = _audit(toy, config=replace(CONFIG, recipes=("full", "lora")), progress=lambda share, _: told.append(share))
+    assert [finding.recipe for finding in report.findings] == ["lora"]
+    assert [one.reason for one in report.failures] == ["full clean seed 0: RuntimeError: out of memory"]
+    assert told[-1] == 1
+
+
+def test_a_damaged_model_card_is_the_failure_of_its_attacker(toy, fake, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "mmguard.json").write_text("{", encoding="utf-8")
+    report = _audit(toy, [str(folder), "zoo:none", "fake"])
+    assert [finding.attacker for finding in report.findings] == ["fake"]
+    assert "not a model card" in report.failures[0].reason
+    assert "no such model" in report.failures[1].reason
+
+
+def test_audits_that_share_a_shelf_share_runs(toy, fake, tmp_path):
+    """Two releases of one budget: clean data and random words are the same, and so is all control data if asked for."""
+    other = _write(
+        tmp_path / "other", [image ^ 1 for image in toy.images[:8]], ["what color is the shape? leaf river"] * 8
+    )
+    for controls, made in ((None, {"release", "random-noise", "control"}), (toy.release, {"release"})):
+        fake.clear()
+        shelf = tmp_path / f"shelf {controls is None}"
+        for release in (toy.release, other):
+            done = list(fake)
+            plan = plan_audit(
+                release, toy.original, toy.test, ["fake"], CONFIG, runs=shelf, device="cpu", controls=controls
+            )
+            run.carry_out(plan)
+        assert {arm for _, _, arm, _ in fake[len(done) :]} == made
+
+
+def test_controls_of_another_dataset(toy, fake, tmp_path):
+    other = _write(tmp_path / "other", [image ^ 1 for image in toy.images[:4]], ["what color is the shape? leaf"] * 4)
+    with pytest.raises(ReleaseError, match="4 samples"):
+        plan_audit(toy.release, toy.original, toy.test, ["fake"], CONFIG, controls=other)
+
+
 def test_a_half_written_run_is_made_again(toy, fake):
     _audit(toy)
-    path = next((toy.out / "runs").glob("*release_1*"))
+    path = next((toy.out / "runs").glob("*release_1_*"))
     path.write_text(path.read_text(encoding="utf-8")[:-20], encoding="utf-8")
     _audit(toy)
     assert fake[10:] == [("fake", "lora", "release", 1)]
@@ -184,15 +266,23 @@ def test_rank_does_not_matter_to_full_fine_tuning(toy, fake):
     assert len(fake) == 10
 
 
-@pytest.mark.parametrize("part", ["release", "original", "test"])
-def test_other_data_is_not_reused(toy, fake, part):
+@pytest.mark.parametrize(
+    ("part", "changed"),
+    [
+        ("release", {"release", "random-noise", "control"}),
+        ("original", {"clean", "random-noise", "random-words", "control"}),
+        ("test", {"clean", "release", "random-noise", "random-words", "control"}),
+    ],
+)
+def test_arms_of_other_data_are_not_reused_and_no_others_made(toy, fake, part, changed):
     _audit(toy)
     path = getattr(toy, part) / "images" / "0.png"
     pixels = np.asarray(Image.open(path)).copy()
     pixels[0, 0, 0] ^= 1
     Image.fromarray(pixels).save(path)
     _audit(toy)
-    assert len(fake) == 20
+    assert {arm for _, _, arm, _ in fake[10:]} == changed
+    assert len(fake) == 10 + 2 * len(changed)
 
 
 def test_another_model_under_the_same_name_is_not_reused(toy, fake, tmp_path):
@@ -213,9 +303,9 @@ def test_names_that_look_alike_do_not_share_a_file(toy, fake):
 
 def test_one_attacker_fails_and_the_other_goes_on(toy, fake):
     report = _audit(toy, ["broken", "fake"])
-    assert [(one.attacker, one.reason) for one in report.failures] == [("broken", "OSError: no such model")]
+    assert [(one.attacker, one.reason) for one in report.failures] == [("broken", "zero-shot: OSError: no such model")]
     assert [finding.attacker for finding in report.findings] == ["fake"]
-    assert "broken: OSError" in report.to_markdown()
+    assert "broken: zero-shot: OSError" in report.to_markdown()
 
 
 def test_leaked_test_images_are_left_out_and_told(toy, fake):
@@ -238,6 +328,11 @@ def test_unreadable_test_images_are_told(toy, fake):
     report = _audit(toy)
     assert report.provenance["test samples"] == 3
     assert any("1 test images cannot be read" in warning for warning in report.warnings)
+
+
+def test_no_jobs(toy):
+    with pytest.raises(ConfigError, match="jobs 0: give 1 or more"):
+        _audit(toy, jobs=0)
 
 
 def test_unknown_arm(toy):
@@ -263,7 +358,7 @@ def test_progress_reaches_one(toy, fake, again):
     shares = [share for share, _ in told]
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1)
-    assert told[0][1] == "fake lora clean seed 0"
+    assert again or told[0][1] == "fake zero-shot"
 
 
 def test_bar_writes_to_standard_error_only(capfd):

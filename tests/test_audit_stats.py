@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmguard.auditing.stats import Scores, analyse
+from mmguard.auditing.stats import Estimate, Scores, analyse, mean_of_independent
 
 
 def _arm(*accuracies: float, items: int = 100) -> np.ndarray:
@@ -239,3 +239,23 @@ def test_arms_must_agree_in_shape():
     entry = _scores((0.8,) * 3, (0.4,) * 2)
     with pytest.raises(ValueError, match="differ in seeds"):
         analyse([entry])
+
+
+@given(st.lists(st.tuples(st.floats(-1, 1), st.floats(0, 0.3), st.floats(0, 0.3)), min_size=1, max_size=6))
+def test_mean_of_independent_estimates(numbers):
+    estimates = [Estimate(value, value - below, value + above) for value, below, above in numbers]
+    mean = mean_of_independent(estimates)
+    assert mean.low - 1e-9 <= mean.value <= mean.high + 1e-9
+    assert mean.value == pytest.approx(np.mean([one.value for one in estimates]))
+    # Narrower than if all were wrong in the same direction, wider than the widest share.
+    assert mean.high - mean.value <= np.mean([above for *_, above in numbers]) + 1e-9
+    assert mean.value - mean.low >= max(below for _, below, _ in numbers) / len(numbers) - 1e-9
+
+
+def test_interval_of_a_mean_covers_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    spread = np.array([0.02, 0.05, 0.1])
+    drawn = rng.normal(0, spread, size=(4000, 3))
+    ends = np.stack([drawn, drawn - 1.96 * spread, drawn + 1.96 * spread], axis=-1)
+    means = [mean_of_independent([Estimate(*one) for one in row]) for row in ends]
+    assert np.mean([one.low <= 0 <= one.high for one in means]) == pytest.approx(0.95, abs=0.01)

@@ -50,7 +50,7 @@ def test_protect_verify_audit_one_after_the_other(tmp_path: Path, model: str) ->
 
     code, out, _ = call(
         "audit", release, "--original", "easy-vqa:train:3", "--test", "easy-vqa:test:3", "--attacker", model,
-        "--recipe", "lora", "--seeds", 1, "--epochs", 1, "-o", report, "--json",
+        "--recipe", "lora", "--seeds", 1, "--epochs", 1, "--jobs", 1, "-o", report, "--json",
     )  # fmt: skip
     assert code == 0
     found = json.loads(out)

@@ -45,7 +45,7 @@ def shortened(command: list[str]) -> list[str]:
     if words[0] == "protect":
         words += ["--rounds", "1", "--pgd-steps", "1", "--top-c", "2"]
     if words[0] == "audit":
-        words += ["--seeds", "1", "--epochs", "1", "--attacker", "zoo:llava-tiny"]
+        words += ["--seeds", "1", "--epochs", "1", "--jobs", "1", "--attacker", "zoo:llava-tiny"]
     return words
 
 

@@ -76,7 +76,7 @@ def release_rows(release: Path) -> list[dict[str, Any]]:
 
 def test_a_complete_release(dataset: Dataset, tmp_path: Path) -> None:
     before = hashes(tmp_path / "data")
-    release_writer = ReleaseWriter(tmp_path / "out", dataset, CONFIG, ["zoo:a"], "data", "train", 7)
+    release_writer = ReleaseWriter(tmp_path / "out", dataset, CONFIG, ["zoo:llava-tiny"], "data", "train", 7)
     assert (tmp_path / "out.record" / "unfinished").exists()
     for image in dataset.by_image():
         release_writer.write_image(image, shifted(image, 3))
@@ -105,7 +105,7 @@ def test_a_complete_release(dataset: Dataset, tmp_path: Path) -> None:
     assert sorted(path.name for path in release.record.iterdir()) == ["DO_NOT_PUBLISH.txt", "record.json"]
     record = json.loads((release.record / "record.json").read_text())
     assert record["config"]["eps"] == 4
-    assert record["surrogates"] == ["zoo:a"]
+    assert record["surrogates"] == ["zoo:llava-tiny"]
     assert record["dataset"] == {"source": "data", "split": "train", "limit": 7}
     entry = record["images"][0]
     assert (entry["original"], entry["released"], entry["eps"]) == ("images/a.jpg", "images/a.png", 3)

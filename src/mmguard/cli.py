@@ -1,7 +1,7 @@
 """The command line: it parses, calls the Python API of the same names and prints. Heavy imports wait for a command.
 
-Exit codes: 0 done; 1 failed (an error, or `verify` found a problem); 2 wrong usage; 3 done, but some samples were
-left out.
+Exit codes: 0 done; 1 failed (an error, or `verify` found a problem); 2 wrong usage; 3 done, but some samples or
+experiments were left out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_out, _err = Console(), Console(stderr=True)
+# Without emoji: rich reads one in `easy-vqa:train:what`.
+_out, _err = Console(emoji=False), Console(stderr=True, emoji=False)
 
 _PROTECT, _AUDIT = field_help(ProtectConfig), field_help(AuditConfig)
 _DATASET = (
@@ -45,6 +46,10 @@ _DATASET = (
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Recipes = Annotated[list[str], typer.Option(help=f"{_AUDIT['recipes']} {', '.join(RECIPES)}. Repeatable.")]
 Device = Annotated[str, typer.Option(help="Where models run: auto, cpu, cuda, cuda:1…")]
+Jobs = Annotated[
+    int | None,
+    typer.Option(min=1, help="Fine-tuning runs at a time; if not given, one a core on a CPU and one on a GPU."),
+]
 Split = Annotated[str | None, typer.Option(help="Use only the rows of this split.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first so many images.")]
 
@@ -167,6 +172,7 @@ def audit(
     test_split: Annotated[str | None, typer.Option(help="Use only the test rows of this split.")] = None,
     test_limit: Annotated[int | None, typer.Option(min=1, help="Use only the first so many test images.")] = None,
     seed: Annotated[int, typer.Option(help=_AUDIT["seed"])] = AuditConfig.seed,
+    jobs: Jobs = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -177,7 +183,7 @@ def audit(
         config = AuditConfig(recipes=tuple(cast("list[Recipe]", recipe)), seeds=seeds, epochs=epochs, lr=lr, seed=seed)
         report = run(
             release, original, test, attackers=attacker, config=config, out=out, device=device, split=split,
-            test_split=test_split, test_limit=test_limit, progress=not as_json,
+            test_split=test_split, test_limit=test_limit, progress=not as_json, jobs=jobs,
         )  # fmt: skip
         if as_json:
             _print_json(report.to_dict())
@@ -229,6 +235,56 @@ def stealth(
             from rich.markdown import Markdown
 
             _out.print(Markdown(report.to_markdown()))
+
+
+@app.command()
+def bench(
+    config: Annotated[Path, typer.Option(help="YAML file with defaults and experiments; see configs/.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="Folder of releases, runs and results; out/NAME for NAME.yaml if not given."),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Fine-tuning runs of every arm, whatever the file says.")
+    ] = None,
+    jobs: Jobs = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is there and what would be made.")] = False,
+    report: Annotated[Path | None, typer.Option(help="Write the page of results to this file, too.")] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Make the releases and audits that a file describes, and tables of them; what is there is not made again."""
+    with _reporting(as_json):
+        from mmguard.bench.config import load_bench
+        from mmguard.bench.page import means, page
+        from mmguard.bench.run import run_bench, survey
+
+        matrix = load_bench(config, seeds)
+        folder = out if out is not None else Path("out") / config.stem
+        if dry_run:
+            states = list(survey(matrix, folder, device))
+            if as_json:
+                _print_json([vars(state) for state in states])
+            else:
+                for state in states:
+                    _out.print(str(state), highlight=False, markup=False)
+            return
+        results = run_bench(
+            matrix, folder, jobs=jobs, device=device, progress=not as_json,
+            say=lambda text: _err.print(text, highlight=False, markup=False),
+        )  # fmt: skip
+        if report is not None:
+            report.parent.mkdir(parents=True, exist_ok=True)
+            report.write_text(page(results), encoding="utf-8")
+        if as_json:
+            _print_json(results.to_dict())
+        else:
+            from rich.markdown import Markdown
+
+            _out.print(Markdown(means(results)))
+            _out.print(f"Results: {folder / 'results.json'}, {folder / 'results.md'}", highlight=False)
+        if not results.complete:
+            raise typer.Exit(3)
 
 
 @app.command()

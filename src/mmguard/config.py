@@ -110,8 +110,13 @@ class ProtectConfig:
 
     @property
     def optimised(self) -> bool:
-        """Whether surrogates are needed: false for the two controls."""
+        """Whether anything is optimised: false for the two controls."""
         return self.variant not in ("random-noise", "random-words")
+
+    @property
+    def needs_models(self) -> bool:
+        """Whether surrogates are needed: to optimise, or for a vocabulary to draw words from."""
+        return self.optimised or self.inserts_triggers
 
     @property
     def binding(self) -> Literal["bph", "crs"] | None:

@@ -48,7 +48,7 @@ def run_demo(out: Path, show_progress: bool = True) -> AuditReport:
     before_after(sample.image, released.image, out / "before-after.png")
     return audit(
         release.path, TRAIN, TEST, ATTACKERS, AUDIT, out / "report",
-        arms=("clean", "release", "control"), progress=show_progress, device="cpu",
+        arms=("control",), progress=show_progress, device="cpu", jobs=None,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -104,6 +104,9 @@ class Pairing:
     """Hash of the decoded pixels of every image, original and released."""
     rejected: list[Rejection] = field(default_factory=list)
     """Samples that were left out of every arm, and why."""
+    patterns: list[Sample] = field(default_factory=list)
+    """For each pair the sample that the controls change as much as, and in the same places; if there are none, the
+    released ones."""
 
     @property
     def matched(self) -> Arm:
@@ -117,6 +120,27 @@ class Pairing:
         """The arms that differ from one another, in the order of `ARMS`."""
         both = self.images_changed and self.texts_changed
         return ARMS if both else ("clean", "release", self.matched)
+
+
+def with_controls_of(pairing: Pairing, other: Pairing) -> Pairing:
+    """The same pairs, with the controls of another release of the same data.
+
+    Releases of one budget can so be held against the same controls, which are then run once for all.
+
+    Raises:
+        ReleaseError: the other release lacks a sample.
+    """
+    patterns = {ours.id: released for ours, released in other.pairs}
+    if missing := [ours.id for ours, _ in pairing.pairs if ours.id not in patterns]:
+        raise ReleaseError(
+            f"{len(missing)} samples ({missing[0]}…) are not in the release whose controls were to be used: "
+            "take a release of the same data"
+        )
+    return replace(
+        pairing,
+        patterns=[patterns[ours.id] for ours, _ in pairing.pairs],
+        digests=pairing.digests | other.digests,
+    )
 
 
 def pixel_digest(path: Path) -> str:
@@ -208,11 +232,12 @@ def rows(arm: Arm, pairing: Pairing, words: Sequence[str], seed: int) -> list[Ro
         One row a pair, in the same order for every arm.
     """
     made = []
-    for ours, released in pairing.pairs:
+    patterns = pairing.patterns or [released for _, released in pairing.pairs]
+    for (ours, released), pattern in zip(pairing.pairs, patterns, strict=True):
         sample = released if arm == "release" else ours
         question = sample.question
-        if arm in ("random-words", "control") and question is not None and released.question is not None:
-            question = random_words(question, released.question, words, _seed(seed, "words", ours.id))
+        if arm in ("random-words", "control") and question is not None and pattern.question is not None:
+            question = random_words(question, pattern.question, words, _seed(seed, "words", ours.id))
         noisy = arm in ("random-noise", "control")
         made.append(
             Row(
@@ -220,12 +245,21 @@ def rows(arm: Arm, pairing: Pairing, words: Sequence[str], seed: int) -> list[Ro
                 image=sample.image,
                 text=user_text(question, sample.options),
                 target=target_text(sample),
-                noise_like=released.image if noisy else None,
+                noise_like=pattern.image if noisy else None,
                 # By content and not by path, which would make the noise depend on where the folder lies.
                 noise_seed=_seed(seed, "noise", pairing.digests[ours.image]) if noisy else 0,
             )
         )
     return made
+
+
+def ingredients(arm: Arm, pairing: Pairing) -> list[list[str | None]]:
+    """What the rows of an arm are made of: where it is equal, so are the rows of any vocabulary and seed."""
+    # Words of a control are still to be drawn: their places are marked by what is no word of any owner.
+    return [
+        [row.id, row.text, row.target, pairing.digests[row.image], pairing.digests.get(row.noise_like or Path())]
+        for row in rows(arm, pairing, ("\0",), 0)
+    ]
 
 
 def shuffled_noise(original: Pixels, changed: Pixels, seed: int) -> Pixels:

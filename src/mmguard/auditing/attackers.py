@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from mmguard.auditing.arms import ImageStore, Row
 from mmguard.config import AuditConfig, Recipe
 from mmguard.errors import ConfigError, SurrogateError
 from mmguard.lvlm.surrogate import load_surrogate
+from mmguard.lvlm.weights import model_folder
 
 _EPOCHS = 3.0
 
@@ -49,17 +49,6 @@ class Attacker:
 def default_attackers() -> list[str]:
     """The names of the attackers that need no download: the zoo."""
     return [f"zoo:{name}" for name in zoo.NAMES]
-
-
-def model_folder(name: str) -> Path | None:
-    """The folder of a zoo model or of a local one; None for a hub id.
-
-    Raises:
-        SurrogateError: the zoo has no such model.
-    """
-    if name.startswith("zoo:"):
-        return zoo.path(name.removeprefix("zoo:"))
-    return Path(name) if Path(name).is_dir() else None
 
 
 def load_attacker(

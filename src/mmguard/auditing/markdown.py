@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 def table(head: Sequence[str], lines: Iterable[Iterable[str]]) -> str:
@@ -13,3 +14,12 @@ def table(head: Sequence[str], lines: Iterable[Iterable[str]]) -> str:
 def bullets(lines: Iterable[str]) -> str:
     """A list."""
     return "\n".join(f"- {line}" for line in lines)
+
+
+def facts(values: Mapping[str, Any]) -> str:
+    """A list of names and values."""
+    return bullets(f"{name}: {_plain(value)}" for name, value in values.items())
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(f"{k} {_plain(v)}" for k, v in value.items()) if isinstance(value, dict) else str(value)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmguard.auditing.markdown import bullets, table
+from mmguard.auditing.markdown import bullets, facts, table
 from mmguard.auditing.stats import MIN_SEEDS, Estimate, Finding, Headline
 
 NOT_TESTED = (
@@ -67,7 +67,7 @@ class AuditReport:
         parts += ["## Not tested, and not protected against", bullets(self.not_tested)]
         parts += [
             "## Provenance",
-            bullets(f"{key}: {_plain(value)}" for key, value in self.provenance.items()),
+            facts(self.provenance),
         ]
         return "\n\n".join(parts) + "\n"
 
@@ -179,7 +179,3 @@ def _cell(estimate: Estimate | None) -> str:
 def _points(estimate: Estimate) -> str:
     ends = f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f}"
     return f"{100 * estimate.value:.1f} points (95% interval {ends})"
-
-
-def _plain(value: Any) -> str:
-    return ", ".join(f"{k} {_plain(v)}" for k, v in value.items()) if isinstance(value, dict) else str(value)

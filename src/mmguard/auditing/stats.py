@@ -138,6 +138,17 @@ def analyse(
     return findings, _headline(kept)
 
 
+def mean_of_independent(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of estimates that do not depend on one another, such as those of different test sets.
+
+    Its interval follows from theirs by the method of Zou and Donner (2008): distances to the ends add up as standard
+    errors do, each side by itself.
+    """
+    value, low, high = np.array([(one.value, one.low, one.high) for one in estimates]).T
+    mean, n = float(value.mean()), len(estimates)
+    return Estimate(mean, mean - float(np.linalg.norm(value - low)) / n, mean + float(np.linalg.norm(high - value)) / n)
+
+
 def _draw(entry: Scores, groups: Sequence[int] | None, resamples: int, seed: int, number: int) -> dict[str, FloatArray]:
     """Accuracies of every arm, zero-shot included, in every resample. Shape of each: `(resamples,)`."""
     shapes = {array.shape for array in entry.by_arm.values()}

@@ -6,7 +6,6 @@ Like the audit it reads the released files and the original, never the private r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,6 +30,7 @@ from mmguard.release.layout import METADATA, sha256
 from mmguard.runtime.devices import device_of
 from mmguard.runtime.prefetch import prefetched
 from mmguard.runtime.progress import progress as bar
+from mmguard.runtime.provenance import commit, versions
 from mmguard.types import Dataset
 
 _PACKAGES = ("mmguard", "torch", "torchvision", "torchmetrics", "transformers", "pillow")
@@ -169,7 +169,8 @@ def _warnings(pairing: Pairing, images: Sequence[ImageChange]) -> list[str]:
 def _provenance(released: Dataset, lm: str | None, lpips: str | None, seed: int, limit: int | None) -> dict[str, Any]:
     metadata = released.root / METADATA
     return {
-        "versions": ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
+        "versions": versions(*_PACKAGES),
+        "commit": commit(),
         "release metadata sha256": sha256(metadata) if metadata.is_file() else None,
         "language model": lm,
         "LPIPS network": lpips,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmguard.auditing.markdown import bullets, table
+from mmguard.auditing.markdown import bullets, facts, table
 from mmguard.auditing.stats import Estimate
 from mmguard.auditing.stealth_images import ImageChange
 from mmguard.auditing.stealth_judge import Judgement
@@ -88,7 +88,7 @@ class StealthReport:
         parts += ["## Most visible", bullets(_most_visible(self.measures))]
         if self.missing:
             parts += ["## Not measured", bullets(self.missing)]
-        parts += ["## Provenance", bullets(f"{key}: {value}" for key, value in self.provenance.items())]
+        parts += ["## Provenance", facts(self.provenance)]
         return "\n\n".join(parts) + "\n"
 
     def write(self, folder: Path) -> None:

@@ -62,12 +62,12 @@ def protect(
     data = dataset if isinstance(dataset, Dataset) else read_dataset(dataset, split, limit)
     _require_something_to_do(data, config)
     source = str(dataset) if not isinstance(dataset, Dataset) else str(data.root)
-    names = [s.name if isinstance(s, Surrogate) else str(s) for s in surrogates]
+    chosen = [_chosen(s, device) for s in surrogates] if config.needs_models else []
+    names = [s.name if isinstance(s, Surrogate) else s for s in chosen]
     # Before the models: a folder that cannot be written should be known in a second, not after a download.
     out = Path(out) if out is not None else Path(f"{Path(source).name.replace(':', '-')}-release")
     writer = ReleaseWriter(out, data, config, names, source=source, split=split, limit=limit)
-    needs_models = config.optimised or config.inserts_triggers
-    models = [s if isinstance(s, Surrogate) else _load(s, device) for s in surrogates] if needs_models else []
+    models = [s if isinstance(s, Surrogate) else load_surrogate(s, device) for s in chosen]
     ensemble = Ensemble(models, config) if models else None
 
     deltas = DeltaFile(writer.deltas)
@@ -96,8 +96,10 @@ def protect(
     return writer.finish(triggers, failed)
 
 
-def _load(name: str, device: str) -> Surrogate:
-    return load_surrogate(choose_surrogate(device).name if name == "auto" else name, device)
+def _chosen(surrogate: str | Surrogate, device: str) -> str | Surrogate:
+    if isinstance(surrogate, Surrogate):
+        return surrogate
+    return choose_surrogate(device).name if surrogate == "auto" else str(surrogate)
 
 
 def _start(

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from mmguard.data.text import is_admissible
 from mmguard.errors import BudgetError, ReleaseError, SampleError
 from mmguard.release import layout
 from mmguard.release.card import WARNING_TEXT, dataset_card
+from mmguard.release.origin import origin
+from mmguard.runtime.provenance import commit
 from mmguard.types import Dataset, Rejection, Sample
 
 
@@ -83,7 +85,6 @@ class ReleaseWriter:
         self._written: dict[Path, dict[str, Any]] = {}
         self._header = {
             "mmguard": version("mmguard"),
-            "config": asdict(config),
             "seed": config.seed,
             "surrogates": list(surrogates),
             "budgets": {"eps": self._eps, "trigger_words": self._trigger_words},
@@ -92,6 +93,8 @@ class ReleaseWriter:
                 "split": split,
                 "limit": limit,
             },
+            **origin(dataset, config, surrogates),
+            "commit": commit(),
         }
         for folder in (self.path, self.record):
             _require_apart(folder, dataset.root.resolve())

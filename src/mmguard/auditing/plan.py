@@ -1,0 +1,186 @@
+"""An audit before it is run: its data is read and paired, its test is clean, and its runs are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mmguard.auditing import recipes
+from mmguard.auditing.arms import ARMS, Arm, Pairing, pair, pixel_digest, with_controls_of
+from mmguard.auditing.attackers import default_attackers
+from mmguard.auditing.runs import PACKAGES, Run, Runner, Shelf, digest
+from mmguard.config import AuditConfig
+from mmguard.data.readers import read_dataset
+from mmguard.data.tasks import target_text, user_text
+from mmguard.errors import ConfigError, DataError, SampleError
+from mmguard.release.layout import METADATA, sha256
+from mmguard.runtime.provenance import commit, versions
+from mmguard.types import Dataset, Sample
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an audit consists of."""
+
+    attackers: tuple[str, ...]
+    arms: tuple[Arm, ...]
+    config: AuditConfig
+    runner: Runner
+    shelf: Shelf
+    groups: list[int]
+    """Number of the image of every test sample."""
+    warnings: tuple[str, ...]
+    provenance: dict[str, Any]
+
+    @property
+    def seeds(self) -> range:
+        """The seed of every repetition."""
+        return range(self.config.seed, self.config.seed + self.config.seeds)
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs, attacker by attacker, each beginning with the untouched model."""
+        return [
+            run
+            for name in self.attackers
+            for run in (
+                Run(name),
+                *(Run(name, r, arm, seed) for r in self.config.recipes for arm in self.arms for seed in self.seeds),
+            )
+        ]
+
+
+def plan_audit(
+    release: str | Path,
+    original: str | Path,
+    test: str | Path,
+    attackers: Sequence[str] | None = None,
+    config: AuditConfig = AuditConfig(),
+    *,
+    arms: Sequence[Arm] | None = None,
+    controls: str | Path | None = None,
+    runs: Path | None = None,
+    device: str = "auto",
+    split: str | None = None,
+    test_split: str | None = None,
+    test_limit: int | None = None,
+) -> Plan:
+    """Reads everything that an audit is given.
+
+    Args:
+        release: the released folder; nothing beside it is read.
+        original: the dataset that it was made from.
+        test: a clean test set of the same task.
+        attackers: model names (hub id, folder, `zoo:NAME`); the zoo if not given.
+        config: how attackers fine-tune, and how they are judged.
+        arms: only these besides clean, release and its matched control; by default all that differ for this release.
+        controls: release of the same data and budget that the controls are made from; the audited one if not given.
+        runs: folder of finished runs, which audits can share; None keeps nothing.
+        device: `auto`, `cpu`, `cuda`, …
+        split: split of the original; of a benchmark, `train` if not given.
+        test_split: split of the test set; of a benchmark, `test` if not given.
+        test_limit: use only the questions of so many test images.
+
+    Raises:
+        DataError: a dataset cannot be read, or every test image is also a training image.
+        ReleaseError: the release does not belong to the original, or changes nothing.
+        ConfigError: an unknown arm, or a recipe that cannot be followed here.
+    """
+    if unknown := set(arms or ()) - set(ARMS):
+        raise ConfigError(f"arm {', '.join(sorted(unknown))}: choose from {', '.join(ARMS)}")
+    for recipe in config.recipes:
+        recipes.require(recipe)
+    released, originals = read_dataset(release), read_dataset(original, split=split)
+    pairing = pair(released, originals)
+    if controls is not None:
+        pairing = with_controls_of(pairing, pair(read_dataset(controls), originals))
+    samples, groups, test_digest, warnings = _clean_test(
+        read_dataset(test, test_split, test_limit, part="test"), pairing
+    )
+    wanted = ("clean", "release", pairing.matched, *(ARMS if arms is None else arms))
+    names = tuple(dict.fromkeys(attackers if attackers is not None else default_attackers()))
+    plan = Plan(
+        attackers=names,
+        arms=tuple(arm for arm in pairing.arms if arm in wanted),
+        config=config,
+        runner=Runner(pairing, samples, test_digest, config, device),
+        shelf=Shelf(runs),
+        groups=groups,
+        warnings=tuple(warnings),
+        provenance={},
+    )
+    plan.provenance.update(_provenance(plan, released))
+    return plan
+
+
+def _clean_test(dataset: Dataset, pairing: Pairing) -> tuple[list[Sample], list[int], str, list[str]]:
+    """The test samples that are fit for use, the number of the image of each, their hash, and warnings.
+
+    An image that is also trained on proves nothing: its questions are left out.
+    """
+    trained = set(pairing.digests.values())
+    digests: dict[Path, str] = {}
+    unreadable, leaked = [], set()
+    for path in dataset.by_image():
+        try:
+            pixels = pixel_digest(path)
+        except SampleError as error:
+            unreadable.append(str(error))
+            continue
+        if pixels in trained:
+            leaked.add(path)
+        else:
+            digests[path] = pixels
+    samples = [sample for sample in dataset.samples if sample.image in digests]
+    if not samples:
+        raise DataError(
+            f"{dataset.root}: no test image is left: {len(leaked)} are training images too, "
+            f"{len(unreadable)} cannot be read; give a test set that has no image in common with the dataset"
+        )
+    warnings = []
+    if leaked:
+        warnings.append(
+            f"{len(leaked)} of {len(leaked) + len(digests)} test images are training images too; "
+            "their questions were left out."
+        )
+    if unreadable:
+        warnings.append(f"{len(unreadable)} test images cannot be read and were left out; the first: {unreadable[0]}")
+    if pairing.rejected:
+        first = pairing.rejected[0]
+        warnings.append(f"{len(pairing.rejected)} released samples were left out; the first: {first.reason}")
+    number = {pixels: place for place, pixels in enumerate(dict.fromkeys(digests.values()))}
+    groups = [number[digests[sample.image]] for sample in samples]
+    return samples, groups, digest([_content(sample, digests) for sample in samples]), warnings
+
+
+def _content(sample: Sample, digests: dict[Path, str]) -> list[Any]:
+    return [
+        digests[sample.image],
+        user_text(sample.question, sample.options),
+        target_text(sample),
+        sample.answers,
+        sample.metric,
+    ]
+
+
+def _provenance(plan: Plan, released: Dataset) -> dict[str, Any]:
+    """What is needed to run the audit again."""
+    metadata, pairing, samples = released.root / METADATA, plan.runner.pairing, plan.runner.samples
+    return {
+        "versions": versions(*PACKAGES),
+        "commit": commit(),
+        "attackers": list(plan.attackers),
+        "config": asdict(plan.config),
+        "seeds": list(plan.seeds),
+        "release metadata sha256": sha256(metadata) if metadata.is_file() else None,
+        "data sha256": {arm: plan.runner.data_digest(arm) for arm in plan.arms},
+        "test sha256": plan.runner.test_digest,
+        "training samples": len(pairing.pairs),
+        "training images": len({released.image for _, released in pairing.pairs}),
+        "test samples": len(samples),
+        "test images": len({sample.image for sample in samples}),
+        "images changed": pairing.images_changed,
+        "texts changed": pairing.texts_changed,
+    }

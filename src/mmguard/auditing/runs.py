@@ -1,0 +1,182 @@
+"""One run of an audit: what it depends on, how it is made, and where its scores are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from mmguard.auditing import recipes
+from mmguard.auditing.arms import Arm, ImageStore, Pairing, ingredients, rows
+from mmguard.auditing.attackers import fine_tune, load_attacker, schedule
+from mmguard.auditing.evaluate import evaluate
+from mmguard.auditing.stats import FloatArray
+from mmguard.config import AuditConfig, Recipe
+from mmguard.lvlm.weights import weights_digest
+from mmguard.runtime.executor import Report
+from mmguard.runtime.provenance import commit, versions
+from mmguard.types import Sample
+
+PACKAGES = ("mmguard", "torch", "transformers", "peft", "trl", "accelerate")
+"""Libraries whose version a run depends on."""
+
+_TRAINING_SHARE = 0.9
+"""What part of a run is training; the rest is answering the test. For the progress bar only."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuning and its test, or the test of the untouched model."""
+
+    attacker: str
+    recipe: Recipe | None = None
+    """None for the untouched model."""
+    arm: Arm | Literal["zero-shot"] = "zero-shot"
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.attacker} {self.name}"
+
+    @property
+    def name(self) -> str:
+        """What the attacker does."""
+        return f"{self.recipe} {self.arm} seed {self.seed}" if self.recipe else self.arm
+
+    @property
+    def weight(self) -> float:
+        """How long it takes, a fine-tuning being 1."""
+        return 1.0 if self.recipe else 1 - _TRAINING_SHARE
+
+
+@dataclass
+class Runner:
+    """Makes runs; a copy of it does so in every worker process."""
+
+    pairing: Pairing
+    samples: list[Sample]
+    """Of the clean test."""
+    test_digest: str
+    config: AuditConfig
+    device: str = "auto"
+    threads: int | None = None
+    """How many threads a run has; torch's choice if not given."""
+    _store: ImageStore = field(default_factory=ImageStore)
+    _words: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    _weights: dict[str, str | None] = field(default_factory=dict)
+    _data: dict[str, str] = field(default_factory=dict)
+
+    def __call__(self, run: Run, report: Report) -> FloatArray:
+        """Makes a run. Returns the score of every test sample, from 0 to 1. Shape: `(N,)`."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        if run.recipe is None:
+            attacker = load_attacker(run.attacker, self.device)
+            self._words[run.attacker] = attacker.words
+        else:
+            done = 0.0
+
+            def on_step(share: float) -> None:
+                nonlocal done
+                done += _TRAINING_SHARE * share
+                report(done)
+
+            attacker = fine_tune(
+                run.attacker,
+                rows(run.arm, self.pairing, self._vocabulary(run.attacker), run.seed),  # type: ignore[arg-type]
+                run.recipe,
+                self.config,
+                run.seed,
+                device=self.device,
+                store=self._store,
+                on_step=on_step,
+            )
+        return evaluate(attacker, self.samples, self.config, self._store)
+
+    def describe(self, run: Run) -> dict[str, Any]:
+        """Everything that the scores of a run depend on.
+
+        Raises:
+            ConfigError: the model's `mmguard.json` cannot be read.
+            SurrogateError: the zoo has no such model.
+        """
+        settings: dict[str, Any] = {"max_new_tokens": self.config.max_new_tokens}
+        if run.recipe is not None:
+            lr, epochs = schedule(run.attacker, run.recipe, self.config)
+            settings |= {"lr": lr, "epochs": epochs, "lora_rank": recipes.rank(run.recipe, self.config)}
+            settings |= {"batch_size": self.config.batch_size, "warmup": self.config.warmup}
+        if run.attacker not in self._weights:
+            self._weights[run.attacker] = weights_digest(run.attacker)
+        return {
+            "attacker": run.attacker,
+            "weights": self._weights[run.attacker],
+            "recipe": run.recipe,
+            "arm": run.arm,
+            "seed": run.seed,
+            "settings": settings,
+            "data": self.data_digest(run.arm),
+            "test": self.test_digest,
+            "versions": versions(*PACKAGES),
+        }
+
+    def _vocabulary(self, name: str) -> tuple[str, ...]:
+        if name not in self._words:
+            self._words[name] = load_attacker(name, "cpu").words
+        return self._words[name]
+
+    def data_digest(self, arm: Arm | Literal["zero-shot"]) -> str | None:
+        """Hash of what an arm's rows are made of; None for the untouched model, which has none."""
+        if arm == "zero-shot":
+            return None
+        if arm not in self._data:
+            self._data[arm] = digest(ingredients(arm, self.pairing))
+        return self._data[arm]
+
+
+class Shelf:
+    """Finished runs on disk, each in a file of its own that is named and found by its description.
+
+    Several audits can share a folder, and then runs that they have in common.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def find(self, description: dict[str, Any]) -> FloatArray | None:
+        """The stored scores of a run, if it was made in just this way. Shape: `(N,)`."""
+        if self._folder is None:
+            return None
+        try:
+            stored = json.loads(self._path(description).read_text(encoding="utf-8"))
+            if {key: stored[key] for key in description} == description:
+                return np.array(stored["scores"], dtype=np.float64)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # not made yet, or cut off while it was being written: made again either way
+        return None
+
+    def keep(self, description: dict[str, Any], scores: FloatArray) -> None:
+        """Stores the scores of a run."""
+        if self._folder is None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._path(description)
+        unfinished = path.with_suffix(f".{os.getpid()}.tmp")  # another audit may make the same run
+        text = json.dumps({**description, "commit": commit(), "scores": scores.tolist()})
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+
+    def _path(self, description: dict[str, Any]) -> Path:
+        assert self._folder is not None
+        name = "_".join(str(description[part]) for part in ("attacker", "recipe", "arm", "seed"))
+        return self._folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[-120:]}_{digest(description)[:16]}.json"
+
+
+def digest(value: Any) -> str:
+    """Hash of plain data."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,161 @@
+"""A benchmark's results as a Markdown page: means first, then a table of all attackers for each dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, fields
+
+from mmguard.auditing.markdown import bullets, table
+from mmguard.auditing.report import AuditReport
+from mmguard.auditing.runs import PACKAGES
+from mmguard.auditing.stats import MIN_SEEDS, Estimate, Finding, Headline, mean_of_independent
+from mmguard.bench.config import Experiment, plain
+from mmguard.bench.results import Outcome, Results
+from mmguard.config import AuditConfig, ProtectConfig
+from mmguard.runtime.provenance import commit, versions
+
+_LEGEND = (
+    "Accuracies in percent on clean test data, means over seeds; differences in points with 95 % bootstrap intervals "
+    "over seeds and test items. *Control*: what the release changes is changed as much at random: noise for `image`, "
+    "words for `text`, both for the others. *Drop*: clean − release. *Control cost*: clean − control; above 5 points "
+    "the attacker is *brittle*, and its numbers are no evidence. *Beyond control*: control − release. *G*: the share "
+    "of the fine-tuning gain that the release removes beyond the control."
+)
+_ZOO = "The zoo's tiny models demonstrate the method; nothing here predicts how large models fare."
+
+
+def page(results: Results) -> str:
+    """All of it: means, tables, what failed, what was not tested, and what it was made with."""
+    done = _done(results)
+    parts = [f"# {results.bench.title}", _introduction(results, done), means(results)]
+    for dataset in dict.fromkeys(one.experiment.dataset for one, _ in done):
+        of_it = [(one, report) for one, report in done if one.experiment.dataset == dataset]
+        parts += [f"## {dataset}", _sizes(of_it[0][1]), _findings(results, of_it)]
+    if failures := list(_failures(results)):
+        parts += ["## Failures and warnings", bullets(failures)]
+    if done:
+        parts += ["## Not tested, and not protected against", bullets(done[0][1].not_tested)]
+    return "\n\n".join([*parts, "## Made with", bullets(_provenance(results))]) + "\n"
+
+
+def means(results: Results) -> str:
+    """The headline: for each setting and dataset the mean over attackers that are not brittle.
+
+    Where there are several datasets, their mean follows, each counting the same.
+    """
+    columns = results.bench.columns
+    groups: dict[tuple[str, ...], list[tuple[str, Headline]]] = {}
+    for one, report in _done(results):
+        groups.setdefault(_cells(one.experiment, columns), []).append((one.experiment.dataset, report.headline))
+    lines = []
+    for setting, members in groups.items():
+        # Attackers on one and the same dataset are not independent.
+        if len(members) > 1 and len(dict(members)) == len(members):
+            members.append(("**mean**", _over([head for _, head in members])))
+        for dataset, head in members:
+            numbers = [_points(head.beyond_control), _share(head.gain_removed), head.strongest or "–"]
+            lines.append([dataset, *setting, str(head.counted), str(head.brittle), *numbers])
+    names = ["dataset", *columns.values(), "attackers", "brittle", "beyond control", "G", "lost least"]
+    return "## Means over attackers that are not brittle\n\n" + (table(names, lines) if lines else "No results.")
+
+
+_Done = Sequence[tuple[Outcome, AuditReport]]
+
+
+def _done(results: Results) -> _Done:
+    return [(one, one.report) for one in results.outcomes if one.report is not None]
+
+
+def _introduction(results: Results, done: _Done) -> str:
+    sentences = [f"Written by `mmguard bench --config {results.bench.path}`.", _LEGEND]
+    if not results.complete:
+        sentences.insert(1, "**Not complete**: experiments or attackers are missing.")
+    if any(finding.seeds < MIN_SEEDS for _, report in done for finding in report.findings):
+        sentences.append(f"**No claim follows** where there are fewer than {MIN_SEEDS} seeds.")
+    if any(finding.attacker.startswith("zoo:") for _, report in done for finding in report.findings):
+        sentences.append(_ZOO)
+    return " ".join(sentences)
+
+
+def _over(heads: Sequence[Headline]) -> Headline:
+    beyond = [head.beyond_control for head in heads if head.beyond_control]
+    shares = [head.gain_removed for head in heads if head.gain_removed]
+    return Headline(
+        counted=sum(head.counted for head in heads),
+        brittle=sum(head.brittle for head in heads),
+        beyond_control=mean_of_independent(beyond) if beyond else None,
+        gain_removed=mean_of_independent(shares) if shares else None,
+        strongest=None,
+        claim=all(head.claim for head in heads),
+    )
+
+
+def _findings(results: Results, done: _Done) -> str:
+    columns = results.bench.columns
+    recipes = {finding.recipe for _, report in done for finding in report.findings}
+    lines = []
+    for one, report in done:
+        for finding in report.findings:
+            recipe = [finding.recipe] * (len(recipes) > 1)
+            lines.append([finding.attacker, *recipe, *_cells(one.experiment, columns), *_numbers(finding)])
+    head = ["attacker", *["recipe"] * (len(recipes) > 1), *columns.values(), "zero-shot", "clean", "control", "release"]
+    return table([*head, "drop", "control cost", "beyond control", "G", "status"], lines)
+
+
+def _numbers(finding: Finding) -> list[str]:
+    accuracies = (finding.zero_shot, *(finding.accuracy[arm] for arm in ("clean", finding.matched, "release")))
+    return [
+        *(f"{100 * accuracy:.1f}" for accuracy in accuracies),
+        *map(_points, (finding.drop, finding.control_cost, finding.beyond_control)),
+        _share(finding.gain_removed),
+        finding.status,
+    ]
+
+
+def _sizes(report: AuditReport) -> str:
+    known = {key: str(value) for key, value in report.provenance.items()}
+    return (
+        "{training samples} training samples on {training images} images, {test samples} test samples on "
+        "{test images}; seeds {seeds}."
+    ).format_map(known)
+
+
+def _failures(results: Results) -> Iterable[str]:
+    for one in results.outcomes:
+        label = results.bench.label(one.experiment)
+        if one.failure:
+            yield f"{label}: {one.failure}"
+        for failure in one.report.failures if one.report else ():
+            yield f"{label}: {failure.attacker}: {failure.reason}"
+        for warning in one.report.warnings if one.report else ():
+            yield f"{label}: warning: {warning}"
+
+
+def _provenance(results: Results) -> Iterable[str]:
+    """What all experiments have in common and is no default, and what they were made with."""
+    every = [one.settings for one in results.bench.experiments]
+    default = {
+        f"{name}.{field.name}": field.default
+        for name, kind in (("protect", ProtectConfig), ("audit", AuditConfig))
+        for field in fields(kind)
+        if field.default is not MISSING
+    }
+    for key, value in every[0].items():
+        if all(one[key] == value for one in every) and value not in (default.get(key), None, ()):
+            yield f"{key}: {plain(value)}"
+    yield ", ".join(f"{name} {number}" for name, number in versions(*PACKAGES).items())
+    yield f"commit {commit() or 'unknown'}; hashes of data, weights and releases are in results.json"
+
+
+def _cells(one: Experiment, columns: Iterable[str]) -> tuple[str, ...]:
+    return tuple(plain(one.settings[key]) for key in columns)
+
+
+def _points(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "–"
+    return f"{100 * estimate.value:.1f} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
+
+
+def _share(estimate: Estimate | None) -> str:
+    return "–" if estimate is None else f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"

@@ -1,0 +1,221 @@
+"""Makes what a benchmark's file describes and is not there yet: releases first, then the runs of their audits.
+
+All lies in one folder: `releases/`, each under a hash of what it is made from; `runs/`, likewise; and `results.json`
+with `results.md`, written anew after every experiment. What is there is not made again, whichever file asked for it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mmguard.auditing.plan import Plan, plan_audit
+from mmguard.auditing.run import carry_out
+from mmguard.auditing.runs import digest
+from mmguard.bench.config import Bench, Experiment
+from mmguard.bench.page import page
+from mmguard.bench.results import Outcome, Results
+from mmguard.config import ProtectConfig
+from mmguard.data.readers import read_dataset
+from mmguard.errors import ReleaseError
+from mmguard.protection.run import protect
+from mmguard.release import layout
+from mmguard.release.origin import origin
+from mmguard.release.verify import verify
+from mmguard.runtime.memory import release_memory
+
+
+def run_bench(
+    bench: Bench,
+    out: Path,
+    *,
+    jobs: int | None = None,
+    device: str = "auto",
+    progress: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Results:
+    """Makes what is missing, and reports.
+
+    Args:
+        bench: the experiments.
+        out: folder for all that is made.
+        jobs: fine-tuning runs at a time, as for `carry_out`.
+        device: `auto`, `cpu`, `cuda`, …
+        progress: bars with the time that remains, on standard error.
+        say: told which experiment begins.
+
+    Returns:
+        What is also in `results.json` and `results.md`. An experiment that fails is listed, and does not end the
+        others.
+    """
+    releases = _Releases(out / "releases", device, progress)
+    outcomes: list[Outcome] = []
+    for number, one in enumerate(bench.experiments, 1):
+        say(f"{number} of {len(bench.experiments)}: {bench.label(one)}")
+        release: dict[str, Any] = {}
+        try:
+            folder = releases.made(one)
+            release = _provenance(folder, out)
+            plan = _plan(one, folder, releases.made(_model(one, bench)), out, device)
+            outcomes.append(Outcome(one, release, carry_out(plan, jobs, progress)))
+        # A benchmark runs for days: whatever ends one experiment, the others can go on.
+        except Exception as error:
+            outcomes.append(Outcome(one, release, None, f"{type(error).__name__}: {error}"))
+        results = Results(bench, tuple(outcomes))
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "results.json").write_text(results.to_json(), encoding="utf-8")
+        (out / "results.md").write_text(page(results), encoding="utf-8")
+    return results
+
+
+@dataclass(frozen=True)
+class State:
+    """What of an experiment is there."""
+
+    label: str
+    release: bool
+    runs: int | None
+    """How many its audit takes; None where the release is not there, so that its data was not read."""
+    found: int | None
+    """How many of them are there."""
+
+    def __str__(self) -> str:
+        if self.runs is None:
+            return f"{self.label}: release {'there' if self.release else 'to make'}, runs to make"
+        return f"{self.label}: release there, {self.found} of {self.runs} runs there"
+
+
+def survey(bench: Bench, out: Path, device: str = "auto") -> Iterator[State]:
+    """Looks what is there, and makes nothing. Data is only read where a release of it is.
+
+    Args:
+        bench: the experiments.
+        out: folder of what was made.
+        device: `auto`, `cpu`, `cuda`, …
+    """
+    releases = _Releases(out / "releases", device, progress=False)
+    for one in bench.experiments:
+        folder, model = releases.find(one), releases.find(_model(one, bench))
+        if folder is None or model is None:
+            yield State(bench.label(one), folder is not None, None, None)
+        else:
+            plan = _plan(one, folder, model, out, device)
+            found = [plan.shelf.find(plan.runner.describe(run)) is not None for run in plan.runs]
+            yield State(bench.label(one), True, len(found), sum(found))
+
+
+def _model(one: Experiment, bench: Bench) -> Experiment:
+    """The experiment whose release the controls are made from.
+
+    All variants of a budget are held against the same controls, which are made from the first that changes images and
+    texts: `control` for those that change both, `random-noise` and `random-words` for those that change one.
+    """
+    alike = [
+        other
+        for other in bench.experiments
+        if _release(replace(other, protect=replace(other.protect, variant=one.protect.variant))) == _release(one)
+        and all(layout.budgets(other.protect))
+    ]
+    return alike[0] if alike else one
+
+
+def _release(one: Experiment) -> tuple[str, str | None, int | None, tuple[str, ...], ProtectConfig]:
+    """What of an experiment its release depends on."""
+    surrogates = one.surrogates if one.protect.needs_models else ()
+    return one.dataset, one.split, one.limit, surrogates, one.protect
+
+
+def _plan(one: Experiment, release: Path, model: Path, out: Path, device: str) -> Plan:
+    return plan_audit(
+        release, one.dataset, one.test or one.dataset, one.attackers, one.audit, arms=one.arms,
+        controls=model if model != release else None, runs=out / "runs", device=device, split=one.split,
+        test_split=one.test_split, test_limit=one.test_limit,
+    )  # fmt: skip
+
+
+class _Releases:
+    """The releases in a folder, each under a hash of what it is made from."""
+
+    def __init__(self, folder: Path, device: str, progress: bool) -> None:
+        self._folder = folder
+        self._device = device
+        self._progress = progress
+        self._places: dict[Any, tuple[Path, dict[str, Any]]] = {}
+        self._made: dict[Any, Path | Exception] = {}
+
+    def find(self, one: Experiment) -> Path | None:
+        """The finished release of an experiment, if it is there."""
+        if not any(self._folder.glob(f"{_stem(one)}-*")):
+            return None
+        folder, made_from = self._place(one)
+        return folder if _is_finished(folder, made_from) else None
+
+    def made(self, one: Experiment) -> Path:
+        """The release of an experiment, made if it is not there, and verified; tried once only."""
+        key = _release(one)
+        if key not in self._made:
+            try:
+                self._made[key] = self._make(one)
+            except Exception as error:
+                self._made[key] = error
+        made = self._made[key]
+        if isinstance(made, Exception):
+            raise made
+        return made
+
+    def _make(self, one: Experiment) -> Path:
+        folder, made_from = self._place(one)
+        if not _is_finished(folder, made_from):
+            protect(
+                one.dataset, one.surrogates, one.protect, folder, split=one.split, limit=one.limit,
+                device=self._device, show_progress=self._progress,
+            )  # fmt: skip
+            release_memory()  # workers of the audit may need what the surrogates had
+        checked = verify(folder, one.dataset, split=one.split, limit=one.limit)
+        if not checked.ok:
+            raise ReleaseError(f"{folder}: does not verify: {'; '.join(checked.problems[:3])}: remove it and run again")
+        return folder
+
+    def _place(self, one: Experiment) -> tuple[Path, dict[str, Any]]:
+        """Where the release of an experiment lies, and what it is made from."""
+        key = _release(one)
+        if key not in self._places:
+            dataset, split, limit, surrogates, config = key
+            made_from = origin(read_dataset(dataset, split, limit), config, surrogates)
+            self._places[key] = (self._folder / f"{_stem(one)}-{digest(made_from)[:12]}", made_from)
+        return self._places[key]
+
+
+def _stem(one: Experiment) -> str:
+    """What people call a release."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{Path(one.dataset).name}-{one.protect.variant}")
+
+
+def _is_finished(release: Path, made_from: dict[str, Any]) -> bool:
+    if not (release / layout.METADATA).is_file() or (layout.record_folder(release) / layout.UNFINISHED).exists():
+        return False
+    record = _record(release)
+    return {key: record.get(key) for key in made_from} == made_from
+
+
+def _record(release: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads((layout.record_folder(release) / layout.RECORD).read_bytes())
+        return record
+    except (OSError, ValueError):
+        return {}
+
+
+def _provenance(release: Path, out: Path) -> dict[str, Any]:
+    """What results say of a release: nothing of its record that would tell how to undo it."""
+    record = _record(release)
+    return {
+        "folder": release.relative_to(out).as_posix(),
+        "metadata sha256": layout.sha256(release / layout.METADATA),
+        **{key: record.get(key) for key in ("config", "weights", "dataset", "data", "versions", "commit")},
+        "left out": len(record.get("left_out", ())),
+    }

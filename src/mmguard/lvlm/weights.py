@@ -1,0 +1,62 @@
+"""Which weights a model's name stands for at the moment."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from mmguard import zoo
+
+_HUB_TIMEOUT = 3.0
+"""Seconds. Without a network the answer should not be waited for."""
+
+
+def model_folder(name: str) -> Path | None:
+    """The folder of a zoo model or of a local one; None for a hub id.
+
+    Raises:
+        SurrogateError: the zoo has no such model.
+    """
+    if name.startswith("zoo:"):
+        return zoo.path(name.removeprefix("zoo:"))
+    return Path(name) if Path(name).is_dir() else None
+
+
+def weights_digest(name: str) -> str | None:
+    """Tells one state of a model from another.
+
+    Args:
+        name: a hub id, a local folder or `zoo:NAME`.
+
+    Returns:
+        A hash of the folder's files (names and bytes), or the commit on the hub; without a network, the commit that
+        the cache holds. None if the model is nowhere to be found.
+
+    Raises:
+        SurrogateError: the zoo has no such model.
+    """
+    folder = model_folder(name)
+    if folder is None:
+        return _hub_commit(name)
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _hub_commit(name: str) -> str | None:
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    try:
+        return HfApi().model_info(name, timeout=_HUB_TIMEOUT).sha
+    # No network, offline mode, a gated or missing model, no valid id: each has its own exception, from whatever HTTP
+    # library the hub's client uses, and to each the answer is to look into the cache.
+    except Exception:
+        try:
+            cached = try_to_load_from_cache(name, "config.json")
+        except ValueError:
+            return None
+    return Path(cached).parent.name if isinstance(cached, str) else None

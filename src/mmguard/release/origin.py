@@ -1,0 +1,52 @@
+"""What a release is made from: where all of it is the same, the release would be, too."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mmguard.config import ProtectConfig
+from mmguard.lvlm.weights import weights_digest
+from mmguard.release.layout import sha256
+from mmguard.runtime.provenance import versions
+from mmguard.types import Dataset
+
+_PACKAGES = ("mmguard", "torch", "torchvision", "transformers", "peft")
+
+
+def origin(dataset: Dataset, config: ProtectConfig, surrogates: Sequence[str]) -> dict[str, Any]:
+    """Settings, weights, data and versions, ready for JSON.
+
+    Args:
+        dataset: the owner's data.
+        config: settings of the protection.
+        surrogates: names of the models.
+
+    Raises:
+        SurrogateError: the zoo has no such model.
+    """
+    made_from = {
+        "config": asdict(config),
+        "weights": {name: weights_digest(name) for name in surrogates},
+        "data": _data_digest(dataset),
+        "versions": versions(*_PACKAGES),
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(made_from))
+    return plain
+
+
+def _data_digest(dataset: Dataset) -> str:
+    """Hash of the rows as they stand, and of the files of their images."""
+    files = [_file_digest(path) for path in dataset.by_image()]
+    return hashlib.sha256(json.dumps([dataset.rows, files], sort_keys=True).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str | None:
+    try:
+        return sha256(path)
+    except OSError:  # an image that cannot be read is left out, and reported, when its turn comes
+        return None

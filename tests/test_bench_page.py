@@ -1,0 +1,113 @@
+"""The page of a benchmark: its tables say what the findings say, and its means are over what they claim to be over."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmguard.auditing.report import AuditReport, Failure
+from mmguard.auditing.stats import Scores, analyse
+from mmguard.bench.config import Bench, Experiment
+from mmguard.bench.page import means, page
+from mmguard.bench.results import Outcome, Results
+from mmguard.config import AuditConfig, ProtectConfig
+
+ITEMS = 40
+
+
+def report(right: dict[str, tuple[int, int, int]], seeds: int = 3, recipes: tuple[str, ...] = ("lora",)) -> AuditReport:
+    """An audit in which each attacker answers so many items of 40 rightly after clean, control and release training."""
+    scores = []
+    for attacker, (clean, control, release) in right.items():
+        by_arm = {
+            arm: np.tile((np.arange(ITEMS) < number).astype(float), (seeds, 1))
+            for arm, number in (("clean", clean), ("control", control), ("release", release))
+        }
+        scores += [Scores(attacker, recipe, by_arm, np.zeros(ITEMS), "control") for recipe in recipes]
+    findings, headline = analyse(scores, resamples=200)
+    known = dict.fromkeys(("training samples", "training images", "test samples", "test images"), ITEMS)
+    return AuditReport(headline, tuple(findings), provenance={**known, "seeds": list(range(seeds))})
+
+
+def bench(datasets: tuple[str, ...]) -> Bench:
+    one = Experiment("x", ("zoo:one",), ("a", "b"), "t", audit=AuditConfig(seeds=3), protect=ProtectConfig(rounds=7))
+    variants = [replace(one, protect=replace(one.protect, variant=variant)) for variant in ("bph", "text")]
+    every = [replace(variant, dataset=name) for variant in variants for name in datasets]
+    return Bench(Path("configs/toy.yaml"), "Toy", tuple(every))
+
+
+def rows(text: str, *beginning: str) -> list[list[str]]:
+    lines = [line.strip("| ") for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines]
+    return [line for line in cells if line[: len(beginning)] == list(beginning)]
+
+
+def test_tables_and_means() -> None:
+    toy = bench(("cats", "dogs"))
+    # On cats, b is brittle: its control costs 20 of 40 items.
+    reports = [{"a": (40, 40, 20), "b": (40, 20, 0)}, {"a": (40, 40, 30), "b": (40, 40, 10)}] * 2
+    results = Results(toy, tuple(Outcome(e, {}, report(r)) for e, r in zip(toy.experiments, reports, strict=True)))
+    text = page(results)
+    assert text.startswith("# Toy\n\nWritten by `mmguard bench --config configs/toy.yaml`.")
+    assert "Not complete" not in text
+    assert "No claim" not in text
+    cats, dogs, both = (rows(means(results), name, "bph")[0] for name in ("cats", "dogs", "**mean**"))
+    assert cats[2:4] == ["1", "1"]
+    assert cats[4].startswith("50.0 (")
+    assert dogs[2:4] == ["2", "0"]
+    assert dogs[4].startswith("50.0 (")  # of a 25, of b 75
+    assert dogs[6] == "a (lora)"
+    assert both[2:4] == ["3", "1"]
+    assert both[4].startswith("50.0 (")
+    narrower = [float(cell[4].split("(")[1].split(" ")[0]) for cell in (cats, dogs, both)]
+    assert narrower[2] > max(narrower[:2])
+    brittle = rows(text.split("## cats")[1].split("## dogs")[0], "b", "text")
+    assert [[*line[2:6], line[-1]] for line in brittle] == [["0.0", "100.0", "50.0", "0.0", "brittle"]]
+    assert "- protect.rounds: 7" in text
+    assert "protect.eps" not in text
+
+
+def test_same_dataset_twice_has_no_mean() -> None:
+    toy = bench(("cats",))
+    other = tuple(replace(one, attackers=("b",)) for one in toy.experiments)
+    toy = replace(toy, experiments=toy.experiments + other)
+    results = Results(toy, tuple(Outcome(one, {}, report({"a": (40, 40, 20)})) for one in toy.experiments))
+    assert rows(means(results), "**mean**") == []
+    assert len(rows(means(results), "cats", "bph")) == 2
+
+
+def test_recipes_get_a_column_where_there_are_several() -> None:
+    toy = bench(("cats",))
+    both = report({"a": (40, 40, 20)}, recipes=("lora", "full"))
+    results = Results(toy, tuple(Outcome(one, {}, both) for one in toy.experiments))
+    assert [line[:3] for line in rows(page(results), "a")[:2]] == [["a", "lora", "bph"], ["a", "full", "bph"]]
+
+
+def test_what_is_missing_is_said() -> None:
+    toy = bench(("cats",))
+    with_failure = replace(
+        report({"a": (40, 40, 20)}, seeds=1), failures=(Failure("b", "broke"),), warnings=("leaked",)
+    )
+    first, second = toy.experiments
+    results = Results(toy, (Outcome(first, {}, with_failure), Outcome(second, {}, None, "no memory")))
+    text = page(results)
+    assert "**Not complete**" in text
+    assert "**No claim follows** where there are fewer than 3 seeds." in text
+    for line in ("- cats, bph: b: broke", "- cats, bph: warning: leaked", "- cats, text: no memory"):
+        assert line in text.splitlines()
+    assert not results.complete
+
+
+def test_nothing_done_yet() -> None:
+    toy = bench(("cats",))
+    assert "No results." in page(Results(toy, ()))
+
+
+@pytest.mark.parametrize("name", ["zoo:qwen3vl-tiny", "real/model"])
+def test_zoo_is_no_prediction(name: str) -> None:
+    toy = bench(("cats",))
+    results = Results(toy, (Outcome(toy.experiments[0], {}, report({name: (40, 40, 20)})),))
+    assert ("nothing here predicts" in page(results)) == name.startswith("zoo:")

@@ -1,0 +1,256 @@
+"""Benchmarks from file to page: releases and runs are made once, whoever asks, and failures stay where they are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import tiny
+from mmguard.auditing import runs
+from mmguard.bench import run
+from mmguard.bench.config import Bench, Experiment
+from mmguard.bench.run import run_bench, survey
+from mmguard.cli import app
+from mmguard.config import AuditConfig, ProtectConfig
+from mmguard.release.layout import UNFINISHED, record_folder
+from mmguard.release.writer import ReleaseWriter
+
+PROTECT = ProtectConfig(rounds=1, pgd_steps=1, top_c=2, trigger_words=2)
+AUDIT = AuditConfig(seeds=3, epochs=1, max_new_tokens=2, bootstrap=200)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny.build("llava", tmp_path_factory.mktemp("model") / "llava"))
+
+
+@pytest.fixture
+def bench(model: str) -> Bench:
+    one = Experiment(
+        "easy-vqa:train:what:3", (model,), ("fake", "other"), "easy-vqa:test:what:4", protect=PROTECT, audit=AUDIT
+    )
+    variants = ("image", "bph", "text", "multimodal")  # the first has its controls from the second
+    every = tuple(replace(one, protect=replace(PROTECT, variant=variant)) for variant in variants)
+    return Bench(Path("configs/toy.yaml"), "Toy", every)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
+    """Attackers without a model: right on fewer test items if a release taught them. Lists the runs made."""
+    made: list[tuple[str, str, int]] = []
+
+    def load_attacker(name: str, device: str = "auto") -> SimpleNamespace:
+        if name == "broken":
+            raise OSError("no such model")
+        return SimpleNamespace(name=name, right=0, words=("tree",))
+
+    def fine_tune(name, rows, recipe, config, seed, *, device, store, on_step):
+        noise, words = rows[0].noise_like is not None, rows[0].text.endswith("tree")
+        arm = {(True, True): "control", (True, False): "noise", (False, True): "words"}.get((noise, words))
+        arm = arm or ("release" if "releases" in str(rows[0].image) else "clean")
+        made.append((name, arm, seed))
+        return SimpleNamespace(right=2 if arm == "release" else 4)
+
+    def evaluate(attacker, samples, config, store):
+        return (np.arange(len(samples)) < attacker.right).astype(float)
+
+    for function in (load_attacker, fine_tune, evaluate):
+        monkeypatch.setattr(runs, function.__name__, function)
+    return made
+
+
+def make(bench: Bench, out: Path, **more) -> run.Results:
+    return run_bench(bench, out, jobs=1, device="cpu", **more)
+
+
+def test_everything_is_made_once(bench: Bench, fake: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    first = make(bench, tmp_path, say=said.append)
+    assert first.complete
+    assert said[1] == "2 of 4: easy-vqa:train:what:3, bph"
+    by_arm = {arm: sum(made == arm for _, made, _ in fake) for arm in ("clean", "noise", "words", "control", "release")}
+    shared = 2 * AUDIT.seeds
+    assert by_arm == {"clean": shared, "noise": shared, "words": shared, "control": shared, "release": 4 * shared}
+    matched = [one.report.findings[0].matched for one in first.outcomes]
+    assert matched == ["random-noise", "control", "random-words", "control"]
+    assert all(one.report.headline.beyond_control.value == pytest.approx(0.5) for one in first.outcomes)
+
+    content = (tmp_path / "results.json").read_bytes()
+    page = (tmp_path / "results.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(run, "protect", lambda *_, **__: pytest.fail("made again"))
+    monkeypatch.setattr(runs, "fine_tune", lambda *_, **__: pytest.fail("made again"))
+    assert make(bench, tmp_path) == first
+    assert (tmp_path / "results.json").read_bytes() == content
+    assert (tmp_path / "results.md").read_text(encoding="utf-8") == page
+    assert make(replace(bench, title="Another", experiments=bench.experiments[1:3]), tmp_path).complete
+
+
+def test_results_say_what_they_were_made_with_and_no_secrets(bench: Bench, fake: list, tmp_path: Path) -> None:
+    make(bench, tmp_path)
+    text = (tmp_path / "results.json").read_text(encoding="utf-8")
+    results = json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert results["config"] == "configs/toy.yaml"
+    one = results["experiments"][1]
+    assert one["settings"]["protect.rounds"] == 1
+    assert one["audit"]["provenance"]["seeds"] == [0, 1, 2]
+    assert one["audit"]["findings"][0]["beyond_control"].keys() == {"value", "low", "high"}
+    release = one["release"]
+    assert {"torch", "transformers", "peft", "mmguard"} <= release["versions"].keys()
+    assert len(release["data"]) == len(release["metadata sha256"]) == 64
+    (digest,) = release["weights"].values()
+    assert len(digest) == 64
+    record = json.loads((record_folder(tmp_path / release["folder"]) / "record.json").read_text())
+    for sample in record["samples"]:
+        assert " ".join(sample["words"]) not in text
+
+
+def test_an_interrupted_release_is_taken_over(
+    bench: Bench, fake: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(ReleaseWriter, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            make(bench, tmp_path)
+    assert [path.parent.name for path in tmp_path.rglob(UNFINISHED)]
+    assert [state.release for state in survey(bench, tmp_path)] == [False] * 4
+    assert make(bench, tmp_path).complete
+    assert len(list((tmp_path / "releases").glob("*.record"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "releases", "made"),
+    [
+        # Settings of an audit leave releases alone; those of a protection leave clean data and random words alone.
+        ({"audit": replace(AUDIT, lr=1.0)}, 1, {"clean", "control", "release"}),
+        ({"protect": replace(PROTECT, seed=1)}, 2, {"control", "release"}),
+        ({"protect": replace(PROTECT, trigger_words=1)}, 2, {"control", "release"}),
+        ({"dataset": "easy-vqa:train:what:4"}, 2, {"clean", "control", "release"}),
+        ({"test": "easy-vqa:test:what:3"}, 1, {"clean", "control", "release"}),
+    ],
+)
+def test_what_is_different_is_made_anew_and_nothing_else(
+    change: dict, releases: int, made: set, bench: Bench, fake: list, tmp_path: Path
+) -> None:
+    one = replace(bench.experiments[1], attackers=("fake",))
+    assert make(replace(bench, experiments=(one,)), tmp_path).complete
+    fake.clear()
+    assert make(replace(bench, experiments=(replace(one, **change),)), tmp_path).complete
+    assert len(list((tmp_path / "releases").glob("*.record"))) == releases
+    assert {arm for _, arm, _ in fake} == made
+
+
+def test_other_weights_are_another_release(bench: Bench, fake: list, tmp_path: Path) -> None:
+    folder = tiny.build("llava", tmp_path / "model")
+    one = replace(bench.experiments[1], surrogates=(str(folder),), attackers=("fake",))
+    make(replace(bench, experiments=(one,)), tmp_path)
+    (folder / "note.txt").write_text("another state")
+    assert [state.release for state in survey(replace(bench, experiments=(one,)), tmp_path)] == [False]
+
+
+def test_failures_stay_where_they_are(
+    bench: Bench, fake: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    real = run.protect
+
+    def protect(*arguments, **more):
+        asked.append(arguments[2].variant)
+        if arguments[2].variant == "bph":
+            raise RuntimeError("no memory")
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(run, "protect", protect)
+    noise = replace(PROTECT, variant="random-noise", eps=4)
+    alone = replace(bench.experiments[0], attackers=("fake", "broken"), protect=noise)
+    results = make(replace(bench, experiments=(*bench.experiments[:2], alone)), tmp_path)
+    assert [one.failure for one in results.outcomes] == ["RuntimeError: no memory"] * 2 + [None]
+    assert asked == ["image", "bph", "random-noise"]  # what failed is not tried twice
+    assert not results.complete
+    assert [one.attacker for one in results.outcomes[2].report.findings] == ["fake"]
+    page = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert "**Not complete**" in page
+    assert "- easy-vqa:train:what:3, bph, eps 8, surrogates" not in page
+    assert "- easy-vqa:train:what:3, random-noise, eps 4: broken: zero-shot: OSError: no such model" in page
+
+
+def test_a_release_that_was_tampered_with_is_no_evidence(bench: Bench, fake: list, tmp_path: Path) -> None:
+    only = replace(bench, experiments=bench.experiments[1:2])
+    folder = tmp_path / make(only, tmp_path).outcomes[0].release["folder"]
+    metadata = folder / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace('"answer": "', '"answer": "not '))
+    (outcome,) = make(only, tmp_path).outcomes
+    assert "does not verify" in (outcome.failure or "")
+
+
+def test_survey_counts_and_reads_no_data_before_there_is_a_release(
+    bench: Bench, fake: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "read_dataset", lambda *_: pytest.fail("read"))
+        states = list(survey(bench, tmp_path))
+    assert [(state.release, state.runs) for state in states] == [(False, None)] * 4
+    assert str(states[0]) == "easy-vqa:train:what:3, image: release to make, runs to make"
+    assert list(tmp_path.iterdir()) == []
+    make(replace(bench, experiments=bench.experiments[1:2]), tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    states = list(survey(bench, tmp_path))
+    assert (states[1].runs, states[1].found) == (20, 20)
+    assert str(states[1]) == "easy-vqa:train:what:3, bph: release there, 20 of 20 runs there"
+    assert [state.release for state in states] == [False, True, False, False]
+    more = replace(bench.experiments[1], audit=replace(AUDIT, seeds=4))
+    (state,) = survey(replace(bench, experiments=(more,)), tmp_path)
+    assert (state.runs, state.found) == (26, 20)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_command(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "toy.yaml"
+    config.write_text(
+        "defaults:\n"
+        "  dataset: easy-vqa:train:what:2\n"
+        "  test: easy-vqa:test:what:2\n"
+        f"  surrogates: [{model}]\n"
+        f"  attackers: [{model}]\n"
+        "  protect: {rounds: 1, pgd_steps: 1, top_c: 2, trigger_words: 1}\n"
+        "  audit: {epochs: 1, max_new_tokens: 2}\n"
+        "experiments:\n"
+        "  - protect: {variant: bph}\n"
+    )
+    command = ["bench", "--config", "toy.yaml", "--seeds", "1", "--jobs", "1", "--device", "cpu"]
+    looked = CliRunner().invoke(app, [*command, "--dry-run"])
+    assert looked.exit_code == 0
+    assert looked.stdout.strip() == "easy-vqa:train:what:2, bph: release to make, runs to make"
+    made = CliRunner().invoke(app, [*command, "--report", "docs/results.md", "--json"])
+    assert made.exit_code == 0, made.output
+    results = json.loads(made.stdout)
+    assert results["complete"] is True
+    assert results == json.loads((tmp_path / "out" / "toy" / "results.json").read_text())
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert page == (tmp_path / "out" / "toy" / "results.md").read_text()
+    assert "**No claim follows**" in page
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 0
+    assert "Means over attackers" in again.stdout
+    assert "1 of 1: easy-vqa:train:what:2, bph" in again.stderr
+    state = json.loads(CliRunner().invoke(app, [*command, "--dry-run", "--json"]).stdout)
+    assert state == [{"label": "easy-vqa:train:what:2, bph", "release": True, "runs": 4, "found": 4}]
+
+
+def test_command_with_a_failure_has_exit_code_3(tmp_path: Path) -> None:
+    config = tmp_path / "toy.yaml"
+    config.write_text(
+        "defaults: {dataset: no-such-folder, test: none, surrogates: [zoo:llava-tiny], attackers: [zoo:llava-tiny]}\n"
+        "experiments: [{}]\n"
+    )
+    result = CliRunner().invoke(app, ["bench", "--config", str(config), "-o", str(tmp_path / "out"), "--json"])
+    assert result.exit_code == 3
+    assert "no such file or folder" in json.loads(result.stdout)["experiments"][0]["failure"]
+    result = CliRunner().invoke(app, ["bench", "--config", str(tmp_path / "none.yaml")])
+    assert result.exit_code == 1

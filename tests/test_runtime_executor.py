@@ -1,0 +1,94 @@
+"""Jobs here and in worker processes: same results, and what befalls one job stays with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from multiprocessing import active_children
+from pathlib import Path
+
+import pytest
+
+from mmguard.runtime.executor import Failed, cores, execute
+
+
+def square(job: int, report: Callable[[float], None]) -> int:
+    """13 raises an exception, and 17 is killed."""
+    if job == 13:
+        raise ValueError("unlucky")
+    if job == 17:
+        os.kill(os.getpid(), signal.SIGKILL)
+    report(0.5)
+    return job * job
+
+
+def linger(job: Path, report: Callable[[float], None]) -> None:
+    with tempfile.TemporaryDirectory(dir=job.parent):
+        job.write_text("begun")
+        time.sleep(30)
+        job.write_text("finished")
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_every_job_has_its_result(workers: int) -> None:
+    shares: list[tuple[int, float]] = []
+    found = dict(execute(square, range(7), workers, lambda job, share: shares.append((job, share))))
+    assert found == {n: n * n for n in range(7)}
+    assert sorted(shares) == [(n, share) for n in range(7) for share in (0.0, 0.5)]
+    assert active_children() == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_exception_is_an_outcome(workers: int) -> None:
+    found = dict(execute(square, [1, 13, 2, 3], workers))
+    assert found == {1: 1, 13: Failed("ValueError: unlucky"), 2: 4, 3: 9}
+
+
+def test_a_killed_worker_costs_its_own_job() -> None:
+    found = dict(execute(square, [1, 17, 2, 3], 2))
+    lost = found.pop(17)
+    assert found == {1: 1, 2: 4, 3: 9}
+    assert isinstance(lost, Failed)
+    assert lost.died
+    assert "exit code -9" in lost.reason
+    assert "fewer jobs" in lost.reason
+    assert active_children() == []
+
+
+def test_jobs_are_taken_when_a_worker_is_free() -> None:
+    taken: list[int] = []
+
+    def jobs() -> Iterator[int]:
+        for n in range(5):
+            taken.append(n)
+            yield n
+
+    with closing(execute(square, jobs(), 2)) as outcomes:
+        next(outcomes)
+        assert taken == [0, 1]
+
+
+def test_interruption_ends_the_workers_in_the_middle(tmp_path: Path) -> None:
+    begun: list[Path] = []
+
+    def interrupt(job: Path, share: float) -> None:
+        begun.append(job)
+        if len(begun) == 2:
+            while not all(path.exists() and path.read_text() for path in begun):
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(execute(linger, [tmp_path / name for name in "abc"], 2, interrupt))
+    assert active_children() == []
+    assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ["begun", "begun"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux says which cores a process may use")
+def test_cores_are_those_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 3, 5})
+    assert cores() == 3
