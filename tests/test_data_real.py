@@ -47,7 +47,7 @@ def test_a_release_of_a_few_images_is_verified(name: str, tmp_path: Path) -> Non
     root = folder(name)
     limit = 1 if name == "docvqa_mini" else 2  # pages of 4 million pixels
     dataset = read_dataset(root, limit=limit)
-    writer = ReleaseWriter(tmp_path / "out", dataset, ProtectConfig(), ["zoo:tiny"], root, None, limit)
+    writer = ReleaseWriter(tmp_path / "out", dataset, ProtectConfig(), ["zoo:llava-tiny"], root, None, limit)
     before = {image: image.read_bytes() for image in dataset.by_image()}
     for seed, image in enumerate(dataset.by_image()):
         original = load_image(image).int()
