@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
 
 from mmguard import zoo
 from mmguard.data.images import load_image
@@ -61,6 +62,16 @@ def test_parity_with_the_real_processor(surrogate: Surrogate) -> None:
     assert torch.equal(ours["pixel_values"].detach(), theirs["pixel_values"])
 
 
+def joined(attentions: Sequence[torch.Tensor], config: PreTrainedConfig) -> list[torch.Tensor]:
+    """Attention layer by layer; cross-attention to the image (Mllama) is half of the layer behind it."""
+    crossing = getattr(config.get_text_config(), "cross_attention_layers", ())
+    own = [one for number, one in enumerate(attentions) if number not in crossing]
+    if not crossing:
+        return own
+    pairs = zip((attentions[number] for number in crossing), own, strict=False)
+    return [torch.cat(pair, dim=-1) / 2 for pair in pairs]
+
+
 def test_mass_from_the_tap_is_mass_from_eager_attention(surrogate: Surrogate) -> None:
     from mmguard import losses
 
@@ -74,10 +85,11 @@ def test_mass_from_the_tap_is_mass_from_eager_attention(surrogate: Surrogate) ->
         zoo.path(surrogate.name.removeprefix("zoo:")), attn_implementation="eager", dtype=torch.float32
     )
     with torch.no_grad():
-        full = eager(**encoded.inputs, **pixels, output_attentions=True).attentions
+        full = joined(eager(**encoded.inputs, **pixels, output_attentions=True).attentions, eager.config)
+    keys = surrogate.key_roles(encoded)
     energy = surrogate.token_energy(encoded, surrogate.pixels([i.flip(2) for i in images]), pixels)
-    perturbed = losses.perturbed_tokens(energy, encoded.roles.image, 0.1)
-    for name, target in (("trigger", perturbed), ("answer", encoded.roles.trigger), ("answer", perturbed)):
+    perturbed = losses.perturbed_tokens(energy, keys.image, 0.1)
+    for name, target in (("trigger", perturbed), ("answer", keys.trigger), ("answer", perturbed)):
         weight = groups[name].float() / groups[name].sum(1, keepdim=True)
         expected = torch.stack([torch.einsum("bhqk,bq->bk", full[k], weight) / full[k].shape[1] for k in layers])
         torch.testing.assert_close(losses.mass(rows[name], target), losses.mass(expected, target), atol=1e-5, rtol=0)

@@ -14,7 +14,13 @@ from mmguard.errors import SurrogateError
 
 _WEIGHTS = Path(__file__).parent / "weights"
 
-NAMES: tuple[str, ...] = ("qwen3vl-tiny", "llava-tiny", "smolvlm-tiny")
+MEASURED: tuple[str, ...] = ("qwen3vl-tiny", "llava-tiny", "smolvlm-tiny")
+"""The models whose loss under random changes is measured (docs/benchmarks.md): an audit's attackers unless others are
+named."""
+
+NAMES: tuple[str, ...] = (
+    *MEASURED, "qwen25vl-tiny", "internvl-tiny", "gemma3-tiny", "mllama-tiny", "glm4v-tiny", "minicpmv-tiny",
+)  # fmt: skip
 """The models, the default surrogate first."""
 
 
