@@ -96,6 +96,7 @@ def test_an_adapter_comes_back_from_its_folder(family: str, tmp_path: Path) -> N
     model, fresh = load_surrogate(built(family)), load_surrogate(built(family))
     encoded, pixels = batch(model)
     adapter = get_peft_model(model.model, lora_config(4))
+    torch.manual_seed(0)
     for name, parameter in adapter.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.3)
@@ -104,7 +105,8 @@ def test_an_adapter_comes_back_from_its_folder(family: str, tmp_path: Path) -> N
         before = fresh.forward(encoded, pixels).nll
         PeftModel.from_pretrained(fresh.model, tmp_path).eval()
         tuned = model.forward(encoded, pixels).nll
-        assert torch.equal(fresh.forward(encoded, pixels).nll, tuned)
+        # To rounding: the two copies' weights may lie otherwise in memory, and are then summed in another order.
+        torch.testing.assert_close(fresh.forward(encoded, pixels).nll, tuned, rtol=1e-5, atol=1e-6)
     assert (tuned - before).abs().min() > 1e-3
 
 
