@@ -73,7 +73,7 @@ def plan_audit(
         release: the released folder; nothing beside it is read.
         original: the dataset that it was made from.
         test: a clean test set of the same task.
-        attackers: model names (hub id, folder, `zoo:NAME`); the zoo if not given.
+        attackers: model names (hub id, folder, `zoo:NAME`); `zoo.MEASURED` if not given.
         config: how attackers fine-tune, and how they are judged.
         arms: only these besides clean, release and its matched control; by default all that differ for this release.
         controls: release of the same data and budget that the controls are made from; the audited one if not given.

@@ -54,7 +54,7 @@ def audit(
         release: the released folder; nothing beside it is read.
         original: the dataset that it was made from.
         test: a clean test set of the same task.
-        attackers: model names (hub id, folder, `zoo:NAME`); the zoo if not given.
+        attackers: model names (hub id, folder, `zoo:NAME`); `zoo.MEASURED` if not given.
         config: how attackers fine-tune, and how they are judged.
         out: where finished runs are kept and the report is written. An audit that was interrupted goes on
             from there; runs made with other settings, data, models or library versions are made again. None
