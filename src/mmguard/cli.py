@@ -161,7 +161,8 @@ def audit(
     attacker: Annotated[
         list[str] | None,
         typer.Option(
-            help="Model that a thief fine-tunes: hub id, folder or zoo:NAME. Repeatable; the zoo if not given."
+            help="Model that a thief fine-tunes: hub id, folder or zoo:NAME. Repeatable; "
+            "the measured ones of the zoo if not given."
         ),
     ] = None,
     recipe: Recipes = ["lora"],  # noqa: B006
