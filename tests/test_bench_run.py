@@ -153,6 +153,14 @@ def test_other_weights_are_another_release(bench: Bench, fake: list, tmp_path: P
     assert [state.release for state in survey(replace(bench, experiments=(one,)), tmp_path)] == [False]
 
 
+def test_surrogates_share_their_controls(bench: Bench, fake: list, tmp_path: Path) -> None:
+    one = replace(bench.experiments[1], attackers=("fake",))
+    another = replace(one, surrogates=(str(tiny.build("qwen3_vl", tmp_path / "model")),))
+    assert make(replace(bench, experiments=(one, another)), tmp_path).complete
+    by_arm = {arm: sum(made == arm for _, made, _ in fake) for arm in ("clean", "control", "release")}
+    assert by_arm == {"clean": AUDIT.seeds, "control": AUDIT.seeds, "release": 2 * AUDIT.seeds}
+
+
 def test_failures_stay_where_they_are(
     bench: Bench, fake: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

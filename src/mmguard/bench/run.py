@@ -111,14 +111,18 @@ def survey(bench: Bench, out: Path, device: str = "auto") -> Iterator[State]:
 def _model(one: Experiment, bench: Bench) -> Experiment:
     """The experiment whose release the controls are made from.
 
-    All variants of a budget are held against the same controls, which are made from the first that changes images and
-    texts: `control` for those that change both, `random-noise` and `random-words` for those that change one.
+    All variants of a budget, whatever their surrogates, are held against the same controls, which are made from the
+    first that changes images and texts: `control` for those that change both, `random-noise` and `random-words` for
+    those that change one.
     """
+
+    def as_ours(other: Experiment) -> Experiment:
+        return replace(other, surrogates=one.surrogates, protect=replace(other.protect, variant=one.protect.variant))
+
     alike = [
         other
         for other in bench.experiments
-        if _release(replace(other, protect=replace(other.protect, variant=one.protect.variant))) == _release(one)
-        and all(layout.budgets(other.protect))
+        if _release(as_ours(other)) == _release(one) and all(layout.budgets(other.protect))
     ]
     return alike[0] if alike else one
 
