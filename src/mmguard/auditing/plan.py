@@ -10,13 +10,13 @@ from typing import Any
 from mmguard.auditing import recipes
 from mmguard.auditing.arms import ARMS, Arm, Pairing, pair, pixel_digest, with_controls_of
 from mmguard.auditing.attackers import default_attackers
-from mmguard.auditing.runs import PACKAGES, Run, Runner, Shelf, digest
+from mmguard.auditing.runs import PACKAGES, Run, Runner, Shelf
 from mmguard.config import AuditConfig
 from mmguard.data.readers import read_dataset
 from mmguard.data.tasks import target_text, user_text
 from mmguard.errors import ConfigError, DataError, SampleError
 from mmguard.release.layout import METADATA, sha256
-from mmguard.runtime.provenance import commit, versions
+from mmguard.runtime.provenance import commit, digest, versions
 from mmguard.types import Dataset, Sample
 
 

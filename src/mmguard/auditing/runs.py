@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from mmguard.auditing.stats import FloatArray
 from mmguard.config import AuditConfig, Recipe
 from mmguard.lvlm.weights import weights_digest
 from mmguard.runtime.executor import Report
-from mmguard.runtime.provenance import commit, versions
+from mmguard.runtime.provenance import commit, digest, versions
 from mmguard.types import Sample
 
 PACKAGES = ("mmguard", "torch", "transformers", "peft", "trl", "accelerate")
@@ -175,8 +174,3 @@ class Shelf:
         assert self._folder is not None
         name = "_".join(str(description[part]) for part in ("attacker", "recipe", "arm", "seed"))
         return self._folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[-120:]}_{digest(description)[:16]}.json"
-
-
-def digest(value: Any) -> str:
-    """Hash of plain data."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -15,7 +15,6 @@ from typing import Any
 
 from mmguard.auditing.plan import Plan, plan_audit
 from mmguard.auditing.run import carry_out
-from mmguard.auditing.runs import digest
 from mmguard.bench.config import Bench, Experiment
 from mmguard.bench.page import page
 from mmguard.bench.results import Outcome, Results
@@ -27,6 +26,7 @@ from mmguard.release import layout
 from mmguard.release.origin import origin
 from mmguard.release.verify import verify
 from mmguard.runtime.memory import release_memory
+from mmguard.runtime.provenance import digest
 
 
 def run_bench(

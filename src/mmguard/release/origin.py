@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from typing import Any
 from mmguard.config import ProtectConfig
 from mmguard.lvlm.weights import weights_digest
 from mmguard.release.layout import sha256
-from mmguard.runtime.provenance import versions
+from mmguard.runtime.provenance import digest, versions
 from mmguard.types import Dataset
 
 _PACKAGES = ("mmguard", "torch", "torchvision", "transformers", "peft")
@@ -42,7 +41,7 @@ def origin(dataset: Dataset, config: ProtectConfig, surrogates: Sequence[str]) -
 def _data_digest(dataset: Dataset) -> str:
     """Hash of the rows as they stand, and of the files of their images."""
     files = [_file_digest(path) for path in dataset.by_image()]
-    return hashlib.sha256(json.dumps([dataset.rows, files], sort_keys=True).encode()).hexdigest()
+    return digest([dataset.rows, files])
 
 
 def _file_digest(path: Path) -> str | None:

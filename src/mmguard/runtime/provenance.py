@@ -1,11 +1,19 @@
-"""What a result was made with: versions of libraries, and the state of our own source."""
+"""What a result was made with: hashes of data, versions of libraries, and the state of our own source."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+
+def digest(value: Any) -> str:
+    """Hash of plain data, as JSON has it."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def versions(*packages: str) -> dict[str, str]:
