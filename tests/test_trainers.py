@@ -98,7 +98,7 @@ def llamafactory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     venv.create(home, with_pip=True)
     subprocess.run([home / "bin" / "pip", "install", "--quiet", requirement], check=True)
     yield home / "bin" / "llamafactory-cli"
-    shutil.rmtree(home)  # 5 GB
+    shutil.rmtree(home)  # 6 GB
 
 
 @pytest.mark.slow
