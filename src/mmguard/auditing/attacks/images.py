@@ -18,17 +18,12 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from mmguard.auditing.attacks.base import Attack
+from mmguard.auditing.attacks.base import Attack, Factory
 from mmguard.auditing.attacks.purify import diffusion_attack, vae_attack
 from mmguard.errors import ConfigError
 
 # kornia and scikit-image are imported where they are used: an audit without these attacks does not wait for them.
 
-Factory: TypeAlias = Callable[[str | None], Attack]
-"""Makes an attack of what follows the dash of its name; None where there is no dash.
-
-Raises ConfigError if that is not a strength that the attack can have.
-"""
 Transform: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -229,7 +224,7 @@ IMAGE_ATTACKS: dict[str, Factory] = {
     "vae": vae_attack,
     "diffusion": diffusion_attack,
 }
-"""The attacks on images by the part of their name before the first dash or, for the last two, colon."""
+"""The attacks on images by the part of their name before the first dash."""
 
 
 @torch.no_grad()
