@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -150,7 +151,7 @@ class TestDiffusion:
         starts = list(purify._starts(length, 16))
         assert starts[0] == 0
         assert starts[-1] == length - 16
-        assert all(0 < b - a <= 14 for a, b in zip(starts, starts[1:], strict=False))
+        assert all(0 < b - a <= 14 for a, b in pairwise(starts))
 
     def test_tiles_leave_pixels_in_their_place(self, diffusion: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(purify, "_denoised", lambda unet, scheduler, strength, clean, generator: clean)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
@@ -81,18 +82,17 @@ def bilateral(image: Tensor, generator: torch.Generator) -> Tensor:
 def cleaner(image: Tensor, generator: torch.Generator) -> Tensor:
     """The "adverse cleaner": many gentle bilateral filters, then guided filters towards the image as it was.
 
-    Reference: https://github.com/lllyasviel/AdverseCleaner. **Choice**: 16 bilateral rounds instead of 64, since noise
-    of 8/255 changes no more after them, and channels that guide themselves alone.
+    Reference: https://github.com/lllyasviel/AdverseCleaner, in 8-bit levels. **Choice**: 16 bilateral rounds instead of
+    64: more take no more of a perturbation of 8/255, but of the picture.
     """
     from kornia.filters import guided_blur
 
-    smooth = image[None]
+    images = smooth = image[None]
     for _ in range(16):
         smooth = _bilateral(smooth, 8 / 255)
-    guide, smooth = image[:, None], smooth[0, :, None]
     for _ in range(4):
-        smooth = guided_blur(guide, smooth, 9, 16 / 255**2, border_type="replicate", separable=True)
-    return smooth[:, 0]
+        smooth = guided_blur(images, smooth, 9, 16 / 255**2, border_type="replicate")
+    return smooth[0]
 
 
 def gray(image: Tensor, generator: torch.Generator) -> Tensor:
@@ -118,6 +118,9 @@ def resize(image: Tensor, generator: torch.Generator, factor: float) -> Tensor:
 def denoise(image: Tensor, generator: torch.Generator, sigma: float) -> Tensor:
     """Adds Gaussian noise, which drowns δ, and takes both away by non-local means (Buades et al., 2005).
 
+    **Choice**: the thief expects δ to be noise of 8 levels, the default budget. Taking away no more than what was added
+    would leave much of δ.
+
     Args:
         image: as everywhere here.
         generator: draws the noise.
@@ -126,8 +129,9 @@ def denoise(image: Tensor, generator: torch.Generator, sigma: float) -> Tensor:
     from skimage.restoration import denoise_nl_means
 
     noisy = image + sigma / 255 * torch.randn(image.shape, generator=generator)
+    level = math.hypot(sigma, 8) / 255
     window = {"patch_size": 5, "patch_distance": 6, "fast_mode": True}
-    quiet = denoise_nl_means(noisy.numpy(), h=0.6 * sigma / 255, sigma=sigma / 255, channel_axis=0, **window)
+    quiet = denoise_nl_means(noisy.numpy(), h=0.8 * level, sigma=level, channel_axis=0, **window)
     return torch.from_numpy(quiet).reshape(image.shape)  # sides of one pixel are dropped
 
 
@@ -160,7 +164,9 @@ def ueraser(image: Tensor, generator: torch.Generator) -> Tensor:
         kornia.RandomChannelShuffle(p=0.5),
     )
     with _seeded(generator):
-        return v2.TrivialAugmentWide()(colours(crop(image)[None]).clamp(0, 1)[0])
+        framed = tv.pad(crop(image), [1], padding_mode="edge")  # kornia 0.8 has no plasma for sides below 3 pixels
+        coloured = colours(framed[None])[0, :, 1:-1, 1:-1].clamp(0, 1)
+        return v2.TrivialAugmentWide()(coloured)
 
 
 def randaugment(image: Tensor, generator: torch.Generator) -> Tensor:

@@ -138,13 +138,19 @@ def _from_model(images: Tensor) -> Tensor:
 def _load_vae(source: str) -> Any:
     from diffusers import AutoencoderKL
 
-    def load() -> Any:
-        try:
-            return AutoencoderKL.from_pretrained(source, use_safetensors=True)
-        except OSError:  # a pipeline has its autoencoder in a folder of its own
-            return AutoencoderKL.from_pretrained(source, subfolder="vae", use_safetensors=True)
+    def load(**place: str) -> Any:
+        vae, info = AutoencoderKL.from_pretrained(source, use_safetensors=True, output_loading_info=True, **place)
+        if info["missing_keys"]:  # diffusers only warns, and draws them at random
+            raise ValueError(f"it lacks {len(info['missing_keys'])} weights of an AutoencoderKL")
+        return vae
 
-    vae = _loaded(f"vae-{source}", load).to(device_of("auto")).eval()
+    def find() -> Any:
+        try:
+            return load()
+        except OSError:  # a pipeline has its autoencoder in a folder of its own
+            return load(subfolder="vae")
+
+    vae = _loaded(f"vae-{source}", find).to(device_of("auto")).eval()
     vae.enable_tiling()  # the attention of its bottleneck is quadratic in pixels
     return vae
 
@@ -154,8 +160,8 @@ def _load_diffusion(source: str) -> tuple[Any, Any]:
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
     pipeline = _loaded(f"diffusion-{source}", lambda: DDPMPipeline.from_pretrained(source, use_safetensors=True))
-    unet = pipeline.unet
-    if not isinstance(unet, UNet2DModel) or not isinstance(unet.config.sample_size, int):
+    unet: Any = pipeline.unet
+    if not issubclass(type(unet), UNet2DModel) or not isinstance(unet.config.sample_size, int):
         raise ConfigError(f"attack diffusion-{source}: give an unconditional model of square images (UNet2DModel)")
     # Whatever steps the pipeline samples with, noise was added in DDPM's.
     return unet.to(device_of("auto")).eval(), DDPMScheduler.from_config(pipeline.scheduler.config)
