@@ -43,7 +43,8 @@ def photo(height: int = 64, width: int = 64) -> Tensor:
     rows, columns = torch.linspace(0.2, 0.7, height)[:, None], torch.linspace(0, 0.2, width)
     image = (rows + columns).expand(3, height, width).clone()
     image[:, height // 4 : height // 2, width // 4 : width // 2] = torch.tensor([0.9, 0.15, 0.3])[:, None, None]
-    return (image * 255).round() / 255
+    image = (image * 255).round() / 255
+    return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # laid out as decoders do
 
 
 def signs(image: Tensor, levels: int = 8, seed: int = 0) -> Tensor:

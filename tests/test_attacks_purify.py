@@ -100,7 +100,7 @@ class TestVAE:
         assert torch.equal(whole, part)
 
     def test_has_a_usual_model(self) -> None:
-        assert IMAGE_ATTACKS["vae"](None).name == f"vae-{purify.VAE}"
+        assert IMAGE_ATTACKS["vae"](None).name == f"vae:{purify.VAE}"
 
 
 class TestDiffusion:
@@ -167,12 +167,12 @@ class TestDiffusion:
         torch.testing.assert_close(same, attacked("diffusion", str(diffusion), image))
 
     def test_name_says_the_share(self) -> None:
-        assert IMAGE_ATTACKS["diffusion"]("some/model").name == "diffusion-some/model@0.1"
-        assert IMAGE_ATTACKS["diffusion"]("some/model@0.25").name == "diffusion-some/model@0.25"
+        assert IMAGE_ATTACKS["diffusion"]("some/model").name == "diffusion:some/model@0.1"
+        assert IMAGE_ATTACKS["diffusion"]("some/model@0.25").name == "diffusion:some/model@0.25"
 
     @pytest.mark.parametrize("parameter", [None, "", "@0.1", "a/b@", "a/b@0", "a/b@1.5", "a/b@nan", "a/b@much"])
     def test_bad_parameter_is_refused(self, parameter: str | None) -> None:
-        with pytest.raises(ConfigError, match=r"^attack diffusion-.*above 0 and up to 1"):
+        with pytest.raises(ConfigError, match=r"^attack diffusion:.*above 0 and up to 1"):
             IMAGE_ATTACKS["diffusion"](parameter)
 
     def test_model_of_oblong_images_is_refused(self, tmp_path: Path) -> None:
@@ -191,13 +191,13 @@ class TestLoading:
 
     @pytest.mark.parametrize("family", ["vae", "diffusion"])
     def test_missing_model_is_named(self, family: str, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match=rf"^attack {family}-.*nothing.*hub id"):
+        with pytest.raises(ConfigError, match=rf"^attack {family}:.*nothing.*hub id"):
             attacked(family, str(tmp_path / "nothing"), photo(8, 8))
 
     def test_model_of_another_kind_is_named(self, vae: Path, diffusion: Path) -> None:
-        with pytest.raises(ConfigError, match=r"^attack diffusion-.*cannot be loaded"):
+        with pytest.raises(ConfigError, match=r"^attack diffusion:.*cannot be loaded"):
             attacked("diffusion", str(vae), photo(8, 8))
-        with pytest.raises(ConfigError, match=r"^attack vae-.*cannot be loaded"):
+        with pytest.raises(ConfigError, match=r"^attack vae:.*cannot be loaded"):
             attacked("vae", str(diffusion / "unet"), photo(8, 8))
 
     @pytest.mark.parametrize("family", ["vae", "diffusion"])

@@ -230,7 +230,7 @@ IMAGE_ATTACKS: dict[str, Factory] = {
     "vae": vae_attack,
     "diffusion": diffusion_attack,
 }
-"""The attacks on images by the part of their name before the first dash."""
+"""The attacks on images by family, the part of a name before its first dash or colon."""
 
 
 @torch.no_grad()

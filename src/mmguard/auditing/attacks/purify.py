@@ -1,6 +1,6 @@
 """Purification: a generative model draws an image anew, and leaves out what it has never seen, such as δ.
 
-`vae-ID` passes images through the bottleneck of a variational autoencoder; `diffusion-ID@T` adds noise up to a share
+`vae:ID` passes images through the bottleneck of a variational autoencoder; `diffusion:ID@T` adds noise up to a share
 `T` of a diffusion model's schedule and lets the model take it away (Nie et al., 2022, "DiffPure"). `ID` is a folder or
 a repository of the Hugging Face hub, in the format of diffusers, which the extra `purify` installs.
 """
@@ -40,9 +40,9 @@ def vae_attack(source: str | None) -> Attack:
     Raises:
         ConfigError: diffusers is not installed. The attack itself raises it where the model cannot be loaded.
     """
-    _require_diffusers("vae")
     source = source or VAE
-    return Attack(f"vae-{source}", image=functools.partial(_reconstruct, source))
+    _require_diffusers(f"vae:{source}")
+    return Attack(f"vae:{source}", image=functools.partial(_reconstruct, source))
 
 
 def diffusion_attack(parameter: str | None) -> Attack:
@@ -64,11 +64,11 @@ def diffusion_attack(parameter: str | None) -> Attack:
         strength = 0.0
     if not source or not 0 < strength <= 1:
         raise ConfigError(
-            f"attack diffusion-{parameter or ''}: name a model and a share of its schedule above 0 and up to 1, "
-            "as in diffusion-google/ddpm-cat-256@0.1"
+            f"attack diffusion:{parameter or ''}: name a model and a share of its schedule above 0 and up to 1, "
+            "as in diffusion:google/ddpm-cat-256@0.1"
         )
-    _require_diffusers("diffusion")
-    return Attack(f"diffusion-{source}@{strength:g}", image=functools.partial(_diffuse, source, strength))
+    _require_diffusers(f"diffusion:{source}")
+    return Attack(f"diffusion:{source}@{strength:g}", image=functools.partial(_diffuse, source, strength))
 
 
 @torch.no_grad()
@@ -150,7 +150,7 @@ def _load_vae(source: str) -> Any:
         except OSError:  # a pipeline has its autoencoder in a folder of its own
             return load(subfolder="vae")
 
-    vae = _loaded(f"vae-{source}", find).to(device_of("auto")).eval()
+    vae = _loaded(f"vae:{source}", find).to(device_of("auto")).eval()
     vae.enable_tiling()  # the attention of its bottleneck is quadratic in pixels
     return vae
 
@@ -159,10 +159,10 @@ def _load_vae(source: str) -> Any:
 def _load_diffusion(source: str) -> tuple[Any, Any]:
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-    pipeline = _loaded(f"diffusion-{source}", lambda: DDPMPipeline.from_pretrained(source, use_safetensors=True))
+    pipeline = _loaded(f"diffusion:{source}", lambda: DDPMPipeline.from_pretrained(source, use_safetensors=True))
     unet: Any = pipeline.unet
     if not issubclass(type(unet), UNet2DModel) or not isinstance(unet.config.sample_size, int):
-        raise ConfigError(f"attack diffusion-{source}: give an unconditional model of square images (UNet2DModel)")
+        raise ConfigError(f"attack diffusion:{source}: give an unconditional model of square images (UNet2DModel)")
     # Whatever steps the pipeline samples with, noise was added in DDPM's.
     return unet.to(device_of("auto")).eval(), DDPMScheduler.from_config(pipeline.scheduler.config)
 
