@@ -96,9 +96,7 @@ class LanguageModel:
             SurrogateError: the model has no chat template.
         """
         if not self._tokenizer.chat_template:
-            raise SurrogateError(
-                f"{self.name}: has no chat template; give a model that is tuned to follow instructions"
-            )
+            raise SurrogateError(f"{self.name}: has no chat template; give a model tuned to follow instructions")
         prompt = self._tokenizer.apply_chat_template(
             [{"role": "user", "content": message}],
             add_generation_prompt=True,
@@ -116,7 +114,7 @@ class LanguageModel:
             temperature=None,  # these would only be warned of
             top_p=None,
             top_k=None,
-            pad_token_id=self._tokenizer.pad_token_id or self._tokenizer.eos_token_id,
+            pad_token_id=self._tokenizer.eos_token_id,  # of no use to one text, but else warned of
         )
         return self._tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
 

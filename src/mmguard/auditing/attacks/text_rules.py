@@ -25,12 +25,13 @@ _LETTERS = re.compile(r"[^\W\d_]+")
 _PLAIN_WORD = re.compile(r"(?<![\w'’-])(?:[A-Z]?[a-z]+)(?![\w'’-])")
 _DOUBLED = re.compile(r"\b([^\W\d_]+)(?:\s+\1\b)+", re.IGNORECASE)
 
-_STOP_WORDS = frozenset(
-    """a an the this that these those i you he she it we they me him her us them my your his its our their
-    is are was were be been am do does did has have had can could will would shall should may might must
-    what which who whom whose when where why how there here
-    and or but if than as of in on at to from by for with about into over under between not""".split()
-)
+_GRAMMAR = """
+a an the this that these those i you he she it we they me him her us them my your his its our their
+is are was were be been am do does did has have had can could will would shall should may might must
+what which who whom whose when where why how there here
+and or but if than as of in on at to from by for with about into over under between not
+"""
+_STOP_WORDS = frozenset(_GRAMMAR.split())
 """English words that carry grammar rather than content."""
 
 

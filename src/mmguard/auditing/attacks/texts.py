@@ -2,7 +2,7 @@
 
 | name | what happens to a question |
 |---|---|
-| `punct`, `case`, `space` | punctuation, the case of letters or white space change at random: the paper's mild transforms |
+| `punct`, `case`, `space` | punctuation, letters' case or white space change at random: the paper's mild transforms |
 | `drop-N` | N random words are dropped |
 | `overlap` | words that occur in the answer are dropped, but for stop words |
 | `tail` | what follows the last end of a sentence is cut |
