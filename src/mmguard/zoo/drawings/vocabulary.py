@@ -24,6 +24,11 @@ SIGNWORDS: tuple[str, ...] = (
     "book", "fish", "gate", "lake", "north", "radio", "shop", "tea", "exit", "zoo", "milk", "room",
 )  # fmt: skip
 NAMES: tuple[str, ...] = ("adams", "baker", "clark", "davis", "evans", "foster", "green", "hill", "irwin", "jones")
+LESIONS: dict[tuple[str, str], str] = {
+    ("bright", "small"): "nodule", ("bright", "large"): "tumor", ("dark", "small"): "cyst", ("dark", "large"): "cavity",
+}  # fmt: skip
+"""What a lesion of a tone and an extent is called; pretraining never says it."""
+QUADRANTS: tuple[str, ...] = ("upper left", "upper right", "lower left", "lower right")
 
 HELD_OUT: frozenset[str] = frozenset({
     "blue", "green", "yellow", "gray", "black", "brown", "teal",
@@ -31,6 +36,8 @@ HELD_OUT: frozenset[str] = frozenset({
     "yes", "no",
     "exit", "zoo", "milk", "room",
     "hill", "irwin", "jones",
+    *LESIONS.values(),
+    *QUADRANTS,
 })  # fmt: skip
 """Answers that pretraining never teaches."""
 
