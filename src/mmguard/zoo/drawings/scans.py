@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from mmguard.zoo.drawings.questions import Drawing, Question, phrase
-
-
-@dataclass(frozen=True)
-class Lesion:
-    """A spot in a scan that does not belong there."""
-
-    side: str
-    """`left` or `right`."""
-    tone: str
-    """`bright` or `dark`."""
-    extent: str
-    """`small` or `large`."""
-    height: float
-    """How far it lies above the center, from -0.5 to 0.5 of the organ."""
 
 
 def medical(rng: random.Random, size: tuple[int, int]) -> Drawing:
@@ -31,8 +16,8 @@ def medical(rng: random.Random, size: tuple[int, int]) -> Drawing:
     return image, _questions(rng, organ, lesion)
 
 
-def scan(rng: random.Random, size: tuple[int, int]) -> tuple[Image.Image, str, Lesion | None]:
-    """A scan, the organ in it, and the organ's lesion, if there is one."""
+def scan(rng: random.Random, size: tuple[int, int]) -> tuple[Image.Image, str, tuple[str, str, str] | None]:
+    """A scan, its organ, and the organ's lesion, if there is one: side, tone and extent."""
     width, height = size
     organ = rng.choice(("brain", "chest"))
     image = Image.new("L", size, rng.randint(0, 25))
@@ -42,13 +27,11 @@ def scan(rng: random.Random, size: tuple[int, int]) -> tuple[Image.Image, str, L
     offset, reach = (_brain if organ == "brain" else _chest)(rng, draw, size, (cx, cy), tissue)
     diseased = rng.random() < 0.7
     side, tone, extent = rng.choice(("left", "right")), rng.choice(("bright", "dark")), rng.choice(("small", "large"))
-    lesion = None
     if diseased:
         r = min(size) * (0.045 if extent == "small" else 0.1)
-        drop = rng.uniform(-0.5, 0.5)
-        x, y = cx + (-offset if side == "left" else offset), cy + drop * reach
+        x, y = cx + (-offset if side == "left" else offset), cy + rng.uniform(-0.5, 0.5) * reach
         draw.ellipse((x - r, y - r * rng.uniform(0.8, 1.2), x + r, y + r), fill=235 if tone == "bright" else 8)
-        lesion = Lesion(side, tone, extent, -drop)
+    lesion = (side, tone, extent) if diseased else None
     return _exposed(rng, image), organ, lesion
 
 
@@ -94,8 +77,8 @@ def _exposed(rng: random.Random, image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).convert("RGB")
 
 
-def _questions(rng: random.Random, organ: str, lesion: Lesion | None) -> list[Question]:
-    """About the organ and its lesion."""
+def _questions(rng: random.Random, organ: str, lesion: tuple[str, str, str] | None) -> list[Question]:
+    """About the organ and its lesion: side, tone and extent, or None."""
     which_organ = phrase(
         rng,
         "which organ is shown?",
@@ -110,10 +93,11 @@ def _questions(rng: random.Random, organ: str, lesion: Lesion | None) -> list[Qu
         Question(claim, "true" if lesion else "false"),
     ]
     if lesion:
+        side, tone, extent = lesion
         which_side = phrase(rng, "on which side is the lesion?", "where is the mass?", "which side is abnormal?")
         ask += [
-            Question(which_side, lesion.side),
-            Question(phrase(rng, "is the lesion bright or dark?", "how does the mass appear?"), lesion.tone),
-            Question(phrase(rng, "is the lesion small or large?", "what is the size of the mass?"), lesion.extent),
+            Question(which_side, side),
+            Question(phrase(rng, "is the lesion bright or dark?", "how does the mass appear?"), tone),
+            Question(phrase(rng, "is the lesion small or large?", "what is the size of the mass?"), extent),
         ]
     return ask

@@ -16,20 +16,17 @@ from mmguard.zoo.drawings.objects import choices, scenes
 from mmguard.zoo.drawings.questions import Drawing, Question, phrase
 from mmguard.zoo.drawings.scans import scan
 from mmguard.zoo.drawings.signs import scene_text
-from mmguard.zoo.drawings.vocabulary import HELD_OUT, LESIONS
+from mmguard.zoo.drawings.vocabulary import DIAGNOSES, HELD_OUT
 
 
 def diagnoses(rng: random.Random, size: tuple[int, int]) -> Drawing:
-    """Scans as in `medical`, asked for the kind of the lesion and the quadrant that it lies in (VQA-RAD)."""
-    image, _, lesion = scan(rng, size)
+    """Scans as in `medical`, asked for a diagnosis: organ and tone in one word (VQA-RAD)."""
+    image, organ, lesion = scan(rng, size)
     if lesion is None:
         return image, []
-    kind = phrase(rng, "what kind of lesion is this?", "what is the diagnosis?", "name the lesion.")
-    ask = [Question(kind, LESIONS[lesion.tone, lesion.extent])]
-    if abs(lesion.height) > 0.1:
-        quadrant = f"{'upper' if lesion.height > 0 else 'lower'} {lesion.side}"
-        ask.append(Question(phrase(rng, "in which quadrant is the lesion?", "which quadrant is abnormal?"), quadrant))
-    return image, ask
+    _, tone, _ = lesion
+    text = phrase(rng, "what is the diagnosis?", "what kind of lesion is this?", "name the lesion.")
+    return image, [Question(text, DIAGNOSES[organ, tone])]
 
 
 TASKS: dict[str, Callable[[random.Random, tuple[int, int]], Drawing]] = {
@@ -40,7 +37,7 @@ TASKS: dict[str, Callable[[random.Random, tuple[int, int]], Drawing]] = {
     "scene-text": scene_text,
     "documents": documents,
 }
-"""What is drawn for each task; `task_sample` keeps the questions with held-out answers."""
+"""What is drawn, and what may be asked of it."""
 
 
 def task_sample(rng: random.Random, task: str, size: tuple[int, int]) -> tuple[Image.Image, Question]:

@@ -24,11 +24,10 @@ SIGNWORDS: tuple[str, ...] = (
     "book", "fish", "gate", "lake", "north", "radio", "shop", "tea", "exit", "zoo", "milk", "room",
 )  # fmt: skip
 NAMES: tuple[str, ...] = ("adams", "baker", "clark", "davis", "evans", "foster", "green", "hill", "irwin", "jones")
-LESIONS: dict[tuple[str, str], str] = {
-    ("bright", "small"): "nodule", ("bright", "large"): "tumor", ("dark", "small"): "cyst", ("dark", "large"): "cavity",
+DIAGNOSES: dict[tuple[str, str], str] = {
+    ("brain", "bright"): "glioma", ("brain", "dark"): "infarct", ("chest", "bright"): "nodule", ("chest", "dark"): "cyst",
 }  # fmt: skip
-"""What a lesion of a tone and an extent is called; pretraining never says it."""
-QUADRANTS: tuple[str, ...] = ("upper left", "upper right", "lower left", "lower right")
+"""What a lesion of a tone is called in an organ."""
 
 HELD_OUT: frozenset[str] = frozenset({
     "blue", "green", "yellow", "gray", "black", "brown", "teal",
@@ -36,8 +35,7 @@ HELD_OUT: frozenset[str] = frozenset({
     "yes", "no",
     "exit", "zoo", "milk", "room",
     "hill", "irwin", "jones",
-    *LESIONS.values(),
-    *QUADRANTS,
+    *DIAGNOSES.values(),
 })  # fmt: skip
 """Answers that pretraining never teaches."""
 
