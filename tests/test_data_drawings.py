@@ -121,9 +121,10 @@ def test_interrupted_drawing_leaves_nothing(cache: Path, monkeypatch: pytest.Mon
     def broken(image: Image.Image, path: Path) -> None:
         raise OSError(28, os.strerror(28))
 
-    with monkeypatch.context() as patch, pytest.raises(DataError, match=r"No space left.*free space"):
+    with monkeypatch.context() as patch:
         patch.setattr(Image.Image, "save", broken)
-        read_dataset("drawings:scenes:2")
+        with pytest.raises(DataError, match=r"No space left.*free space"):
+            read_dataset("drawings:scenes:2")
     assert folders(cache) == []
     assert len(read_dataset("drawings:scenes:2").samples) == 2
 

@@ -21,8 +21,8 @@ from mmguard.zoo.drawings.tasks import TASKS, task_sample
 from mmguard.zoo.drawings.vocabulary import COLORS, HELD_OUT, NUMBERS, SHAPES, TEXTURES, WORDS
 
 __all__ = [
-    "COLORS", "DOMAINS", "HELD_OUT", "NUMBERS", "SHAPES", "TASKS", "TEXTURES", "WORDS", "Drawing", "Question", "choices",
-    "documents", "medical", "pretraining_questions", "scene_text", "scenes", "science", "task_sample",
+    "COLORS", "DOMAINS", "HELD_OUT", "NUMBERS", "SHAPES", "TASKS", "TEXTURES", "WORDS", "Drawing", "Question",
+    "choices", "documents", "medical", "pretraining_questions", "scene_text", "scenes", "science", "task_sample",
 ]  # fmt: skip
 
 DOMAINS: dict[str, Callable[[random.Random, tuple[int, int]], Drawing]] = {

@@ -25,8 +25,11 @@ SIGNWORDS: tuple[str, ...] = (
 )  # fmt: skip
 NAMES: tuple[str, ...] = ("adams", "baker", "clark", "davis", "evans", "foster", "green", "hill", "irwin", "jones")
 DIAGNOSES: dict[tuple[str, str], str] = {
-    ("brain", "bright"): "glioma", ("brain", "dark"): "infarct", ("chest", "bright"): "nodule", ("chest", "dark"): "cyst",
-}  # fmt: skip
+    ("brain", "bright"): "glioma",
+    ("brain", "dark"): "infarct",
+    ("chest", "bright"): "nodule",
+    ("chest", "dark"): "cyst",
+}
 """What a lesion of a tone is called in an organ."""
 
 HELD_OUT: frozenset[str] = frozenset({
