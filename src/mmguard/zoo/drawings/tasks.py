@@ -29,12 +29,18 @@ def diagnoses(rng: random.Random, size: tuple[int, int]) -> Drawing:
     return image, [Question(text, DIAGNOSES[organ, tone])]
 
 
+def signs(rng: random.Random, size: tuple[int, int]) -> Drawing:
+    """Signs as in `scene_text`, asked for their word and the color of the plate (TextVQA)."""
+    image, (word, plate, *_) = scene_text(rng, size)
+    return image, [word, plate]
+
+
 TASKS: dict[str, Callable[[random.Random, tuple[int, int]], Drawing]] = {
     "scenes": scenes,
     "choices": choices,
     "science": science,
     "medical": diagnoses,
-    "scene-text": scene_text,
+    "scene-text": signs,
     "documents": documents,
 }
 """What is drawn, and what may be asked of it."""
