@@ -1,7 +1,7 @@
 """What a thief does to a release before training on it, to be rid of its protection.
 
-A name is a family with its strength behind a dash (`jpeg-50`); `+` joins an attack on images with one on texts
-(`rcp+punct`).
+A name is a family, with its parameter behind a dash or colon (`jpeg-50`, `paraphrase:MODEL`); `+` joins an attack on
+images with one on texts (`rcp+punct`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from mmguard.auditing.attacks.base import Attack, Factory
 from mmguard.auditing.attacks.images import IMAGE_ATTACKS
@@ -38,19 +39,21 @@ def resolve(names: Iterable[str]) -> tuple[Attack, ...]:
             attack on images and one on texts.
     """
     spelled = (one for name in names for one in SHORTHANDS.get(name, (name,)))
-    return tuple(attack_named(name) for name in dict.fromkeys(spelled))
+    found = (attack_named(name) for name in spelled)
+    return tuple({one.name: one for one in found}.values())
 
 
 @functools.cache  # an attack may hold a model, which all runs of a process share
 def attack_named(name: str) -> Attack:
     """The attack of one name; raises as `resolve` does."""
     parts = [_single(part, name) for part in name.split("+")]
-    images, texts = [one for one in parts if one.image], [one for one in parts if one.text]
+    images, texts = [one for one in parts if one.image], [one for one in parts if one.text or one.corpus]
     if len(parts) == 1:
         return parts[0]
     if len(parts) != 2 or len(images) != 1 or len(texts) != 1:
         raise ConfigError(f"attack {name}: join one attack on images and one on texts, such as rcp+punct")
-    return Attack(name, images[0].image, texts[0].text, each_epoch=any(one.each_epoch for one in parts))
+    (image,), (text,) = images, texts
+    return replace(image, name=f"{image.name}+{text.name}", text=text.text, corpus=text.corpus)
 
 
 def families(name: str) -> Iterator[str]:
@@ -61,7 +64,7 @@ def families(name: str) -> Iterator[str]:
 
 def _family(part: str) -> str | None:
     """The family that a name begins with; the longest, should one's name begin another's."""
-    known = [family for family in _FAMILIES if part == family or part.startswith(f"{family}-")]
+    known = [family for family in _FAMILIES if part == family or part.startswith((f"{family}-", f"{family}:"))]
     return max(known, key=len, default=None)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from mmguard.types import Sample
+
+Rewrite: TypeAlias = "Callable[[Sample, torch.Generator], str | None]"
+"""From a released sample to its question after the attack; None where it has none, as captions do."""
 
 
 @dataclass(frozen=True)
@@ -21,14 +24,20 @@ class Attack:
     image: Callable[[Tensor, torch.Generator], Tensor] | None = None
     """Changes an image, float `(3, H, W)` in [0, 1], into another of that kind; its size may change. All randomness
     comes from the generator."""
-    text: Callable[[Sample, torch.Generator], str | None] | None = None
-    """The question of a released sample after the attack; None where it has none, as captions do."""
+    text: Rewrite | None = None
+    """Changes a question."""
+    corpus: Callable[[Sequence[Sample]], Rewrite] | None = None
+    """Makes what `text` is from all released samples, for an attack that has to see them first; it has no `text`."""
     each_epoch: bool = False
-    """Whether it is an augmentation, drawn anew for every epoch."""
+    """Whether `image` is an augmentation, drawn anew for every epoch."""
+
+    def rewriting(self, samples: Sequence[Sample]) -> Rewrite | None:
+        """What changes the questions of these samples; None if nothing does."""
+        return self.corpus(samples) if self.corpus else self.text
 
 
 Factory: TypeAlias = Callable[[str | None], Attack]
-"""Makes an attack of what follows the first dash of its name; None where there is no dash.
+"""Makes an attack of what follows its family and a dash or colon; None where nothing does.
 
 Raises ConfigError if that is no strength that the attack can have.
 """
