@@ -48,7 +48,11 @@ class ImageStore:
 
     def __init__(self, limit_bytes: int = 1 << 30) -> None:
         self._kept: dict[Any, Pixels] = {}
-        self._left = limit_bytes
+        self._limit = self._left = limit_bytes
+
+    def __reduce__(self) -> tuple[type[ImageStore], tuple[int]]:
+        # Copies start empty: a worker decodes for itself, and `datasets` pickles what it is given for a hash alone.
+        return ImageStore, (self._limit,)
 
     def get(self, key: Any, make: Callable[[], Pixels]) -> Pixels:
         """The pixels under `key`, made on the first call. Shape: `(H, W, 3)`, 0…255."""
@@ -82,23 +86,21 @@ class Row:
     """A changed version of `image`: its difference, with pixels shuffled, is added to `image`."""
     noise_seed: int = 0
     attack: Attack | None = None
-    """What the thief does to the image before it is used."""
+    """What the thief does to the image before training."""
     attack_seed: int = 0
     _readings: Iterator[int] = field(default_factory=itertools.count, init=False, compare=False, repr=False)
     """Number of times that the image was read: once an epoch, and augmentations differ between epochs."""
 
     def load(self, store: ImageStore) -> Image.Image:
         """The image that the attacker's processor gets, RGB."""
-        attack = self.attack
-        if attack is None or attack.image is None:
-            pixels = self._unattacked(store)
-        elif attack.each_epoch:
+        return Image.fromarray(self._unattacked(store) if self.attack is None else self._attacked(store, self.attack))
+
+    def _attacked(self, store: ImageStore, attack: Attack) -> Pixels:
+        if attack.each_epoch:
             seed = _seed(self.attack_seed, self.id, next(self._readings))
-            pixels = attacked(self._unattacked(store), attack, seed)
-        else:
-            key = (self.image, self.noise_like, self.noise_seed, attack.name, self.attack_seed)
-            pixels = store.get(key, lambda: attacked(self._unattacked(store), attack, self.attack_seed))
-        return Image.fromarray(pixels)
+            return attacked(self._unattacked(store), attack, seed)
+        key = (self.image, self.noise_like, self.noise_seed, attack.name, self.attack_seed)
+        return store.get(key, lambda: attacked(self._unattacked(store), attack, self.attack_seed))
 
     def _unattacked(self, store: ImageStore) -> Pixels:
         if self.noise_like is None:
@@ -266,6 +268,7 @@ def rows(arm: Arm, pairing: Pairing, words: Sequence[str], seed: int, attack: At
         draws = [torch.Generator().manual_seed(_seed(seed, attack.name, ours.id)) for ours in originals]
         samples = [replace(one, question=rewrite(one, draw)) for one, draw in zip(samples, draws, strict=True)]
     noisy = arm in ("random-noise", "control")
+    on_images = attack if attack is not None and attack.image is not None else None
     return [
         Row(
             id=ours.id,
@@ -275,8 +278,8 @@ def rows(arm: Arm, pairing: Pairing, words: Sequence[str], seed: int, attack: At
             noise_like=pattern.image if noisy else None,
             # By content and not by path, which would make what is drawn depend on where the folder lies.
             noise_seed=_seed(seed, "noise", pairing.digests[ours.image]) if noisy else 0,
-            attack=attack,
-            attack_seed=_seed(seed, attack.name, pairing.digests[ours.image]) if attack else 0,
+            attack=on_images,
+            attack_seed=_seed(seed, on_images.name, pairing.digests[ours.image]) if on_images else 0,
         )
         for ours, sample, pattern in zip(originals, samples, patterns, strict=True)
     ]

@@ -42,11 +42,4 @@ def _rcp(parameter: str | None) -> Attack:
     return Attack("rcp", image=crop)
 
 
-def _flip(parameter: str | None) -> Attack:
-    def flip(image: Tensor, generator: torch.Generator) -> Tensor:
-        return tv.horizontal_flip(image) if torch.rand((), generator=generator) < 0.5 else image
-
-    return Attack("flip", image=flip, each_epoch=True)
-
-
-IMAGE_ATTACKS: dict[str, Factory] = {"gray": _gray, "jpeg": _jpeg, "blur": _blur, "rcp": _rcp, "flip": _flip}
+IMAGE_ATTACKS: dict[str, Factory] = {"gray": _gray, "jpeg": _jpeg, "blur": _blur, "rcp": _rcp}
