@@ -46,10 +46,10 @@ def resolve(names: Iterable[str]) -> tuple[Attack, ...]:
 @functools.cache  # an attack may hold a model, which all runs of a process share
 def attack_named(name: str) -> Attack:
     """The attack of one name; raises as `resolve` does."""
-    parts = [_single(part, name) for part in name.split("+")]
+    if "+" not in name:
+        return _single(name)
+    parts = [attack_named(part) for part in name.split("+")]
     images, texts = [one for one in parts if one.image], [one for one in parts if one.text or one.corpus]
-    if len(parts) == 1:
-        return parts[0]
     if len(parts) != 2 or len(images) != 1 or len(texts) != 1:
         raise ConfigError(f"attack {name}: join one attack on images and one on texts, such as rcp+punct")
     (image,), (text,) = images, texts
@@ -68,11 +68,11 @@ def _family(part: str) -> str | None:
     return max(known, key=len, default=None)
 
 
-def _single(part: str, name: str) -> Attack:
-    family = _family(part)
+def _single(name: str) -> Attack:
+    family = _family(name)
     if family is None:
         known = sorted([*_FAMILIES, *SHORTHANDS])
-        near = difflib.get_close_matches(part.partition("-")[0], known)
+        near = difflib.get_close_matches(name.partition("-")[0], known)
         cure = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(known)}"
-        raise ConfigError(f"attack {name!r}: there is no {part!r}: {cure}")
-    return _FAMILIES[family](part[len(family) + 1 :] if part != family else None)
+        raise ConfigError(f"attack {name!r}: there is none of that name: {cure}")
+    return _FAMILIES[family](name[len(family) + 1 :] if name != family else None)
