@@ -47,7 +47,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 Recipes = Annotated[list[str], typer.Option(help=f"{_AUDIT['recipes']} {', '.join(RECIPES)}. Repeatable.")]
 Attacks = Annotated[
     list[str] | None,
-    typer.Option("--attack", help=f"{_AUDIT['attacks']} Repeatable; each takes as long as the runs without one."),
+    typer.Option("--attack", help=f"{_AUDIT['attacks']} Repeatable."),
 ]
 Device = Annotated[str, typer.Option(help="Where models run: auto, cpu, cuda, cuda:1…")]
 Jobs = Annotated[
