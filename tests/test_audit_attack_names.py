@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmguard.auditing import attacks
 from mmguard.auditing.attacks import MILD, SHORTHANDS, SUITE, attack_named, families, resolve
 from mmguard.auditing.report import NOT_TESTED, not_tested
 from mmguard.errors import ConfigError
@@ -27,7 +28,6 @@ def test_a_combination_is_of_images_and_texts_in_either_order() -> None:
 
 
 def test_an_augmentation_stays_one_in_combination(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmguard.auditing import attacks
     from mmguard.auditing.attacks import Attack
 
     flip = Attack("flip", image=lambda image, generator: image, each_epoch=True)
@@ -93,3 +93,7 @@ def test_what_was_tested_is_not_called_untested() -> None:
     gone = [line for line in NOT_TESTED if line not in left]
     assert [line.split(" ")[0] for line in gone] == ["compression", "grayscale,", "changes"]
     assert [line for line in left if line in NOT_TESTED] == list(left)
+
+
+def test_every_attack_says_what_it_tests() -> None:
+    assert sorted(family for families in NOT_TESTED.values() for family in families) == sorted(attacks._FAMILIES)

@@ -12,14 +12,13 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmguard.auditing.attacks.base import Attack
 from mmguard.data.images import load_image
 from mmguard.data.tasks import target_text, user_text
 from mmguard.data.text import inserted_words
@@ -27,6 +26,9 @@ from mmguard.errors import ReleaseError, SampleError, SurrogateError
 from mmguard.release.layout import image_names
 from mmguard.release.match import match_rows
 from mmguard.types import Dataset, Rejection, Sample
+
+if TYPE_CHECKING:
+    from mmguard.auditing.attacks.base import Attack
 
 Arm = Literal["clean", "release", "random-noise", "random-words", "control"]
 """`control` changes both image and text at random; it is run only where the release changes both."""

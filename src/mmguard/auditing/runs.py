@@ -27,6 +27,9 @@ from mmguard.types import Sample
 PACKAGES = ("mmguard", "torch", "transformers", "peft", "trl", "accelerate")
 """Libraries whose version a run depends on."""
 
+ATTACK_PACKAGES = ("kornia", "pillow", "pyspellchecker", "scikit-image", "torchvision")
+"""Those that a run under attack depends on, too."""
+
 _TRAINING_SHARE = 0.9
 """What part of a run is training; the rest is answering the test. For the progress bar only."""
 
@@ -131,7 +134,9 @@ class Runner:
             "test": self.test_digest,
             "versions": versions(*PACKAGES),
         }
-        return description | ({"attack": run.attack} if run.attack else {})
+        if run.attack is None:
+            return description
+        return description | {"attack": run.attack, "versions": versions(*PACKAGES, *ATTACK_PACKAGES)}
 
     def _vocabulary(self, name: str) -> tuple[str, ...]:
         if name not in self._words:
