@@ -149,13 +149,13 @@ def test_attacks_are_added_to_what_is_there(bench: Bench, fake: list, tmp_path: 
     one = replace(bench.experiments[1], attackers=("fake",))
     make(replace(bench, experiments=(one,)), tmp_path)
     fake.clear()
-    attacked = replace(bench, experiments=(replace(one, audit=replace(AUDIT, attacks=("gray", "punct"))),))
+    attacked = replace(bench, experiments=(replace(one, audit=replace(AUDIT, attacks=("gray", "jpeg-50"))),))
     (state,) = survey(attacked, tmp_path)
     assert (state.runs, state.found) == (10 + 18, 10)
     (outcome,) = make(attacked, tmp_path).outcomes
     assert {arm for _, arm, _ in fake} == {"clean", "control", "release"}
     assert len(fake) == 18
-    assert [one.attack for one in outcome.report.under_attack] == ["gray", "punct"]
+    assert [one.attack for one in outcome.report.under_attack] == ["gray", "jpeg-50"]
     assert "### Under attack" in (tmp_path / "results.md").read_text(encoding="utf-8")
 
 
