@@ -192,7 +192,7 @@ def audit(
             from rich.markdown import Markdown
 
             _out.print(Markdown(report.to_markdown()))
-            _out.print(f"Report: {out / 'report.md'}, {out / 'report.json'}", highlight=False)
+            _out.print(f"Report: {out / 'report.html'}, {out / 'report.md'}, {out / 'report.json'}", highlight=False)
 
 
 @app.command()
@@ -283,7 +283,10 @@ def bench(
             from rich.markdown import Markdown
 
             _out.print(Markdown(means(results)))
-            _out.print(f"Results: {folder / 'results.json'}, {folder / 'results.md'}", highlight=False)
+            _out.print(
+                f"Results: {folder / 'results.html'}, {folder / 'results.md'}, {folder / 'results.json'}",
+                highlight=False,
+            )
         if not results.complete:
             raise typer.Exit(3)
 
@@ -338,7 +341,7 @@ def demo(
         _out.print(Markdown(report.to_markdown()))
         _out.print(
             f"\nLook at {out / 'release'} (may be published), {out / 'release.record'} (must not), "
-            f"{out / 'report' / 'report.md'}, and {out / 'before-after.png'}.\n"
+            f"{out / 'report' / 'report.html'}, and {out / 'before-after.png'}.\n"
             "Your own data: mmguard protect FOLDER -o RELEASE, then mmguard verify and mmguard audit.",
             highlight=False,
         )

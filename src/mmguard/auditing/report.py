@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class AuditReport:
         """The report as Markdown: verdict, table, what was not tested, provenance."""
         parts = ["# Audit", self.verdict, *(f"**Warning:** {warning}" for warning in self.warnings)]
         if self.findings:
-            parts += [_table(self.findings), _LEGEND]
+            parts += [table(*findings_table(self.findings)), LEGEND]
         if self.failures:
             parts += [
                 "## Attackers that failed",
@@ -78,7 +79,7 @@ class AuditReport:
         (folder / "report.md").write_text(self.to_markdown(), encoding="utf-8")
 
 
-_LEGEND = (
+LEGEND = (
     "Accuracies in percent on clean test data, means over seeds (and of partial scores, where the task's metric "
     "gives them); differences in points with 95% bootstrap intervals over seeds and test items. "
     "*Drop*: clean − release. *Control cost*: clean − matched control, "
@@ -134,7 +135,8 @@ def _effect(headline: Headline, beyond: Estimate) -> str:
     return f"**No evidence of protection**: attackers lose {amount}{mean}.{least}{left_out}"
 
 
-def _table(findings: tuple[Finding, ...]) -> str:
+def findings_table(findings: Sequence[Finding]) -> tuple[list[str], list[list[str]]]:
+    """The head and the lines of the table of all findings, as text."""
     arms = list(dict.fromkeys(arm for finding in findings for arm in finding.accuracy))
     head = [
         "attacker",
@@ -167,7 +169,7 @@ def _table(findings: tuple[Finding, ...]) -> str:
                 finding.status,
             ]
         )
-    return table(head, lines)
+    return head, lines
 
 
 def _cell(estimate: Estimate | None) -> str:

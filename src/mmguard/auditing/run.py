@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from mmguard.auditing.arms import Arm
+from mmguard.auditing.html import write_html
 from mmguard.auditing.plan import Plan, plan_audit
 from mmguard.auditing.report import AuditReport, Failure
 from mmguard.auditing.runs import Run
@@ -83,6 +84,7 @@ def audit(
     report = carry_out(plan, jobs, progress)
     if out is not None:
         report.write(out)
+        write_html(report, plan.runner.pairing, out)
     return report
 
 

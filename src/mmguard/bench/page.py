@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, fields
 
 from mmguard.auditing.markdown import bullets, table
@@ -14,7 +14,7 @@ from mmguard.bench.results import Outcome, Results
 from mmguard.config import AuditConfig, ProtectConfig
 from mmguard.runtime.provenance import commit, versions
 
-_LEGEND = (
+LEGEND = (
     "Accuracies in percent on clean test data, means over seeds; differences in points with 95 % bootstrap intervals "
     "over seeds and test items. *Control*: what the release changes is changed as much at random: noise for `image`, "
     "words for `text`, both for the others. *Drop*: clean − release. *Control cost*: clean − control; above 5 points "
@@ -26,26 +26,30 @@ _ZOO = "The zoo's tiny models demonstrate the method; nothing here predicts how 
 
 def page(results: Results) -> str:
     """All of it: means, tables, what failed, what was not tested, and what it was made with."""
-    done = _done(results)
-    parts = [f"# {results.bench.title}", _introduction(results, done), means(results)]
-    for dataset in dict.fromkeys(one.experiment.dataset for one, _ in done):
-        of_it = [(one, report) for one, report in done if one.experiment.dataset == dataset]
-        parts += [f"## {dataset}", _sizes(of_it[0][1]), _findings(results, of_it)]
-    if failures := list(_failures(results)):
-        parts += ["## Failures and warnings", bullets(failures)]
-    if done:
-        parts += ["## Not tested, and not protected against", bullets(done[0][1].not_tested)]
-    return "\n\n".join([*parts, "## Made with", bullets(_provenance(results))]) + "\n"
+    parts = [f"# {results.bench.title}", introduction(results), means(results)]
+    for dataset, sizes, head, lines in findings(results):
+        parts += [f"## {dataset}", sizes, table(head, lines)]
+    if failed := failures(results):
+        parts += ["## Failures and warnings", bullets(failed)]
+    if untested := not_tested(results):
+        parts += ["## Not tested, and not protected against", bullets(untested)]
+    return "\n\n".join([*parts, "## Made with", bullets(provenance(results))]) + "\n"
 
 
 def means(results: Results) -> str:
-    """The headline: for each setting and dataset the mean over attackers that are not brittle.
+    """The headline: `means_table` under its heading."""
+    head, lines = means_table(results)
+    return "## Means over attackers that are not brittle\n\n" + (table(head, lines) if lines else "No results.")
+
+
+def means_table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Head and lines: for each setting and dataset the mean over attackers that are not brittle.
 
     Where there are several datasets, their mean follows, each counting the same.
     """
     columns = results.bench.columns
     groups: dict[tuple[str, ...], list[tuple[str, Headline]]] = {}
-    for one, report in _done(results):
+    for one, report in finished(results):
         groups.setdefault(_cells(one.experiment, columns), []).append((one.experiment.dataset, report.headline))
     lines = []
     for setting, members in groups.items():
@@ -56,25 +60,33 @@ def means(results: Results) -> str:
             numbers = [_points(head.beyond_control), _share(head.gain_removed), head.strongest or "–"]
             lines.append([dataset, *setting, str(head.counted), str(head.brittle), *numbers])
     names = ["dataset", *columns.values(), "attackers", "brittle", "beyond control", "G", "lost least"]
-    return "## Means over attackers that are not brittle\n\n" + (table(names, lines) if lines else "No results.")
+    return names, lines
 
 
 _Done = Sequence[tuple[Outcome, AuditReport]]
 
 
-def _done(results: Results) -> _Done:
+def finished(results: Results) -> _Done:
+    """The experiments that have a report, with it."""
     return [(one, one.report) for one in results.outcomes if one.report is not None]
 
 
-def _introduction(results: Results, done: _Done) -> str:
-    sentences = [f"Written by `mmguard bench --config {results.bench.path}`.", _LEGEND]
+def introduction(results: Results) -> str:
+    """What the numbers are, and what they are not."""
+    return " ".join([f"Written by `mmguard bench --config {results.bench.path}`.", *caveats(results), LEGEND])
+
+
+def caveats(results: Results) -> list[str]:
+    """What stands between these results and a conclusion."""
+    reports = [report for _, report in finished(results)]
+    sentences = []
     if not results.complete:
-        sentences.insert(1, "**Not complete**: experiments or attackers are missing.")
-    if any(finding.seeds < MIN_SEEDS for _, report in done for finding in report.findings):
+        sentences.append("**Not complete**: experiments or attackers are missing.")
+    if any(finding.seeds < MIN_SEEDS for report in reports for finding in report.findings):
         sentences.append(f"**No claim follows** where there are fewer than {MIN_SEEDS} seeds.")
-    if any(finding.attacker.startswith("zoo:") for _, report in done for finding in report.findings):
+    if any(finding.attacker.startswith("zoo:") for report in reports for finding in report.findings):
         sentences.append(_ZOO)
-    return " ".join(sentences)
+    return sentences
 
 
 def _over(heads: Sequence[Headline]) -> Headline:
@@ -90,7 +102,15 @@ def _over(heads: Sequence[Headline]) -> Headline:
     )
 
 
-def _findings(results: Results, done: _Done) -> str:
+def findings(results: Results) -> Iterator[tuple[str, str, list[str], list[list[str]]]]:
+    """For each dataset its name, the sizes of its parts, and head and lines of the table of all attackers."""
+    every = finished(results)
+    for dataset in dict.fromkeys(one.experiment.dataset for one, _ in every):
+        of_it = [(one, report) for one, report in every if one.experiment.dataset == dataset]
+        yield dataset, _sizes(of_it[0][1]), *_findings(results, of_it)
+
+
+def _findings(results: Results, done: _Done) -> tuple[list[str], list[list[str]]]:
     columns = results.bench.columns
     recipes = {finding.recipe for _, report in done for finding in report.findings}
     lines = []
@@ -99,7 +119,7 @@ def _findings(results: Results, done: _Done) -> str:
             recipe = [finding.recipe] * (len(recipes) > 1)
             lines.append([finding.attacker, *recipe, *_cells(one.experiment, columns), *_numbers(finding)])
     head = ["attacker", *["recipe"] * (len(recipes) > 1), *columns.values(), "zero-shot", "clean", "control", "release"]
-    return table([*head, "drop", "control cost", "beyond control", "G", "status"], lines)
+    return [*head, "drop", "control cost", "beyond control", "G", "status"], lines
 
 
 def _numbers(finding: Finding) -> list[str]:
@@ -120,6 +140,16 @@ def _sizes(report: AuditReport) -> str:
     ).format_map(known)
 
 
+def failures(results: Results) -> list[str]:
+    """What went wrong, and what to know of what did not."""
+    return list(_failures(results))
+
+
+def not_tested(results: Results) -> tuple[str, ...]:
+    """What no audit tried."""
+    return finished(results)[0][1].not_tested if finished(results) else ()
+
+
 def _failures(results: Results) -> Iterable[str]:
     for one in results.outcomes:
         label = results.bench.label(one.experiment)
@@ -131,7 +161,7 @@ def _failures(results: Results) -> Iterable[str]:
             yield f"{label}: warning: {warning}"
 
 
-def _provenance(results: Results) -> Iterable[str]:
+def provenance(results: Results) -> Iterable[str]:
     """What all experiments have in common and is no default, and what they were made with."""
     every = [one.settings for one in results.bench.experiments]
     default = {

@@ -1,0 +1,126 @@
+"""An audit's result as one web page, for people who decide: the verdict, charts, tables, and what was published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmguard.auditing.arms import Pairing
+from mmguard.auditing.markdown import plain
+from mmguard.auditing.report import LEGEND, AuditReport, findings_table
+from mmguard.auditing.stats import Finding
+from mmguard.data.images import load_image
+from mmguard.data.tasks import target_text
+from mmguard.data.text import insertions
+from mmguard.pages.charts import Bars, Chart, Interval, bar_chart, interval_chart
+from mmguard.pages.pictures import AMPLIFIED, difference, png_uri
+from mmguard.pages.render import render
+from mmguard.types import Sample
+
+_SHOWN = 3
+"""How many images a page shows."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A sample as it was before and as it was released; images as addresses that hold them."""
+
+    id: str
+    question: list[tuple[str, str, bool]] | None
+    """White space and word, and whether it was inserted, for each word released; None for a caption."""
+    answer: str
+    before: str
+    after: str
+    difference: str
+
+
+def shown(pairs: Sequence[tuple[Sample, Sample]]) -> list[Shown]:
+    """The first samples of the first images.
+
+    Args:
+        pairs: original and released samples.
+
+    Raises:
+        SampleError: an image cannot be read any more.
+    """
+    first = {ours.image: (ours, released) for ours, released in reversed(pairs)}
+    images = list(dict.fromkeys(ours.image for ours, _ in pairs))[:_SHOWN]
+    return [_shown(*first[image]) for image in images]
+
+
+def _shown(ours: Sample, released: Sample) -> Shown:
+    before, after = load_image(ours.image), load_image(released.image)
+    question = None
+    if ours.question is not None and released.question is not None:
+        question = insertions(ours.question, released.question)
+    return Shown(
+        id=released.id,
+        question=question,
+        answer=target_text(ours),
+        before=png_uri(before),
+        after=png_uri(after),
+        difference=png_uri(difference(before, after)),
+    )
+
+
+def to_html(report: AuditReport, samples: Sequence[Shown] = ()) -> str:
+    """The report as a page that is complete in itself.
+
+    Args:
+        report: what was found.
+        samples: what to show of the release.
+    """
+    head, lines = findings_table(report.findings)
+    return render(
+        "audit.html",
+        report=report,
+        charts=_charts(report.findings),
+        head=head,
+        lines=lines,
+        legend=LEGEND,
+        samples=samples,
+        amplified=AMPLIFIED,
+        provenance={name: plain(value) for name, value in report.provenance.items()},
+    )
+
+
+def write_html(report: AuditReport, pairing: Pairing, folder: Path) -> None:
+    """Writes `report.html` into a folder, with the first images of the release."""
+    (folder / "report.html").write_text(to_html(report, shown(pairing.pairs)), encoding="utf-8")
+
+
+def _charts(findings: Sequence[Finding]) -> list[Chart]:
+    charts = []
+    if findings:
+        bars = [
+            Bars(
+                _label(finding), {arm: 100 * share for arm, share in finding.accuracy.items()}, 100 * finding.zero_shot
+            )
+            for finding in findings
+        ]
+        said = "; ".join(f"{one.title}: " + ", ".join(f"{k} {v:.1f}" for k, v in one.values.items()) for one in bars)
+        charts.append(
+            bar_chart(
+                bars, "zero-shot", f"Accuracies in percent. {said}.",
+                "Accuracy on clean test data after fine-tuning on each kind of data, and of the untouched model.",
+            )
+        )  # fmt: skip
+    beyond = [
+        Interval(_label(finding), *(100 * end for end in (one.value, one.low, one.high)))
+        for finding in findings
+        if (one := finding.beyond_control) is not None
+    ]
+    if beyond:
+        said = "; ".join(f"{one.label}: {one.value:.1f} ({one.low:.1f} to {one.high:.1f})" for one in beyond)
+        charts.append(
+            interval_chart(
+                beyond, "points lost beyond the matched control", f"Points lost beyond the matched control. {said}.",
+                "What the protection adds to a random change of the same size, with 95% intervals.",
+            )
+        )  # fmt: skip
+    return charts
+
+
+def _label(finding: Finding) -> str:
+    return f"{finding.attacker} ({finding.recipe})"

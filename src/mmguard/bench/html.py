@@ -1,0 +1,68 @@
+"""A benchmark's results as one web page: what was found, charts, and the tables of the Markdown page."""
+
+from __future__ import annotations
+
+from mmguard.auditing.stats import Headline
+from mmguard.bench.config import Experiment
+from mmguard.bench.page import LEGEND, caveats, failures, findings, finished, means_table, not_tested, provenance
+from mmguard.bench.results import Results
+from mmguard.pages.charts import Chart, Interval, interval_chart
+from mmguard.pages.render import render
+
+
+def to_html(results: Results) -> str:
+    """All of it, as a page that is complete in itself."""
+    return render(
+        "bench.html",
+        title=results.bench.title,
+        verdict=verdict(results),
+        charts=[chart for chart in (_effects(results),) if chart],
+        means=means_table(results),
+        legend=LEGEND,
+        findings=list(findings(results)),
+        failures=failures(results),
+        not_tested=not_tested(results),
+        provenance=list(provenance(results)),
+    )
+
+
+def verdict(results: Results) -> str:
+    """What all experiments together say, in plain words."""
+    heads = _heads(results)
+    lost = [(one, head) for one, head in heads if head.beyond_control and head.beyond_control.low > 0]
+    unknown = len(results.bench.experiments) - sum(head.beyond_control is not None for _, head in heads)
+    text = (
+        f"In **{len(lost)} of {len(results.bench.experiments)}** experiments attackers lose more than to the matched "
+        "control (95% interval above 0)"
+    )
+    if unknown:
+        text += f"; {unknown} of them {'has' if unknown == 1 else 'have'} no result"
+    sentences = [text + "."]
+    if lost:
+        one, head = max(lost, key=lambda item: item[1].beyond_control.value if item[1].beyond_control else 0.0)
+        assert head.beyond_control is not None
+        points = (100 * end for end in vars(head.beyond_control).values())
+        sentences.append(
+            "Most is lost to {}: {:.1f} points ({:.1f} to {:.1f}).".format(results.bench.label(one), *points)
+        )
+    return " ".join([*sentences, *caveats(results)])
+
+
+def _heads(results: Results) -> list[tuple[Experiment, Headline]]:
+    return [(one.experiment, report.headline) for one, report in finished(results)]
+
+
+def _effects(results: Results) -> Chart | None:
+    """Points lost beyond the control, experiment by experiment."""
+    intervals = [
+        Interval(results.bench.label(one), *(100 * end for end in vars(head.beyond_control).values()))
+        for one, head in _heads(results)
+        if head.beyond_control is not None
+    ]
+    if not intervals:
+        return None
+    said = "; ".join(f"{one.label}: {one.value:.1f} ({one.low:.1f} to {one.high:.1f})" for one in intervals)
+    return interval_chart(
+        intervals, "points lost beyond the matched control", f"Points lost beyond the matched control. {said}.",
+        "What each protection adds to a random change of the same size, with 95% intervals; means over attackers.",
+    )  # fmt: skip
