@@ -240,6 +240,7 @@ def test_command(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     results = json.loads(made.stdout)
     assert results["complete"] is True
     assert results == json.loads((tmp_path / "out" / "toy" / "results.json").read_text())
+    assert results == json.loads((tmp_path / "docs" / "results.json").read_text())
     page = (tmp_path / "docs" / "results.md").read_text()
     assert page == (tmp_path / "out" / "toy" / "results.md").read_text()
     assert "**No claim follows**" in page

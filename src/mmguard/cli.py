@@ -250,7 +250,9 @@ def bench(
     ] = None,
     jobs: Jobs = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is there and what would be made.")] = False,
-    report: Annotated[Path | None, typer.Option(help="Write the page of results to this file, too.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write the page of results to this file, too, and its JSON beside it.")
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -277,6 +279,7 @@ def bench(
         if report is not None:
             report.parent.mkdir(parents=True, exist_ok=True)
             report.write_text(page(results), encoding="utf-8")
+            report.with_suffix(".json").write_text(results.to_json(), encoding="utf-8")
         if as_json:
             _print_json(results.to_dict())
         else:
