@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmguard.auditing.arms import Pairing
+from mmguard.auditing.losses import LossCurve
 from mmguard.auditing.markdown import plain
 from mmguard.auditing.report import LEGEND, AuditReport, findings_table
 from mmguard.auditing.stats import Finding
 from mmguard.data.images import load_image
 from mmguard.data.tasks import target_text
 from mmguard.data.text import insertions
-from mmguard.pages.charts import Bars, Chart, Interval, bar_chart, interval_chart
+from mmguard.pages.charts import Bars, Chart, Interval, Line, bar_chart, interval_chart, line_chart
 from mmguard.pages.pictures import AMPLIFIED, difference, png_uri
 from mmguard.pages.render import render
 from mmguard.types import Sample
@@ -76,6 +77,7 @@ def to_html(report: AuditReport, samples: Sequence[Shown] = ()) -> str:
         "audit.html",
         report=report,
         charts=_charts(report.findings),
+        loss_charts=list(_loss_charts(report.losses)),
         head=head,
         lines=lines,
         legend=LEGEND,
@@ -122,5 +124,21 @@ def _charts(findings: Sequence[Finding]) -> list[Chart]:
     return charts
 
 
-def _label(finding: Finding) -> str:
-    return f"{finding.attacker} ({finding.recipe})"
+def _loss_charts(curves: Sequence[LossCurve]) -> Iterator[Chart]:
+    """One for each attacker and recipe (the paper's Fig. 4)."""
+    for title in dict.fromkeys(_label(curve) for curve in curves):
+        lines = [
+            Line(curve.arm, curve.steps, curve.mean, curve.low, curve.high)
+            for curve in curves
+            if _label(curve) == title and curve.steps
+        ]
+        if lines:
+            ends = ", ".join(f"{line.label} {line.y[-1]:.2g}" for line in lines)
+            yield line_chart(
+                lines, "step", "training loss (nats a token)", f"Training loss of {title}. At the end: {ends}.",
+                f"{title}. At the end: {ends}.", band=True, log=True,
+            )  # fmt: skip
+
+
+def _label(one: Finding | LossCurve) -> str:
+    return f"{one.attacker} ({one.recipe})"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mmguard.auditing.losses import LossCurve
 from mmguard.auditing.markdown import bullets, facts, table
 from mmguard.auditing.stats import MIN_SEEDS, Estimate, Finding, Headline
 
@@ -41,6 +42,8 @@ class AuditReport:
     not_tested: tuple[str, ...] = NOT_TESTED
     provenance: dict[str, Any] = field(default_factory=dict)
     """Versions, settings, sizes and hashes: what is needed to run it again."""
+    losses: tuple[LossCurve, ...] = ()
+    """How training went, for charts; no part of the plain data, since each run's file has it step by step."""
 
     @property
     def verdict(self) -> str:
@@ -49,7 +52,9 @@ class AuditReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data; a number that does not exist is None."""
-        return {"verdict": self.verdict, **json.loads(json.dumps(asdict(self)))}
+        plain = json.loads(json.dumps(asdict(replace(self, losses=()))))
+        del plain["losses"]
+        return {"verdict": self.verdict, **plain}
 
     def to_json(self) -> str:
         """The report as JSON; strict, without NaN."""

@@ -17,9 +17,10 @@ import torch
 
 from mmguard.auditing.arms import Arm
 from mmguard.auditing.html import write_html
+from mmguard.auditing.losses import LossCurve, loss_curve
 from mmguard.auditing.plan import Plan, plan_audit
 from mmguard.auditing.report import AuditReport, Failure
-from mmguard.auditing.runs import Run
+from mmguard.auditing.runs import Result, Run
 from mmguard.auditing.stats import FloatArray, Scores, analyse
 from mmguard.config import AuditConfig, Recipe
 from mmguard.errors import ConfigError
@@ -132,7 +133,7 @@ class _Results:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._scores: dict[Run, FloatArray] = {}
+        self._results: dict[Run, Result] = {}
         self._failed: dict[tuple[str, Recipe | None], str] = {}
         """Why an attacker's recipe has no result; without a recipe, its untouched model."""
         self._hopeless: set[tuple[str, Recipe | None]] = set()
@@ -142,36 +143,36 @@ class _Results:
         """Takes what is on the shelf."""
         for run in self._plan.runs:
             try:
-                scores = self._plan.shelf.find(self._plan.runner.describe(run))
+                result = self._plan.shelf.find(self._plan.runner.describe(run))
             # Whatever is wrong with an attacker's files, the others can go on.
             except Exception as error:
                 self.add(run, Failed(f"{type(error).__name__}: {error}"))
             else:
-                if scores is not None:
-                    self._scores[run] = scores
+                if result is not None:
+                    self._results[run] = result
 
     def missing(self) -> Iterator[Run]:
         """The runs that have no outcome yet, as long as they may have a result."""
         for run in self._plan.runs:
             given_up = {(run.attacker, None), (run.attacker, run.recipe)} & self._hopeless
-            if run not in self._scores and not given_up:
+            if run not in self._results and not given_up:
                 yield run
 
-    def add(self, run: Run, outcome: FloatArray | Failed) -> None:
-        """Takes an outcome, and keeps scores on the shelf."""
+    def add(self, run: Run, outcome: Result | Failed) -> None:
+        """Takes an outcome, and keeps a result on the shelf."""
         if isinstance(outcome, Failed):
             key = (run.attacker, run.recipe)
             self._failed.setdefault(key, f"{run.name}: {outcome.reason}")
             if not outcome.died:
                 self._hopeless.add(key)
         else:
-            self._scores[run] = outcome
+            self._results[run] = outcome
             self._plan.shelf.keep(self._plan.runner.describe(run), outcome)
 
     def report(self) -> AuditReport:
         """What is known about every attacker and recipe of which all runs were made."""
         plan = self._plan
-        entries, failures = [], []
+        entries, failures, losses = [], [], []
         for name in plan.attackers:
             for recipe in plan.config.recipes:
                 key = (name, None) if (name, None) in self._failed else (name, recipe)
@@ -179,6 +180,7 @@ class _Results:
                     failures.append(Failure(name, self._failed[key]))
                 else:
                     entries.append(self._entry(name, recipe))
+                    losses += self._losses(name, recipe)
         findings, headline = analyse(entries, plan.groups, plan.config.bootstrap, plan.config.seed)
         return AuditReport(
             headline=headline,
@@ -186,14 +188,21 @@ class _Results:
             failures=tuple(dict.fromkeys(failures)),
             warnings=plan.warnings,
             provenance=plan.provenance,
+            losses=tuple(losses),
         )
 
     def _entry(self, name: str, recipe: Recipe) -> Scores:
         by_arm: dict[str, FloatArray] = {
-            arm: np.stack([self._scores[Run(name, recipe, arm, seed)] for seed in self._plan.seeds])
+            arm: np.stack([self._results[Run(name, recipe, arm, seed)].scores for seed in self._plan.seeds])
             for arm in self._plan.arms
         }
-        return Scores(name, recipe, by_arm, self._scores[Run(name)], self._plan.runner.pairing.matched)
+        return Scores(name, recipe, by_arm, self._results[Run(name)].scores, self._plan.runner.pairing.matched)
+
+    def _losses(self, name: str, recipe: Recipe) -> Iterator[LossCurve]:
+        for arm in self._plan.arms:
+            runs = [self._results[Run(name, recipe, arm, seed)].losses for seed in self._plan.seeds]
+            if all(runs):  # runs of earlier versions kept none
+                yield loss_curve(name, recipe, arm, runs)
 
 
 @contextmanager
