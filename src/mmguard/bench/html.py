@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from mmguard.auditing.stats import Headline
-from mmguard.bench.config import Experiment
+from typing import Any
+
+from mmguard.auditing.stats import Estimate, Headline
+from mmguard.bench.config import Experiment, plain
 from mmguard.bench.page import LEGEND, caveats, failures, findings, finished, means_table, not_tested, provenance
 from mmguard.bench.results import Results
-from mmguard.pages.charts import Chart, Interval, interval_chart
+from mmguard.pages.charts import Chart, Interval, Line, interval_chart, line_chart
 from mmguard.pages.render import render
 
 
@@ -16,7 +18,7 @@ def to_html(results: Results) -> str:
         "bench.html",
         title=results.bench.title,
         verdict=verdict(results),
-        charts=[chart for chart in (_effects(results),) if chart],
+        charts=[chart for chart in (_doses(results), _effects(results)) if chart],
         means=means_table(results),
         legend=LEGEND,
         findings=list(findings(results)),
@@ -50,6 +52,41 @@ def verdict(results: Results) -> str:
 
 def _heads(results: Results) -> list[tuple[Experiment, Headline]]:
     return [(one.experiment, report.headline) for one, report in finished(results)]
+
+
+def _doses(results: Results) -> Chart | None:
+    """G over the one numeric setting that varies, if there is just one: a line for whatever else varies."""
+    bench = results.bench
+    varied = [key for key in bench.experiments[0].settings if len({one.settings[key] for one in bench.experiments}) > 1]
+    numeric = [key for key in varied if all(_is_number(one.settings[key]) for one in bench.experiments)]
+    if len(numeric) != 1:
+        return None
+    (dose,) = numeric
+    points: dict[str, dict[float, Estimate]] = {}
+    for one, head in _heads(results):
+        if head.gain_removed is not None:
+            others = [plain(one.settings[key]) for key in varied if key != dose] or [one.protect.variant]
+            points.setdefault(", ".join(others), {})[one.settings[dose]] = head.gain_removed
+    lines = [
+        Line(label, x, *([100 * getattr(line[dose], end) for dose in x] for end in ("value", "low", "high")))
+        for label, line in points.items()
+        if len(x := sorted(line)) > 1
+    ]
+    if not lines:
+        return None
+    name = dose.rpartition(".")[2].replace("_", " ")
+    said = "; ".join(
+        f"{line.label}: " + ", ".join(f"{y:.0f} at {x:g}" for x, y in zip(line.x, line.y, strict=True))
+        for line in lines
+    )
+    return line_chart(
+        lines, name, "G (% of the gain removed)", f"G in percent over {name}. {said}.",
+        f"G, the share of the fine-tuning gain that is removed beyond the control, over {name}; 95% intervals.",
+    )  # fmt: skip
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _effects(results: Results) -> Chart | None:
