@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmguard.pages.charts import Bars, Chart, Interval, Line, bar_chart, interval_chart, line_chart
+from mmguard.pages.charts import Bars, Chart, Heat, Interval, Line, bar_chart, heat_chart, interval_chart, line_chart
 from mmguard.pages.pictures import difference, png_uri
 from mmguard.pages.render import cell, inline
 
@@ -44,8 +44,11 @@ def test_cells(text: str, html: str) -> None:
 def _charts() -> list[Chart]:
     name = "a$b$ <script>alert(1)</script> & more"
     line = Line(name, [1, 2, 4], [0.1, 0.2, 0.3], [0.0, 0.1, 0.2], [0.2, 0.3, 0.4])
+    boxes = np.array([[0, 0, 0.5, 1], [np.nan] * 4, [0.5, 0, 1, 1]])
+    heat = Heat(name, np.zeros((4, 8, 3), np.uint8), boxes, np.array([0.1, 0.9, 0.3]), np.array([True, True, False]))
     return [
-        bar_chart([Bars(name, {"clean": 80, name: 20}, 10)], "zero-shot", name, name),
+        bar_chart([Bars(name, {"clean": 80, name: 20}, 10), Bars(name, {"release": 1})], "percent", name, name),
+        heat_chart([heat, heat], name, name),
         interval_chart([Interval(name, 3, -1, 7)], "points", name, name),
         line_chart([line, line], "eps", "G", name, name),
         line_chart([line, line], "step", "loss", name, name, band=True, log=True),
@@ -59,8 +62,9 @@ def test_charts_are_reproducible_and_without_scripts() -> None:
         assert one.address.startswith("data:image/svg+xml;base64,")
         root = ElementTree.fromstring(one.svg)
         assert not [element for element in root.iter() if element.tag.endswith("script")]
-        assert not [v for e in root.iter() for k, v in e.attrib.items() if k.endswith("href") and not v.startswith("#")]
-    assert len({one.svg for one in first}) == 4
+        links = [value for element in root.iter() for key, value in element.attrib.items() if key.endswith("href")]
+        assert all(link.startswith(("#", "data:image/png;base64,")) for link in links)
+    assert len({one.svg for one in first}) == 5
 
 
 def test_difference_is_enlarged_around_gray() -> None:

@@ -196,6 +196,33 @@ def audit(
 
 
 @app.command()
+def trace(
+    release: Annotated[Path, typer.Argument(help="Folder that would be published; only its files are read.")],
+    original: Annotated[str, typer.Option(help=f"What was protected. {_DATASET}")],
+    surrogate: Annotated[str, typer.Option(help="Model whose attention is followed: a hub id, a folder or zoo:NAME.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for trace.html, trace.json and figures.")],
+    split: Split = None,
+    limit: Annotated[int, typer.Option(min=1, help="One question of each of the first so many images.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of controls and bootstrap.")] = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Show where a model's attention goes on a release, against the original and against random changes."""
+    with _reporting(as_json):
+        from mmguard.trace.masses import trace as run
+        from mmguard.trace.page import to_dict, verdict, write
+
+        found = run(
+            release, original, surrogate, split=split, limit=limit, seed=seed, device=device, show_progress=not as_json
+        )
+        write(found, out)
+        if as_json:
+            _print_json(to_dict(found))
+        else:
+            _out.print(f"{verdict(found)}\nPage: {out / 'trace.html'}", highlight=False, markup=False)
+
+
+@app.command()
 def stealth(
     release: Annotated[Path, typer.Argument(help="Folder that would be published; only its files are read.")],
     original: Annotated[str, typer.Option(help=f"What was protected. {_DATASET}")],

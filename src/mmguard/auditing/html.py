@@ -104,7 +104,7 @@ def _charts(findings: Sequence[Finding]) -> list[Chart]:
         said = "; ".join(f"{one.title}: " + ", ".join(f"{k} {v:.1f}" for k, v in one.values.items()) for one in bars)
         charts.append(
             bar_chart(
-                bars, "zero-shot", f"Accuracies in percent. {said}.",
+                bars, "percent right; dotted: zero-shot", f"Accuracies in percent. {said}.",
                 "Accuracy on clean test data after fine-tuning on each kind of data, and of the untouched model.",
             )
         )  # fmt: skip

@@ -172,7 +172,8 @@ class _Results:
     def report(self) -> AuditReport:
         """What is known about every attacker and recipe of which all runs were made."""
         plan = self._plan
-        entries, failures, losses = [], [], []
+        entries, failures = [], []
+        losses: list[LossCurve] = []
         for name in plan.attackers:
             for recipe in plan.config.recipes:
                 key = (name, None) if (name, None) in self._failed else (name, recipe)

@@ -10,8 +10,12 @@ from textwrap import wrap
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from mmguard.pages.pictures import uri
 
@@ -58,8 +62,23 @@ class Bars:
 
     title: str
     values: dict[str, float]
-    mark: float
-    """Where a dotted line goes through all of them."""
+    mark: float | None = None
+    """Where a dotted line goes through all of them, if one does."""
+
+
+@dataclass(frozen=True)
+class Heat:
+    """An image with values that lie over parts of it."""
+
+    title: str
+    image: NDArray[np.uint8]
+    """`(H, W, 3)`, 0…255."""
+    boxes: NDArray[np.float64]
+    """Left, top, right, bottom of each part as shares of the image; NaN for none. `(N, 4)`."""
+    values: NDArray[np.float64]
+    """0 or more. `(N,)`."""
+    outlined: NDArray[np.bool_]
+    """Which parts have an outline. `(N,)`."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +102,12 @@ class Line:
     high: Sequence[float]
 
 
-def bar_chart(groups: Sequence[Bars], mark: str, alt: str, caption: str) -> Chart:
+def bar_chart(groups: Sequence[Bars], unit: str, alt: str, caption: str) -> Chart:
     """Horizontal bars of percentages, group below group.
 
     Args:
         groups: what to draw.
-        mark: what the dotted lines are.
+        unit: of the axis.
         alt: for those who do not see it.
         caption: below it.
     """
@@ -107,14 +126,15 @@ def bar_chart(groups: Sequence[Bars], mark: str, alt: str, caption: str) -> Char
                 axes.text(value + 1, row, f"{value:.1f}", va="center", color=_INK)
                 ticks.append(row)
                 names.append(name)
-            axes.vlines(group.mark, top, row + 0.5, _INK, ":", label=f"{mark} {group.mark:.1f}")
+            if group.mark is not None:
+                axes.vlines(group.mark, top, row + 0.5, _INK, ":")
             row += 1.4
         axes.set_yticks(ticks, names)
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(row - 0.8, -0.8)
         axes.set_xlim(0, 109)
         axes.set_xticks(range(0, 101, 20))
-        axes.set_xlabel(f"percent right; dotted: {mark}")
+        axes.set_xlabel(unit)
         axes.grid(axis="x")
 
     return _chart(draw, 0.26 * rows + 0.6, alt, caption)
@@ -182,7 +202,10 @@ def line_chart(
                     line.x, line.y, (below, above), color=colour, label=label, fmt="o", linestyle=dashes,
                     capsize=3,
                 )  # fmt: skip
-                axes.set_xticks(sorted({value for one in lines for value in one.x}))
+        if not band:
+            axes.set_xticks(sorted({value for line in lines for value in line.x}))
+        elif all(value == int(value) for line in lines for value in line.x):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if log:
             axes.set_yscale("log")
         elif not band:
@@ -193,8 +216,40 @@ def line_chart(
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False)
 
     labels = [_wrapped(line.label) for line in lines]
-    columns = 2 if all(len(label) < 20 for label in labels) else 1
+    longest = max(map(len, labels))
+    columns = 3 if longest < 12 else 2 if longest < 20 else 1
     return _chart(draw, 3 + 0.22 * sum(label.count("\n") + 1 for label in labels) / columns, alt, caption)
+
+
+def heat_chart(panels: Sequence[Heat], alt: str, caption: str) -> Chart:
+    """Images side by side, in gray and the redder the larger the value: one scale for all of them.
+
+    Args:
+        panels: what to draw.
+        alt: for those who do not see it.
+        caption: below it.
+    """
+    largest = max(panel.values[np.isfinite(panel.boxes).all(1)].max(initial=0) for panel in panels) or 1.0
+    with matplotlib.rc_context(_STYLE):
+        height, width, _ = panels[0].image.shape
+        each = _WIDTH / len(panels)
+        figure = Figure(figsize=(_WIDTH, each * height / width + 0.3), layout="constrained")
+        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            gray = panel.image.mean(2)
+            axes.imshow(gray, cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0), aspect=height / width)
+            there = np.isfinite(panel.boxes).all(1)
+            left, top, right, bottom = panel.boxes[there].T
+            corners = np.stack([left, top, right, top, right, bottom, left, bottom], 1).reshape(-1, 4, 2)
+            shade = np.zeros((len(corners), 4))
+            shade[:, 0], shade[:, 3] = 0.85, 0.85 * panel.values[there] / largest
+            axes.add_collection(PolyCollection(list(corners), facecolors=shade, edgecolors="none", rasterized=True))
+            lines = PolyCollection(
+                list(corners[panel.outlined[there]]), facecolors="none", edgecolors="#00c8ff", linewidths=1.2
+            )
+            axes.add_collection(lines)
+            axes.set_title(panel.title, fontsize=10)
+            axes.axis("off")
+        return Chart(svg(figure), alt, caption)
 
 
 def _wrapped(text: str, width: int = 48) -> str:
@@ -219,5 +274,5 @@ def svg(figure: Figure) -> bytes:
     """A figure as SVG, without the date."""
     file = BytesIO()
     with matplotlib.rc_context(_STYLE):
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(file, format="svg", dpi=200, metadata={"Date": None, "Creator": None})
     return file.getvalue()
