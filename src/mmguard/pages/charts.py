@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from mmguard.pages.pictures import uri
@@ -208,6 +208,9 @@ def line_chart(
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if log:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         elif not band:
             axes.axhline(0, color=_INK, linewidth=1)
         axes.set_xlabel(x)
@@ -242,7 +245,9 @@ def heat_chart(panels: Sequence[Heat], alt: str, caption: str) -> Chart:
             corners = np.stack([left, top, right, top, right, bottom, left, bottom], 1).reshape(-1, 4, 2)
             shade = np.zeros((len(corners), 4))
             shade[:, 0], shade[:, 3] = 0.85, 0.85 * panel.values[there] / largest
-            axes.add_collection(PolyCollection(list(corners), facecolors=shade, edgecolors="none", rasterized=True))
+            axes.add_collection(
+                PolyCollection(list(corners), facecolors=shade, edgecolors="none", antialiased=False, rasterized=True)
+            )
             lines = PolyCollection(
                 list(corners[panel.outlined[there]]), facecolors="none", edgecolors="#00c8ff", linewidths=1.2
             )
