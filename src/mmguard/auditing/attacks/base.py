@@ -1,0 +1,43 @@
+"""What an attack is: a change of stolen data before training, to be rid of its protection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from mmguard.types import Sample
+
+Rewrite: TypeAlias = "Callable[[Sample, torch.Generator], str | None]"
+"""From a released sample to its question after the attack; None where it has none, as captions do."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What a thief does to stolen data before training."""
+
+    name: str
+    """As named on the command line, such as `jpeg-50`."""
+    image: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    """Changes an image, float `(3, H, W)` in [0, 1], into another of that kind; its size may change. All randomness
+    comes from the generator."""
+    text: Rewrite | None = None
+    """Changes a question."""
+    corpus: Callable[[Sequence[Sample]], Rewrite] | None = None
+    """Makes what `text` is from all released samples, for an attack that has to see them first; it has no `text`."""
+    each_epoch: bool = False
+    """Whether `image` is an augmentation, drawn anew for every epoch."""
+
+    def rewriting(self, samples: Sequence[Sample]) -> Rewrite | None:
+        """What changes the questions of these samples; None if nothing does."""
+        return self.corpus(samples) if self.corpus else self.text
+
+
+Factory: TypeAlias = Callable[[str | None], Attack]
+"""Makes an attack of what follows its family and a dash or colon; None where nothing does.
+
+Raises ConfigError if that is no strength that the attack can have.
+"""
