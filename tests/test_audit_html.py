@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from mmguard.auditing.html import shown, to_html
-from mmguard.auditing.report import NOT_TESTED, AuditReport, Failure
+from mmguard.auditing.report import AuditReport, Failure
 from mmguard.auditing.stats import Scores, analyse
 from mmguard.types import Sample
+from test_audit_report import _attacked
 
 EVIL = "<script>alert(1)</script><img src=http://evil/x onerror=alert(2)>"
 
@@ -73,7 +74,7 @@ def test_everything_is_shown(samples: list[tuple[Sample, Sample]]) -> None:
     text = " ".join(page.text.split())
     parts = [
         "Attackers lose 30.0 points", "leaked", "What attackers learn", "beyond control", "50.0", "no such model",
-        "0#0", "1#0", "2#0", NOT_TESTED[0], "versions", "trl 1.0",
+        "0#0", "1#0", "2#0", found.not_tested[0], "versions", "trl 1.0",
     ]  # fmt: skip
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
@@ -112,6 +113,20 @@ def test_what_is_missing_is_left_out(found: AuditReport, said: str, images: int)
     assert said in page.text
     assert len(page.images) == images
     assert "What was published" not in page.text
+
+
+def test_attacks_have_a_section_with_a_chart() -> None:
+    html = to_html(_attacked(0.7))
+    page = Page(html)
+    section = page.text[page.text.index("Under attack") : page.text.index("Not tested")]
+    assert "big chose lora for clean, lora for the control, lora under gray for release" in section
+    assert "Best of" in section
+    assert len(page.images) == 3
+    alt = str(page.images[2]["alt"])
+    assert "big (lora) under gray: 10.0 (" in alt
+    assert "big (lora) under jpeg-50: 40.0 (" in alt
+    assert "best of" in alt
+    assert "Under attack" not in to_html(report("a"))
 
 
 def test_captions_have_no_question(samples: list[tuple[Sample, Sample]]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from mmguard.bench.config import Bench
 from mmguard.bench.html import to_html, verdict
 from mmguard.bench.results import Outcome, Results
+from test_audit_report import _attacked
 from test_bench_page import bench, report
 
 EVIL = "<script>alert(1)</script>"
@@ -62,6 +63,20 @@ def test_points_without_a_share_are_left_out() -> None:
     none = Outcome(toy.experiments[0], {}, report({"a": (0, 0, 0)}))
     html = to_html(replace(results, outcomes=(none, *results.outcomes[1:])))
     assert "bph: 50 at 4, 50 at 8;" in html
+
+
+def test_attacks_have_their_tables() -> None:
+    toy = bench(("cats",))
+    results = Results(toy, tuple(Outcome(one, {}, _attacked(0.7)) for one in toy.experiments))
+    results = replace(results, outcomes=tuple(_with_sizes(one) for one in results.outcomes))
+    html = to_html(results)
+    assert html.index("In the worst case") < html.index("Under attack: cats, bph") < html.index("Not tested")
+    assert "lora under gray for release" in html
+
+
+def _with_sizes(one: Outcome) -> Outcome:
+    assert one.report is not None
+    return replace(one, report=replace(one.report, provenance=report({"a": (1, 1, 1)}).provenance))
 
 
 def test_tables_are_those_of_the_markdown_page_and_text_is_text() -> None:

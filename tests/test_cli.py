@@ -103,6 +103,10 @@ def test_samples_left_out_give_exit_code_3(tmp_path: Path, model: str) -> None:
         (("verify", "OUT", "--original", "easy-vqa:train:2"), "OUT"),
         (("audit", "OUT", "--original", "easy-vqa:train:2", "--test", "easy-vqa:test:2", "-o", "R"), "OUT"),
         (
+            ("audit", "OUT", "--original", "docvqa", "--test", "docvqa", "-o", "R", "--attack", "grey"),
+            "did you mean gray",
+        ),
+        (
             ("audit", "OUT", "--original", "docvqa", "--test", "docvqa", "-o", "R", "--recipe", "magic"),
             "recipe 'magic': choose from lora,",
         ),

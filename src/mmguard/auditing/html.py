@@ -9,7 +9,7 @@ from pathlib import Path
 from mmguard.auditing.arms import Pairing
 from mmguard.auditing.losses import LossCurve
 from mmguard.auditing.markdown import plain
-from mmguard.auditing.report import LEGEND, AuditReport, findings_table
+from mmguard.auditing.report import ATTACK_LEGEND, LEGEND, AuditReport, attack_table, choices, findings_table
 from mmguard.auditing.stats import Finding
 from mmguard.data.images import load_image
 from mmguard.data.tasks import target_text
@@ -19,6 +19,7 @@ from mmguard.pages.pictures import AMPLIFIED, difference, png_uri
 from mmguard.pages.render import render
 from mmguard.types import Sample
 
+_BEYOND = "What the protection adds to a random change of the same size, with 95% intervals."
 _SHOWN = 3
 """How many images a page shows."""
 
@@ -73,14 +74,23 @@ def to_html(report: AuditReport, samples: Sequence[Shown] = ()) -> str:
         samples: what to show of the release.
     """
     head, lines = findings_table(report.findings)
+    attack_head, attack_lines = attack_table(report) if report.under_attack else ([], [])
     return render(
         "audit.html",
         report=report,
-        charts=_charts(report.findings),
+        charts=[_accuracies(report.findings), *_effects(report.findings, _BEYOND)] if report.findings else [],
+        attack_charts=_effects(
+            [*report.under_attack, *(report.worst_case.findings if report.worst_case else ())],
+            "The same under each attack, and where attackers chose the best recipe and attack on other test images.",
+        ),
         loss_charts=list(_loss_charts(report.losses)),
         head=head,
         lines=lines,
         legend=LEGEND,
+        attack_head=attack_head,
+        attack_lines=attack_lines,
+        attack_legend=ATTACK_LEGEND,
+        chosen=choices(report),
         samples=samples,
         amplified=AMPLIFIED,
         provenance={name: plain(value) for name, value in report.provenance.items()},
@@ -92,36 +102,28 @@ def write_html(report: AuditReport, pairing: Pairing, folder: Path) -> None:
     (folder / "report.html").write_text(to_html(report, shown(pairing.pairs)), encoding="utf-8")
 
 
-def _charts(findings: Sequence[Finding]) -> list[Chart]:
-    charts = []
-    if findings:
-        bars = [
-            Bars(
-                _label(finding), {arm: 100 * share for arm, share in finding.accuracy.items()}, 100 * finding.zero_shot
-            )
-            for finding in findings
-        ]
-        said = "; ".join(f"{one.title}: " + ", ".join(f"{k} {v:.1f}" for k, v in one.values.items()) for one in bars)
-        charts.append(
-            bar_chart(
-                bars, "percent right; dotted: zero-shot", f"Accuracies in percent. {said}.",
-                "Accuracy on clean test data after fine-tuning on each kind of data, and of the untouched model.",
-            )
-        )  # fmt: skip
+def _accuracies(findings: Sequence[Finding]) -> Chart:
+    bars = [
+        Bars(_label(finding), {arm: 100 * share for arm, share in finding.accuracy.items()}, 100 * finding.zero_shot)
+        for finding in findings
+    ]
+    said = "; ".join(f"{one.title}: " + ", ".join(f"{k} {v:.1f}" for k, v in one.values.items()) for one in bars)
+    return bar_chart(
+        bars, "percent right; dotted: zero-shot", f"Accuracies in percent. {said}.",
+        "Accuracy on clean test data after fine-tuning on each kind of data, and of the untouched model.",
+    )  # fmt: skip
+
+
+def _effects(findings: Sequence[Finding], caption: str) -> list[Chart]:
+    """A chart of what the protection adds to a random change; none where no control was run."""
     beyond = [
         Interval(_label(finding), *(100 * end for end in (one.value, one.low, one.high)))
         for finding in findings
         if (one := finding.beyond_control) is not None
     ]
-    if beyond:
-        said = "; ".join(f"{one.label}: {one.value:.1f} ({one.low:.1f} to {one.high:.1f})" for one in beyond)
-        charts.append(
-            interval_chart(
-                beyond, "points lost beyond the matched control", f"Points lost beyond the matched control. {said}.",
-                "What the protection adds to a random change of the same size, with 95% intervals.",
-            )
-        )  # fmt: skip
-    return charts
+    said = "; ".join(f"{one.label}: {one.value:.1f} ({one.low:.1f} to {one.high:.1f})" for one in beyond)
+    alt = f"Points lost beyond the matched control. {said}."
+    return [interval_chart(beyond, "points lost beyond the matched control", alt, caption)] if beyond else []
 
 
 def _loss_charts(curves: Sequence[LossCurve]) -> Iterator[Chart]:
@@ -141,4 +143,5 @@ def _loss_charts(curves: Sequence[LossCurve]) -> Iterator[Chart]:
 
 
 def _label(one: Finding | LossCurve) -> str:
-    return f"{one.attacker} ({one.recipe})"
+    attack = f" under {one.attack}" if isinstance(one, Finding) and one.attack else ""
+    return f"{one.attacker} ({one.recipe}){attack}"

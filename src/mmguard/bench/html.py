@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from mmguard.auditing.report import ATTACK_LEGEND, attack_table, choices
 from mmguard.auditing.stats import Estimate, Headline
 from mmguard.bench.config import Experiment, plain
-from mmguard.bench.page import LEGEND, caveats, failures, findings, finished, means_table, not_tested, provenance
+from mmguard.bench.page import (
+    LEGEND,
+    attacked,
+    caveats,
+    failures,
+    findings,
+    finished,
+    means_table,
+    not_tested,
+    provenance,
+    worst_table,
+)
 from mmguard.bench.results import Results
 from mmguard.pages.charts import Chart, Interval, Line, interval_chart, line_chart
 from mmguard.pages.render import render
@@ -20,8 +32,13 @@ def to_html(results: Results) -> str:
         verdict=verdict(results),
         charts=[chart for chart in (_doses(results), _effects(results)) if chart],
         means=means_table(results),
+        worst=worst_table(results),
         legend=LEGEND,
-        findings=list(findings(results)),
+        findings=[
+            (*table, [(label, *attack_table(report), choices(report)) for label, report in attacked(results, table[0])])
+            for table in findings(results)
+        ],
+        attack_legend=ATTACK_LEGEND,
         failures=failures(results),
         not_tested=not_tested(results),
         provenance=list(provenance(results)),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, fields
 
 from mmguard.auditing.markdown import bullets, table
-from mmguard.auditing.report import AuditReport
+from mmguard.auditing.report import ATTACK_LEGEND, AuditReport, attack_table, choices
 from mmguard.auditing.runs import PACKAGES
 from mmguard.auditing.stats import MIN_SEEDS, Estimate, Finding, Headline, mean_of_independent
 from mmguard.bench.config import Experiment, plain
@@ -29,6 +29,10 @@ def page(results: Results) -> str:
     parts = [f"# {results.bench.title}", introduction(results), means(results)]
     for dataset, sizes, head, lines in findings(results):
         parts += [f"## {dataset}", sizes, table(head, lines)]
+        for label, report in attacked(results, dataset):
+            chosen = choices(report)
+            parts += [f"### Under attack: {label}", table(*attack_table(report))]
+            parts += [*[bullets(chosen)] * bool(chosen), ATTACK_LEGEND]
     if failed := failures(results):
         parts += ["## Failures and warnings", bullets(failed)]
     if untested := not_tested(results):
@@ -37,9 +41,12 @@ def page(results: Results) -> str:
 
 
 def means(results: Results) -> str:
-    """The headline: `means_table` under its heading."""
+    """The headlines: `means_table` and, where attacks were made, `worst_table` under their headings."""
     head, lines = means_table(results)
-    return "## Means over attackers that are not brittle\n\n" + (table(head, lines) if lines else "No results.")
+    parts = ["## Means over attackers that are not brittle", table(head, lines) if lines else "No results."]
+    if (worst := worst_table(results))[1]:
+        parts += ["### In the worst case, where each chooses the best recipe and attack", table(*worst)]
+    return "\n\n".join(parts)
 
 
 def means_table(results: Results) -> tuple[list[str], list[list[str]]]:
@@ -47,10 +54,21 @@ def means_table(results: Results) -> tuple[list[str], list[list[str]]]:
 
     Where there are several datasets, their mean follows, each counting the same.
     """
+    return _means(results, [(one, report.headline) for one, report in finished(results)])
+
+
+def worst_table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """The same of attackers who choose the best recipe and attack; no lines where no attacks were made."""
+    return _means(
+        results, [(one, report.worst_case.headline) for one, report in finished(results) if report.worst_case]
+    )
+
+
+def _means(results: Results, heads: Sequence[tuple[Outcome, Headline]]) -> tuple[list[str], list[list[str]]]:
     columns = results.bench.columns
     groups: dict[tuple[str, ...], list[tuple[str, Headline]]] = {}
-    for one, report in finished(results):
-        groups.setdefault(_cells(one.experiment, columns), []).append((one.experiment.dataset, report.headline))
+    for one, head in heads:
+        groups.setdefault(_cells(one.experiment, columns), []).append((one.experiment.dataset, head))
     lines = []
     for setting, members in groups.items():
         # Attackers on one and the same dataset are not independent.
@@ -69,6 +87,11 @@ _Done = Sequence[tuple[Outcome, AuditReport]]
 def finished(results: Results) -> _Done:
     """The experiments that have a report, with it."""
     return [(one, one.report) for one in results.outcomes if one.report is not None]
+
+
+def not_tested(results: Results) -> tuple[str, ...]:
+    """What at least one of the experiments does not test."""
+    return tuple(dict.fromkeys(line for _, report in finished(results) for line in report.not_tested))
 
 
 def introduction(results: Results) -> str:
@@ -110,6 +133,13 @@ def findings(results: Results) -> Iterator[tuple[str, str, list[str], list[list[
         yield dataset, _sizes(of_it[0][1]), *_findings(results, of_it)
 
 
+def attacked(results: Results, dataset: str) -> Iterator[tuple[str, AuditReport]]:
+    """The experiments on a dataset that made attacks, each by what tells it from the others."""
+    for one, report in finished(results):
+        if one.experiment.dataset == dataset and report.under_attack:
+            yield results.bench.label(one.experiment), report
+
+
 def _findings(results: Results, done: _Done) -> tuple[list[str], list[list[str]]]:
     columns = results.bench.columns
     recipes = {finding.recipe for _, report in done for finding in report.findings}
@@ -143,11 +173,6 @@ def _sizes(report: AuditReport) -> str:
 def failures(results: Results) -> list[str]:
     """What went wrong, and what to know of what did not."""
     return list(_failures(results))
-
-
-def not_tested(results: Results) -> tuple[str, ...]:
-    """What no audit tried."""
-    return finished(results)[0][1].not_tested if finished(results) else ()
 
 
 def _failures(results: Results) -> Iterable[str]:

@@ -21,8 +21,12 @@ _FAMILIES: dict[str, Factory] = {**IMAGE_ATTACKS, **TEXT_ATTACKS}
 MILD = ("rcp", "jpeg-75", "blur-1", "punct", "case", "space", "rcp+punct", "jpeg-75+case", "blur-1+space")
 """The paper's nine: mild transforms of images, of texts, and of both (method.md, section 4)."""
 
-SUITE = (*MILD, "gray", "jpeg-50", "jpeg-10", "drop-5")
-"""What a thief can be expected to try: the paper's transforms, and those that broke earlier protections."""
+SUITE = (
+    *MILD, "gray", "jpeg-50", "jpeg-10", "median-3", "resize-2", "denoise-10", "ueraser",
+    "drop-5", "tail", "vocab", "spell", "jpeg-50+tail",
+)  # fmt: skip
+"""What a thief can be expected to try without another model: the paper's transforms, those that broke earlier
+protections of images, and those that are aimed at inserted words."""
 
 SHORTHANDS = {"mild": MILD, "suite": SUITE}
 

@@ -20,18 +20,14 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
 
 import torch
 
 from mmguard.auditing.attacks import text_models, text_rules
-from mmguard.auditing.attacks.base import Attack, Factory
+from mmguard.auditing.attacks.base import Attack, Factory, Rewrite
 from mmguard.data.tasks import option_index
 from mmguard.errors import ConfigError
 from mmguard.types import Sample
-
-Rewrite: TypeAlias = Callable[[Sample, torch.Generator], str | None]
-"""What `Attack.text` is: from a released sample to its question after the attack."""
 
 _MOST_WORDS = 100
 _MOST_QUESTIONS = 1_000_000
