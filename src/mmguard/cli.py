@@ -40,7 +40,8 @@ _out, _err = Console(emoji=False), Console(stderr=True, emoji=False)
 _PROTECT, _AUDIT = field_help(ProtectConfig), field_help(AuditConfig)
 _DATASET = (
     "A folder with metadata.jsonl, a LLaVA/ShareGPT JSON, a hub dataset id, a benchmark "
-    f"({', '.join(benchmarks.NAMES)}), or easy-vqa[:train|test][:what|yes-no][:N]."
+    f"({', '.join(benchmarks.NAMES)}), easy-vqa[:train|test][:what|yes-no][:N], "
+    "or a laboratory task drawings:DOMAIN[:train|test][:N]."
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from mmguard.data import benchmarks, easyvqa, hub
+from mmguard.data import benchmarks, drawings, easyvqa, hub
 from mmguard.data.rows import image_value, samples_of
 from mmguard.data.sources import Source, read_json_lines, read_json_list
 from mmguard.errors import DataError
@@ -16,7 +16,7 @@ from mmguard.types import Dataset, Rejection, Sample
 
 _FORMATS = (
     "give a folder with metadata.jsonl, a LLaVA/ShareGPT JSON file (or a folder with one), "
-    f"a hub id owner/name, a benchmark ({', '.join(benchmarks.NAMES)}), or easy-vqa"
+    f"a hub id owner/name, a benchmark ({', '.join(benchmarks.NAMES)}), easy-vqa, or drawings:DOMAIN"
 )
 
 
@@ -38,7 +38,8 @@ def read_dataset(
       - `owner/name` on the Hugging Face hub, copied once into the datasets cache;
       - a benchmark by its short name or hub id, with its official metric (`data/benchmarks.py`). `train` and `test`
         name what one trains and tests on: for DocVQA, whose test answers are hidden, `test` is its validation split;
-      - `easy-vqa[:train|test][:what|yes-no][:N]`.
+      - `easy-vqa[:train|test][:what|yes-no][:N]`;
+      - `drawings:DOMAIN[:train|test][:N]`: a laboratory task for zoo models, drawn by our own code.
 
     Images are not decoded here: only that the file exists is checked. A row that cannot be used is listed in
     `rejected` and left out of `rows` and `samples`; the others go on. A row without `id` gets its number in
@@ -48,7 +49,8 @@ def read_dataset(
         source: see above.
         split: keep only rows whose `split` is this (on the hub: that split).
         limit: keep only the first so many images, each with all its rows.
-        part: what to read of a benchmark if there is no `split`; other datasets are then read whole.
+        part: what to read of a benchmark or a laboratory task if there is no `split`; other datasets are then read
+            whole.
 
     Raises:
         DataError: there is no such dataset, its file cannot be read, it has no such split, or no row can be
@@ -65,6 +67,8 @@ def _open(source: str | Path, split: str | None, part: str) -> tuple[Source, int
     path, name = Path(source), str(source)
     if isinstance(source, str) and easyvqa.is_name(name) and not path.exists():
         return easyvqa.read_easy_vqa(name)
+    if isinstance(source, str) and drawings.is_name(name) and not path.exists():
+        return _folder(drawings.drawings_folder(name, split or part).resolve()), None
     if isinstance(source, str) and (benchmark := benchmarks.find(name)) and not path.exists():
         return _benchmark(benchmark, split or part), None
     if path.is_dir():
