@@ -136,13 +136,15 @@ def test_every_row_is_seen_once_an_epoch(models, rows, monkeypatch):
     seen = []
     load = Row.load
     monkeypatch.setattr(Row, "load", lambda self, store: (seen.append(self.id), load(self, store))[1])
-    shares: list[float] = []
-    fine_tune(str(models["llava"]), rows, "lora", FAST, 0, device="cpu", on_step=shares.append)
+    steps: list[tuple[float, float]] = []
+    fine_tune(str(models["llava"]), rows, "lora", FAST, 0, device="cpu", on_step=lambda *step: steps.append(step))
     # TRL looks at the first row once before it trains.
     assert sorted(seen[1:]) == sorted([row.id for row in rows] * 2)
     assert seen[1:9] != seen[9:17]
-    assert len(shares) == 4
-    assert sum(shares) == pytest.approx(1)
+    assert len(steps) == 4
+    assert sum(share for share, _ in steps) == pytest.approx(1)
+    assert all(0 < loss < 20 for _, loss in steps)
+    assert len({loss for _, loss in steps}) == 4
 
 
 def test_nothing_is_left_behind_or_sent(models, rows, monkeypatch, tmp_path):

@@ -73,7 +73,8 @@ def fake(monkeypatch) -> list[tuple]:
             arm = "control" if "tree" in rows[0].text else "random-noise"
         elif "tree" in rows[0].text:
             arm = "random-words"
-        on_step(1.0)
+        on_step(0.5, 2.0 + seed)
+        on_step(0.5, 1.0 + seed)
         made.append((name, recipe, arm, seed))
         if name == "interrupted" and len(made) == 4:
             raise KeyboardInterrupt
@@ -233,6 +234,23 @@ def test_partial_scores_are_kept_to_the_bit(toy, fake, monkeypatch):
     assert first.findings[0].accuracy["clean"] == pytest.approx(shares.mean())
     monkeypatch.setattr(runs, "evaluate", lambda *_: pytest.fail("made again"))
     assert _audit(toy) == first
+
+
+def test_losses_are_kept_and_a_run_without_them_still_counts(toy, fake):
+    first = _audit(toy)
+    (curve,) = (one for one in first.losses if one.arm == "release")
+    assert (curve.steps, curve.mean, curve.low, curve.high) == ((1, 2), (2.5, 1.5), (2, 1), (3, 2))
+    assert "Training loss of fake (lora)" in (toy.out / "report.html").read_text(encoding="utf-8")
+    assert "losses" not in json.loads((toy.out / "report.json").read_text(encoding="utf-8"))
+    assert _audit(toy).losses == first.losses
+    for path in (toy.out / "runs").glob("*_release_*"):
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        del stored["losses"]
+        path.write_text(json.dumps(stored), encoding="utf-8")
+    again = _audit(toy)
+    assert len(fake) == 10
+    assert again.findings == first.findings
+    assert {one.arm for one in again.losses} == {"clean", "random-noise", "random-words", "control"}
 
 
 def test_another_metric_is_another_test(toy, fake):

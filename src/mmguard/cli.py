@@ -201,7 +201,34 @@ def audit(
             from rich.markdown import Markdown
 
             _out.print(Markdown(report.to_markdown()))
-            _out.print(f"Report: {out / 'report.md'}, {out / 'report.json'}", highlight=False)
+            _out.print(f"Report: {out / 'report.html'}, {out / 'report.md'}, {out / 'report.json'}", highlight=False)
+
+
+@app.command()
+def trace(
+    release: Annotated[Path, typer.Argument(help="Folder that would be published; only its files are read.")],
+    original: Annotated[str, typer.Option(help=f"What was protected. {_DATASET}")],
+    surrogate: Annotated[str, typer.Option(help="Model whose attention is followed: a hub id, a folder or zoo:NAME.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for trace.html, trace.json and figures.")],
+    split: Split = None,
+    limit: Annotated[int, typer.Option(min=1, help="One question of each of the first so many images.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of controls and bootstrap.")] = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Show where a model's attention goes on a release, against the original and against random changes."""
+    with _reporting(as_json):
+        from mmguard.trace.masses import trace as run
+        from mmguard.trace.page import to_dict, verdict, write
+
+        found = run(
+            release, original, surrogate, split=split, limit=limit, seed=seed, device=device, show_progress=not as_json
+        )
+        write(found, out)
+        if as_json:
+            _print_json(to_dict(found))
+        else:
+            _out.print(f"{verdict(found)}\nPage: {out / 'trace.html'}", highlight=False, markup=False)
 
 
 @app.command()
@@ -295,7 +322,10 @@ def bench(
             from rich.markdown import Markdown
 
             _out.print(Markdown(means(results)))
-            _out.print(f"Results: {folder / 'results.json'}, {folder / 'results.md'}", highlight=False)
+            _out.print(
+                f"Results: {folder / 'results.html'}, {folder / 'results.md'}, {folder / 'results.json'}",
+                highlight=False,
+            )
         if not results.complete:
             raise typer.Exit(3)
 
@@ -350,7 +380,7 @@ def demo(
         _out.print(Markdown(report.to_markdown()))
         _out.print(
             f"\nLook at {out / 'release'} (may be published), {out / 'release.record'} (must not), "
-            f"{out / 'report' / 'report.md'}, and {out / 'before-after.png'}.\n"
+            f"{out / 'report' / 'report.html'}, and {out / 'before-after.png'}.\n"
             "Your own data: mmguard protect FOLDER -o RELEASE, then mmguard verify and mmguard audit.",
             highlight=False,
         )

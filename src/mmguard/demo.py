@@ -13,6 +13,7 @@ from mmguard.config import AuditConfig, ProtectConfig
 from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
 from mmguard.errors import ReleaseError
+from mmguard.pages.pictures import difference
 from mmguard.protection.run import protect
 from mmguard.release.verify import verify
 
@@ -55,7 +56,6 @@ def run_demo(out: Path, show_progress: bool = True) -> AuditReport:
 def before_after(original: Path, released: Path, target: Path, scale: int = 4) -> None:
     """Saves original, released image and their difference times 16 (gray is no change) side by side."""
     before, after = load_image(original), load_image(released)
-    difference = ((after.int() - before.int()) * 16 + 128).clamp(0, 255).to(torch.uint8)
-    strip = torch.cat([before, after, difference], dim=2)
+    strip = torch.cat([before, after, difference(before, after)], dim=2)
     strip = strip.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)
     to_pil_image(strip).save(target)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from PIL import Image
 
 from mmguard.data.images import load_image
 from mmguard.data.tasks import target_text, user_text
-from mmguard.data.text import inserted_words
+from mmguard.data.text import inserted_words, insertions
 from mmguard.errors import ReleaseError, SampleError, SurrogateError
 from mmguard.release.layout import image_names
 from mmguard.release.match import match_rows
@@ -36,9 +35,6 @@ Arm = Literal["clean", "release", "random-noise", "random-words", "control"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
 
 Pixels = NDArray[np.uint8]
-
-_UNIT = re.compile(r"(\s*)(\S+)")
-"""A word with the white space before it: what an insertion adds one of."""
 
 
 class ImageStore:
@@ -340,15 +336,8 @@ def random_words(original: str, released: str, words: Sequence[str], seed: int) 
     Raises:
         SurrogateError: words are needed and there are none.
     """
-    owned = _UNIT.findall(original)
-    units = [list(unit) for unit in _UNIT.findall(released)]
-    slots, position = [], 0
-    for number, (space, word) in enumerate(units):
-        # The first match in order, as `inserted_words` reads it: of two readings, the later insertion.
-        if position < len(owned) and (space, word) == owned[position]:
-            position += 1
-        else:
-            slots.append(number)
+    units = [[space, word] for space, word, _ in insertions(original, released)]
+    slots = [number for number, (*_, inserted) in enumerate(insertions(original, released)) if inserted]
     if slots and not words:
         raise SurrogateError(
             "no word of the attacker's vocabulary is a single token of ASCII letters: no control is possible"

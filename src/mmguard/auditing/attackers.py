@@ -111,7 +111,7 @@ def fine_tune(
     *,
     device: str = "auto",
     store: ImageStore | None = None,
-    on_step: Callable[[float], None] | None = None,
+    on_step: Callable[[float, float], None] | None = None,
 ) -> Attacker:
     """Fine-tunes a fresh copy of a model by supervised learning of the targets (Eq. 12).
 
@@ -124,7 +124,7 @@ def fine_tune(
             else.
         device: as for `load_attacker`.
         store: images kept in memory, shared between runs.
-        on_step: called after every training step with the share of the run that the step was.
+        on_step: called after every training step with the share of the run that the step was, and its loss.
 
     Returns:
         The fine-tuned model, ready to answer; LoRA weights are merged into it where it holds 32-bit weights.
@@ -237,11 +237,12 @@ def _collator(processor: Any) -> _Collator:
 
 
 class _OnStep(TrainerCallback):
-    def __init__(self, on_step: Callable[[float], None]) -> None:
+    def __init__(self, on_step: Callable[[float, float], None]) -> None:
         self._on_step = on_step
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._on_step(1 / state.max_steps)
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "loss" in logs:  # and not the summary at the end
+            self._on_step(1 / state.max_steps, logs["loss"])
 
 
 def _table(rows: Sequence[Row], processor: Any, store: ImageStore) -> Table:
@@ -282,7 +283,8 @@ def _arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=not cpu,
         save_strategy="no",
-        logging_strategy="no",
+        logging_steps=1,  # for `_OnStep`
+        logging_nan_inf_filter=False,  # which would call a loss that is no number 0
         report_to="none",
         disable_tqdm=True,
     )

@@ -18,8 +18,9 @@ def bullets(lines: Iterable[str]) -> str:
 
 def facts(values: Mapping[str, Any]) -> str:
     """A list of names and values."""
-    return bullets(f"{name}: {_plain(value)}" for name, value in values.items())
+    return bullets(f"{name}: {plain(value)}" for name, value in values.items())
 
 
-def _plain(value: Any) -> str:
-    return ", ".join(f"{k} {_plain(v)}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+def plain(value: Any) -> str:
+    """A value as text; of a dict, names with their values."""
+    return ", ".join(f"{k} {plain(v)}" for k, v in value.items()) if isinstance(value, dict) else str(value)

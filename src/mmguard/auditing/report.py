@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mmguard.auditing.attacks import families
 from mmguard.auditing.best_of import WorstCase
+from mmguard.auditing.losses import LossCurve
 from mmguard.auditing.markdown import bullets, facts, table
 from mmguard.auditing.stats import MIN_SEEDS, Estimate, Finding, Headline
 
@@ -69,6 +70,8 @@ class AuditReport:
     not_tested: tuple[str, ...] = tuple(NOT_TESTED)
     provenance: dict[str, Any] = field(default_factory=dict)
     """Versions, settings, sizes and hashes: what is needed to run it again."""
+    losses: tuple[LossCurve, ...] = ()
+    """How training went, for charts; no part of the plain data, since each run's file has it step by step."""
 
     @property
     def verdict(self) -> str:
@@ -77,7 +80,9 @@ class AuditReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data; a number that does not exist is None."""
-        return {"verdict": self.verdict, **json.loads(json.dumps(asdict(self)))}
+        plain = json.loads(json.dumps(asdict(replace(self, losses=()))))
+        del plain["losses"]
+        return {"verdict": self.verdict, **plain}
 
     def to_json(self) -> str:
         """The report as JSON; strict, without NaN."""
@@ -87,9 +92,10 @@ class AuditReport:
         """The report as Markdown: verdict, tables, what was not tested, provenance."""
         parts = ["# Audit", self.verdict, *(f"**Warning:** {warning}" for warning in self.warnings)]
         if self.findings:
-            parts += [_table(self.findings), _LEGEND]
+            parts += [table(*findings_table(self.findings)), LEGEND]
         if self.under_attack:
-            parts += ["## Under attack", *under_attack(self)]
+            chosen = choices(self)
+            parts += ["## Under attack", table(*attack_table(self)), *[bullets(chosen)] * bool(chosen), ATTACK_LEGEND]
         if self.failures:
             parts += [
                 "## Attackers that failed",
@@ -109,7 +115,7 @@ class AuditReport:
         (folder / "report.md").write_text(self.to_markdown(), encoding="utf-8")
 
 
-_LEGEND = (
+LEGEND = (
     "Accuracies in percent on clean test data, means over seeds (and of partial scores, where the task's metric "
     "gives them); differences in points with 95% bootstrap intervals over seeds and test items. "
     "*Drop*: clean − release. *Control cost*: clean − matched control, "
@@ -170,25 +176,30 @@ def _effect(headline: Headline, beyond: Estimate, worst: bool) -> str:
     return f"**No evidence of protection**: attackers lose {amount}{mean}.{least}{left_out}"
 
 
-_ATTACK_LEGEND = (
+ATTACK_LEGEND = (
     "All arms of a row are under the same attack on the training data; the test is clean. *Best of*: the attacker "
     "chooses recipe and attack on one half of the test images, for each arm by itself, and is judged on the other half."
 )
 
 
-def under_attack(report: AuditReport) -> list[str]:
-    """The paragraphs on attacks: a legend, a table, and what attackers chose."""
+def attack_table(report: AuditReport) -> tuple[list[str], list[list[str]]]:
+    """The head and the lines of the table of all attacks, as text."""
     tried = sorted((*report.findings, *report.under_attack), key=lambda one: one.attacker)
     worst = report.worst_case
     lines = [_attack_row(one.attack or "none", one) for one in tried]
     lines += [_attack_row("chosen", one) for one in (worst.findings if worst else ())]
     head = ["attacker", "recipe", "attack", "clean", "control", "release", "beyond control", "gain removed", "status"]
-    chosen = bullets(
+    return head, lines
+
+
+def choices(report: AuditReport) -> list[str]:
+    """What attackers chose who could choose."""
+    worst = report.worst_case
+    return [
         f"{finding.attacker} chose "
         + ", ".join(f"{what} for {'the control' if arm == finding.matched else arm}" for arm, what in choice.items())
         for finding, choice in (zip(worst.findings, worst.choices, strict=True) if worst else ())
-    )
-    return [table(head, lines), *[chosen] * bool(chosen), _ATTACK_LEGEND]
+    ]
 
 
 def _attack_row(attack: str, finding: Finding) -> list[str]:
@@ -203,7 +214,8 @@ def _attack_row(attack: str, finding: Finding) -> list[str]:
     ]
 
 
-def _table(findings: tuple[Finding, ...]) -> str:
+def findings_table(findings: Sequence[Finding]) -> tuple[list[str], list[list[str]]]:
+    """The head and the lines of the table of all findings, as text."""
     arms = list(dict.fromkeys(arm for finding in findings for arm in finding.accuracy))
     head = [
         "attacker",
@@ -236,7 +248,7 @@ def _table(findings: tuple[Finding, ...]) -> str:
                 finding.status,
             ]
         )
-    return table(head, lines)
+    return head, lines
 
 
 def _cell(estimate: Estimate | None) -> str:

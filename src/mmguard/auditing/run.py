@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import psutil
@@ -17,9 +18,11 @@ import torch
 
 from mmguard.auditing.arms import Arm
 from mmguard.auditing.best_of import worst_case
+from mmguard.auditing.html import write_html
+from mmguard.auditing.losses import LossCurve, loss_curve
 from mmguard.auditing.plan import Plan, plan_audit
 from mmguard.auditing.report import AuditReport, Failure, not_tested
-from mmguard.auditing.runs import Run
+from mmguard.auditing.runs import Result, Run
 from mmguard.auditing.stats import FloatArray, Scores, analyse
 from mmguard.config import AuditConfig, Recipe
 from mmguard.errors import ConfigError
@@ -84,6 +87,7 @@ def audit(
     report = carry_out(plan, jobs, progress)
     if out is not None:
         report.write(out)
+        write_html(report, plan.runner.pairing, out)
     return report
 
 
@@ -144,7 +148,7 @@ class _Results:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._scores: dict[Run, FloatArray] = {}
+        self._results: dict[Run, Result] = {}
         self._failed: dict[_Kind, str] = {}
         """Why runs of a kind have no result."""
         self._hopeless: set[_Kind] = set()
@@ -154,29 +158,29 @@ class _Results:
         """Takes what is on the shelf."""
         for run in self._plan.runs:
             try:
-                scores = self._plan.shelf.find(self._plan.runner.describe(run))
+                result = self._plan.shelf.find(self._plan.runner.describe(run))
             # Whatever is wrong with an attacker's files, the others can go on.
             except Exception as error:
                 self.add(run, Failed(f"{type(error).__name__}: {error}"))
             else:
-                if scores is not None:
-                    self._scores[run] = scores
+                if result is not None:
+                    self._results[run] = result
 
     def missing(self) -> Iterator[Run]:
         """The runs that have no outcome yet, as long as they may have a result."""
         for run in self._plan.runs:
-            if run not in self._scores and not self._hopeless.intersection(_needed(run)):
+            if run not in self._results and not self._hopeless.intersection(_needed(run)):
                 yield run
 
-    def add(self, run: Run, outcome: FloatArray | Failed) -> None:
-        """Takes an outcome, and keeps scores on the shelf."""
+    def add(self, run: Run, outcome: Result | Failed) -> None:
+        """Takes an outcome, and keeps a result on the shelf."""
         if isinstance(outcome, Failed):
             key = _kind(run)
             self._failed.setdefault(key, f"{run.name}: {outcome.reason}")
             if not outcome.died:
                 self._hopeless.add(key)
         else:
-            self._scores[run] = outcome
+            self._results[run] = outcome
             self._plan.shelf.keep(self._plan.runner.describe(run), outcome)
 
     def report(self) -> AuditReport:
@@ -201,6 +205,7 @@ class _Results:
             warnings=plan.warnings,
             not_tested=not_tested(plan.attacks if attacked else ()),
             provenance=plan.provenance,
+            losses=tuple(curve for one in entries for curve in self._losses(one)),
         )
 
     def _entries(self, attack: str | None, failures: list[Failure]) -> Iterator[Scores]:
@@ -213,11 +218,19 @@ class _Results:
                     failures.append(Failure(name, self._failed[failed[0]]))
                     continue
                 by_arm: dict[str, FloatArray] = {
-                    arm: np.stack([self._scores[Run(name, recipe, arm, seed, attack)] for seed in plan.seeds])
+                    arm: np.stack([self._results[Run(name, recipe, arm, seed, attack)].scores for seed in plan.seeds])
                     for arm in (plan.attacked if attack else plan.arms)
                 }
-                zero_shot, matched = self._scores[Run(name)], plan.runner.pairing.matched
+                zero_shot, matched = self._results[Run(name)].scores, plan.runner.pairing.matched
                 yield Scores(name, recipe, by_arm, zero_shot, matched, attack)
+
+    def _losses(self, one: Scores) -> Iterator[LossCurve]:
+        """How training went on every arm, without attacks."""
+        for arm in self._plan.arms:
+            made = [Run(one.attacker, cast("Recipe", one.recipe), arm, seed) for seed in self._plan.seeds]
+            losses = [self._results[run].losses for run in made]
+            if all(losses):  # runs of earlier versions kept none
+                yield loss_curve(one.attacker, one.recipe, arm, losses)
 
 
 @contextmanager

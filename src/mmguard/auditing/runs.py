@@ -1,4 +1,4 @@
-"""One run of an audit: what it depends on, how it is made, and where its scores are kept."""
+"""One run of an audit: what it depends on, how it is made, and where its result is kept."""
 
 from __future__ import annotations
 
@@ -62,6 +62,16 @@ class Run:
         return 1.0 if self.recipe else 1 - _TRAINING_SHARE
 
 
+@dataclass(frozen=True)
+class Result:
+    """What came of a run."""
+
+    scores: FloatArray
+    """Of every test sample, from 0 to 1. Shape: `(N,)`."""
+    losses: tuple[float, ...] = ()
+    """Training loss of every step, in nats a token; none of the untouched model, and of runs that did not keep it."""
+
+
 @dataclass
 class Runner:
     """Makes runs; a copy of it does so in every worker process."""
@@ -79,18 +89,20 @@ class Runner:
     _weights: dict[str, str | None] = field(default_factory=dict)
     _data: dict[str, str] = field(default_factory=dict)
 
-    def __call__(self, run: Run, report: Report) -> FloatArray:
-        """Makes a run. Returns the score of every test sample, from 0 to 1. Shape: `(N,)`."""
+    def __call__(self, run: Run, report: Report) -> Result:
+        """Makes a run."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        losses: list[float] = []
         if run.recipe is None:
             attacker = load_attacker(run.attacker, self.device)
             self._words[run.attacker] = attacker.words
         else:
             done = 0.0
 
-            def on_step(share: float) -> None:
+            def on_step(share: float, loss: float) -> None:
                 nonlocal done
+                losses.append(float(f"{loss:.5g}"))
                 done += _TRAINING_SHARE * share
                 report(done)
 
@@ -107,7 +119,7 @@ class Runner:
                 store=ImageStore() if attack else self._store,
                 on_step=on_step,
             )
-        return evaluate(attacker, self.samples, self.config, self._store)
+        return Result(evaluate(attacker, self.samples, self.config, self._store), tuple(losses))
 
     def describe(self, run: Run) -> dict[str, Any]:
         """Everything that the scores of a run depend on.
@@ -161,26 +173,28 @@ class Shelf:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
-    def find(self, description: dict[str, Any]) -> FloatArray | None:
-        """The stored scores of a run, if it was made in just this way. Shape: `(N,)`."""
+    def find(self, description: dict[str, Any]) -> Result | None:
+        """The stored result of a run, if it was made in just this way."""
         if self._folder is None:
             return None
         try:
             stored = json.loads(self._path(description).read_text(encoding="utf-8"))
             if {key: stored[key] for key in description} == description:
-                return np.array(stored["scores"], dtype=np.float64)
+                return Result(np.array(stored["scores"], dtype=np.float64), tuple(stored.get("losses", ())))
         except (OSError, ValueError, KeyError, TypeError):
             pass  # not made yet, or cut off while it was being written: made again either way
         return None
 
-    def keep(self, description: dict[str, Any], scores: FloatArray) -> None:
-        """Stores the scores of a run."""
+    def keep(self, description: dict[str, Any], result: Result) -> None:
+        """Stores the result of a run."""
         if self._folder is None:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._path(description)
         unfinished = path.with_suffix(f".{os.getpid()}.tmp")  # another audit may make the same run
-        text = json.dumps({**description, "commit": commit(), "scores": scores.tolist()})
+        text = json.dumps(
+            {**description, "commit": commit(), "scores": result.scores.tolist(), "losses": result.losses}
+        )
         unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(path)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, fields
 
 from mmguard.auditing.markdown import bullets, table
-from mmguard.auditing.report import AuditReport, under_attack
+from mmguard.auditing.report import ATTACK_LEGEND, AuditReport, attack_table, choices
 from mmguard.auditing.runs import PACKAGES
 from mmguard.auditing.stats import MIN_SEEDS, Estimate, Finding, Headline, mean_of_independent
 from mmguard.bench.config import Experiment, plain
@@ -14,7 +14,7 @@ from mmguard.bench.results import Outcome, Results
 from mmguard.config import AuditConfig, ProtectConfig
 from mmguard.runtime.provenance import commit, versions
 
-_LEGEND = (
+LEGEND = (
     "Accuracies in percent on clean test data, means over seeds; differences in points with 95 % bootstrap intervals "
     "over seeds and test items. *Control*: what the release changes is changed as much at random: noise for `image`, "
     "words for `text`, both for the others. *Drop*: clean − release. *Control cost*: clean − control; above 5 points "
@@ -26,35 +26,45 @@ _ZOO = "The zoo's tiny models demonstrate the method; nothing here predicts how 
 
 def page(results: Results) -> str:
     """All of it: means, tables, what failed, what was not tested, and what it was made with."""
-    done = _done(results)
-    parts = [f"# {results.bench.title}", _introduction(results, done), means(results)]
-    for dataset in dict.fromkeys(one.experiment.dataset for one, _ in done):
-        of_it = [(one, report) for one, report in done if one.experiment.dataset == dataset]
-        parts += [f"## {dataset}", _sizes(of_it[0][1]), _findings(results, of_it)]
-        for one, report in of_it:
-            if report.under_attack:
-                parts += [f"### Under attack: {results.bench.label(one.experiment)}", *under_attack(report)]
-    if failures := list(_failures(results)):
-        parts += ["## Failures and warnings", bullets(failures)]
-    if done:
-        parts += ["## Not tested, and not protected against", bullets(_not_tested(done))]
-    return "\n\n".join([*parts, "## Made with", bullets(_provenance(results))]) + "\n"
+    parts = [f"# {results.bench.title}", introduction(results), means(results)]
+    for dataset, sizes, head, lines in findings(results):
+        parts += [f"## {dataset}", sizes, table(head, lines)]
+        for label, report in attacked(results, dataset):
+            chosen = choices(report)
+            parts += [f"### Under attack: {label}", table(*attack_table(report))]
+            parts += [*[bullets(chosen)] * bool(chosen), ATTACK_LEGEND]
+    if failed := failures(results):
+        parts += ["## Failures and warnings", bullets(failed)]
+    if untested := not_tested(results):
+        parts += ["## Not tested, and not protected against", bullets(untested)]
+    return "\n\n".join([*parts, "## Made with", bullets(provenance(results))]) + "\n"
 
 
 def means(results: Results) -> str:
-    """The headline: for each setting and dataset the mean over attackers that are not brittle.
-
-    Where there are several datasets, their mean follows, each counting the same. Where attacks were made, a second
-    table has their worst case.
-    """
-    done = _done(results)
-    parts = ["## Means over attackers that are not brittle", _means(results, [(one, r.headline) for one, r in done])]
-    if worst := [(one, report.worst_case.headline) for one, report in done if report.worst_case]:
-        parts += ["### In the worst case, where each chooses the best recipe and attack", _means(results, worst)]
+    """The headlines: `means_table` and, where attacks were made, `worst_table` under their headings."""
+    head, lines = means_table(results)
+    parts = ["## Means over attackers that are not brittle", table(head, lines) if lines else "No results."]
+    if (worst := worst_table(results))[1]:
+        parts += ["### In the worst case, where each chooses the best recipe and attack", table(*worst)]
     return "\n\n".join(parts)
 
 
-def _means(results: Results, heads: Sequence[tuple[Outcome, Headline]]) -> str:
+def means_table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Head and lines: for each setting and dataset the mean over attackers that are not brittle.
+
+    Where there are several datasets, their mean follows, each counting the same.
+    """
+    return _means(results, [(one, report.headline) for one, report in finished(results)])
+
+
+def worst_table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """The same of attackers who choose the best recipe and attack; no lines where no attacks were made."""
+    return _means(
+        results, [(one, report.worst_case.headline) for one, report in finished(results) if report.worst_case]
+    )
+
+
+def _means(results: Results, heads: Sequence[tuple[Outcome, Headline]]) -> tuple[list[str], list[list[str]]]:
     columns = results.bench.columns
     groups: dict[tuple[str, ...], list[tuple[str, Headline]]] = {}
     for one, head in heads:
@@ -68,30 +78,38 @@ def _means(results: Results, heads: Sequence[tuple[Outcome, Headline]]) -> str:
             numbers = [_points(head.beyond_control), _share(head.gain_removed), head.strongest or "–"]
             lines.append([dataset, *setting, str(head.counted), str(head.brittle), *numbers])
     names = ["dataset", *columns.values(), "attackers", "brittle", "beyond control", "G", "lost least"]
-    return table(names, lines) if lines else "No results."
+    return names, lines
 
 
 _Done = Sequence[tuple[Outcome, AuditReport]]
 
 
-def _done(results: Results) -> _Done:
+def finished(results: Results) -> _Done:
+    """The experiments that have a report, with it."""
     return [(one, one.report) for one in results.outcomes if one.report is not None]
 
 
-def _not_tested(done: _Done) -> Iterable[str]:
+def not_tested(results: Results) -> tuple[str, ...]:
     """What at least one of the experiments does not test."""
-    return dict.fromkeys(line for _, report in done for line in report.not_tested)
+    return tuple(dict.fromkeys(line for _, report in finished(results) for line in report.not_tested))
 
 
-def _introduction(results: Results, done: _Done) -> str:
-    sentences = [f"Written by `mmguard bench --config {results.bench.path}`.", _LEGEND]
+def introduction(results: Results) -> str:
+    """What the numbers are, and what they are not."""
+    return " ".join([f"Written by `mmguard bench --config {results.bench.path}`.", *caveats(results), LEGEND])
+
+
+def caveats(results: Results) -> list[str]:
+    """What stands between these results and a conclusion."""
+    reports = [report for _, report in finished(results)]
+    sentences = []
     if not results.complete:
-        sentences.insert(1, "**Not complete**: experiments or attackers are missing.")
-    if any(finding.seeds < MIN_SEEDS for _, report in done for finding in report.findings):
+        sentences.append("**Not complete**: experiments or attackers are missing.")
+    if any(finding.seeds < MIN_SEEDS for report in reports for finding in report.findings):
         sentences.append(f"**No claim follows** where there are fewer than {MIN_SEEDS} seeds.")
-    if any(finding.attacker.startswith("zoo:") for _, report in done for finding in report.findings):
+    if any(finding.attacker.startswith("zoo:") for report in reports for finding in report.findings):
         sentences.append(_ZOO)
-    return " ".join(sentences)
+    return sentences
 
 
 def _over(heads: Sequence[Headline]) -> Headline:
@@ -107,7 +125,22 @@ def _over(heads: Sequence[Headline]) -> Headline:
     )
 
 
-def _findings(results: Results, done: _Done) -> str:
+def findings(results: Results) -> Iterator[tuple[str, str, list[str], list[list[str]]]]:
+    """For each dataset its name, the sizes of its parts, and head and lines of the table of all attackers."""
+    every = finished(results)
+    for dataset in dict.fromkeys(one.experiment.dataset for one, _ in every):
+        of_it = [(one, report) for one, report in every if one.experiment.dataset == dataset]
+        yield dataset, _sizes(of_it[0][1]), *_findings(results, of_it)
+
+
+def attacked(results: Results, dataset: str) -> Iterator[tuple[str, AuditReport]]:
+    """The experiments on a dataset that made attacks, each by what tells it from the others."""
+    for one, report in finished(results):
+        if one.experiment.dataset == dataset and report.under_attack:
+            yield results.bench.label(one.experiment), report
+
+
+def _findings(results: Results, done: _Done) -> tuple[list[str], list[list[str]]]:
     columns = results.bench.columns
     recipes = {finding.recipe for _, report in done for finding in report.findings}
     lines = []
@@ -116,7 +149,7 @@ def _findings(results: Results, done: _Done) -> str:
             recipe = [finding.recipe] * (len(recipes) > 1)
             lines.append([finding.attacker, *recipe, *_cells(one.experiment, columns), *_numbers(finding)])
     head = ["attacker", *["recipe"] * (len(recipes) > 1), *columns.values(), "zero-shot", "clean", "control", "release"]
-    return table([*head, "drop", "control cost", "beyond control", "G", "status"], lines)
+    return [*head, "drop", "control cost", "beyond control", "G", "status"], lines
 
 
 def _numbers(finding: Finding) -> list[str]:
@@ -137,6 +170,11 @@ def _sizes(report: AuditReport) -> str:
     ).format_map(known)
 
 
+def failures(results: Results) -> list[str]:
+    """What went wrong, and what to know of what did not."""
+    return list(_failures(results))
+
+
 def _failures(results: Results) -> Iterable[str]:
     for one in results.outcomes:
         label = results.bench.label(one.experiment)
@@ -148,7 +186,7 @@ def _failures(results: Results) -> Iterable[str]:
             yield f"{label}: warning: {warning}"
 
 
-def _provenance(results: Results) -> Iterable[str]:
+def provenance(results: Results) -> Iterable[str]:
     """What all experiments have in common and is no default, and what they were made with."""
     every = [one.settings for one in results.bench.experiments]
     default = {

@@ -1,7 +1,8 @@
 """Makes what a benchmark's file describes and is not there yet: releases first, then the runs of their audits.
 
 All lies in one folder: `releases/`, each under a hash of what it is made from; `runs/`, likewise; and `results.json`
-with `results.md`, written anew after every experiment. What is there is not made again, whichever file asked for it.
+with `results.md` and `results.html`, written anew after every experiment. What is there is not made again, whichever
+file asked for it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from mmguard.auditing.plan import Plan, plan_audit
 from mmguard.auditing.run import carry_out
 from mmguard.bench.config import Bench, Experiment
+from mmguard.bench.html import to_html
 from mmguard.bench.page import page
 from mmguard.bench.results import Outcome, Results
 from mmguard.config import ProtectConfig
@@ -49,8 +51,8 @@ def run_bench(
         say: told which experiment begins.
 
     Returns:
-        What is also in `results.json` and `results.md`. An experiment that fails is listed, and does not end the
-        others.
+        What is also in `results.json`, `results.md` and `results.html`. An experiment that fails is listed, and does
+        not end the others.
     """
     releases = _Releases(out / "releases", device, progress)
     outcomes: list[Outcome] = []
@@ -69,6 +71,7 @@ def run_bench(
         out.mkdir(parents=True, exist_ok=True)
         (out / "results.json").write_text(results.to_json(), encoding="utf-8")
         (out / "results.md").write_text(page(results), encoding="utf-8")
+        (out / "results.html").write_text(to_html(results), encoding="utf-8")
     return results
 
 

@@ -58,5 +58,23 @@ def inserted_words(original: str, released: str) -> tuple[str, ...] | None:
     return tuple(words) if position == len(owner) else None
 
 
+def insertions(original: str, released: str) -> list[tuple[str, str, bool]]:
+    """The words of `released`, each with the white space before it and with whether it was inserted.
+
+    As `inserted_words` reads it: of two readings, the later insertion.
+
+    Args:
+        original: the owner's text.
+        released: the same with words inserted.
+    """
+    owned = _UNIT.findall(original)
+    found, position = [], 0
+    for space, word in _UNIT.findall(released):
+        kept = position < len(owned) and (space, word) == owned[position]
+        position += kept
+        found.append((space, word, not kept))
+    return found
+
+
 def _tail(text: str) -> str:
     return text[len(text.rstrip()) :]

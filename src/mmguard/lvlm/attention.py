@@ -105,6 +105,17 @@ def attention_modules(model: nn.Module, layers: Sequence[int]) -> list[Layer]:
     Raises:
         SurrogateError: the model has no such layer.
     """
+    found = attending_layers(model)
+    missing = [layer for layer in layers if not -len(found) <= layer < len(found)]
+    if missing or not layers:
+        asked = ", ".join(map(str, missing)) or "(none given)"
+        there = f"layers 0 to {len(found) - 1}" if found else "none: load the model with load_surrogate"
+        raise SurrogateError(f"{type(model).__name__}: no attention to read in layer {asked}; it has {there}")
+    return [found[layer] for layer in layers]
+
+
+def attending_layers(model: nn.Module) -> list[Layer]:
+    """All decoder layers that attend, as `attention_modules` numbers them; none if the model has no tap."""
     # Attention modules are known by what calling the interface takes: layer number, configuration, causality.
     by_number: dict[int, nn.Module] = {}
     for module in model.modules():
@@ -118,13 +129,7 @@ def attention_modules(model: nn.Module, layers: Sequence[int]) -> list[Layer]:
     for number in sorted(by_number):
         module = by_number[number]
         (crossing if number in getattr(module.config, "cross_attention_layers", ()) else own).append(module)
-    found: list[Layer] = list(zip(crossing, own, strict=False)) if crossing else [(module,) for module in own]
-    missing = [layer for layer in layers if not -len(found) <= layer < len(found)]
-    if missing or not layers:
-        asked = ", ".join(map(str, missing)) or "(none given)"
-        there = f"layers 0 to {len(found) - 1}" if found else "none: load the model with load_surrogate"
-        raise SurrogateError(f"{type(model).__name__}: no attention to read in layer {asked}; it has {there}")
-    return [found[layer] for layer in layers]
+    return list(zip(crossing, own, strict=False)) if crossing else [(module,) for module in own]
 
 
 def _tapped_attention(

@@ -10,7 +10,7 @@ from mmguard.config import ProtectConfig
 from mmguard.errors import DataError
 from mmguard.lvlm.surrogate import Surrogate, load_surrogate
 from mmguard.protection.run import protect
-from mmguard.trace import trace_routing
+from mmguard.trace.routing import trace_routing
 
 DATA = "easy-vqa:train:what:4"
 

@@ -1,0 +1,147 @@
+"""An audit's result as one web page, for people who decide: the verdict, charts, tables, and what was published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmguard.auditing.arms import Pairing
+from mmguard.auditing.losses import LossCurve
+from mmguard.auditing.markdown import plain
+from mmguard.auditing.report import ATTACK_LEGEND, LEGEND, AuditReport, attack_table, choices, findings_table
+from mmguard.auditing.stats import Finding
+from mmguard.data.images import load_image
+from mmguard.data.tasks import target_text
+from mmguard.data.text import insertions
+from mmguard.pages.charts import Bars, Chart, Interval, Line, bar_chart, interval_chart, line_chart
+from mmguard.pages.pictures import AMPLIFIED, difference, png_uri
+from mmguard.pages.render import render
+from mmguard.types import Sample
+
+_BEYOND = "What the protection adds to a random change of the same size, with 95% intervals."
+_SHOWN = 3
+"""How many images a page shows."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A sample as it was before and as it was released; images as addresses that hold them."""
+
+    id: str
+    question: list[tuple[str, str, bool]] | None
+    """White space and word, and whether it was inserted, for each word released; None for a caption."""
+    answer: str
+    before: str
+    after: str
+    difference: str
+
+
+def shown(pairs: Sequence[tuple[Sample, Sample]]) -> list[Shown]:
+    """The first samples of the first images.
+
+    Args:
+        pairs: original and released samples.
+
+    Raises:
+        SampleError: an image cannot be read any more.
+    """
+    first = {ours.image: (ours, released) for ours, released in reversed(pairs)}
+    images = list(dict.fromkeys(ours.image for ours, _ in pairs))[:_SHOWN]
+    return [_shown(*first[image]) for image in images]
+
+
+def _shown(ours: Sample, released: Sample) -> Shown:
+    before, after = load_image(ours.image), load_image(released.image)
+    question = None
+    if ours.question is not None and released.question is not None:
+        question = insertions(ours.question, released.question)
+    return Shown(
+        id=released.id,
+        question=question,
+        answer=target_text(ours),
+        before=png_uri(before),
+        after=png_uri(after),
+        difference=png_uri(difference(before, after)),
+    )
+
+
+def to_html(report: AuditReport, samples: Sequence[Shown] = ()) -> str:
+    """The report as a page that is complete in itself.
+
+    Args:
+        report: what was found.
+        samples: what to show of the release.
+    """
+    head, lines = findings_table(report.findings)
+    attack_head, attack_lines = attack_table(report) if report.under_attack else ([], [])
+    return render(
+        "audit.html",
+        report=report,
+        charts=[_accuracies(report.findings), *_effects(report.findings, _BEYOND)] if report.findings else [],
+        attack_charts=_effects(
+            [*report.under_attack, *(report.worst_case.findings if report.worst_case else ())],
+            "The same under each attack, and where attackers chose the best recipe and attack on other test images.",
+        ),
+        loss_charts=list(_loss_charts(report.losses)),
+        head=head,
+        lines=lines,
+        legend=LEGEND,
+        attack_head=attack_head,
+        attack_lines=attack_lines,
+        attack_legend=ATTACK_LEGEND,
+        chosen=choices(report),
+        samples=samples,
+        amplified=AMPLIFIED,
+        provenance={name: plain(value) for name, value in report.provenance.items()},
+    )
+
+
+def write_html(report: AuditReport, pairing: Pairing, folder: Path) -> None:
+    """Writes `report.html` into a folder, with the first images of the release."""
+    (folder / "report.html").write_text(to_html(report, shown(pairing.pairs)), encoding="utf-8")
+
+
+def _accuracies(findings: Sequence[Finding]) -> Chart:
+    bars = [
+        Bars(_label(finding), {arm: 100 * share for arm, share in finding.accuracy.items()}, 100 * finding.zero_shot)
+        for finding in findings
+    ]
+    said = "; ".join(f"{one.title}: " + ", ".join(f"{k} {v:.1f}" for k, v in one.values.items()) for one in bars)
+    return bar_chart(
+        bars, "percent right; dotted: zero-shot", f"Accuracies in percent. {said}.",
+        "Accuracy on clean test data after fine-tuning on each kind of data, and of the untouched model.",
+    )  # fmt: skip
+
+
+def _effects(findings: Sequence[Finding], caption: str) -> list[Chart]:
+    """A chart of what the protection adds to a random change; none where no control was run."""
+    beyond = [
+        Interval(_label(finding), *(100 * end for end in (one.value, one.low, one.high)))
+        for finding in findings
+        if (one := finding.beyond_control) is not None
+    ]
+    said = "; ".join(f"{one.label}: {one.value:.1f} ({one.low:.1f} to {one.high:.1f})" for one in beyond)
+    alt = f"Points lost beyond the matched control. {said}."
+    return [interval_chart(beyond, "points lost beyond the matched control", alt, caption)] if beyond else []
+
+
+def _loss_charts(curves: Sequence[LossCurve]) -> Iterator[Chart]:
+    """One for each attacker and recipe (the paper's Fig. 4)."""
+    for title in dict.fromkeys(_label(curve) for curve in curves):
+        lines = [
+            Line(curve.arm, curve.steps, curve.mean, curve.low, curve.high)
+            for curve in curves
+            if _label(curve) == title and curve.steps
+        ]
+        if lines:
+            ends = ", ".join(f"{line.label} {line.y[-1]:.2g}" for line in lines)
+            yield line_chart(
+                lines, "step", "training loss (nats a token)", f"Training loss of {title}. At the end: {ends}.",
+                f"{title}. At the end: {ends}.", band=True, log=True,
+            )  # fmt: skip
+
+
+def _label(one: Finding | LossCurve) -> str:
+    attack = f" under {one.attack}" if isinstance(one, Finding) and one.attack else ""
+    return f"{one.attacker} ({one.recipe}){attack}"

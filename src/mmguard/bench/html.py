@@ -1,0 +1,122 @@
+"""A benchmark's results as one web page: what was found, charts, and the tables of the Markdown page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmguard.auditing.report import ATTACK_LEGEND, attack_table, choices
+from mmguard.auditing.stats import Estimate, Headline
+from mmguard.bench.config import Experiment, plain
+from mmguard.bench.page import (
+    LEGEND,
+    attacked,
+    caveats,
+    failures,
+    findings,
+    finished,
+    means_table,
+    not_tested,
+    provenance,
+    worst_table,
+)
+from mmguard.bench.results import Results
+from mmguard.pages.charts import Chart, Interval, Line, interval_chart, line_chart
+from mmguard.pages.render import render
+
+
+def to_html(results: Results) -> str:
+    """All of it, as a page that is complete in itself."""
+    return render(
+        "bench.html",
+        title=results.bench.title,
+        verdict=verdict(results),
+        charts=[chart for chart in (_doses(results), _effects(results)) if chart],
+        means=means_table(results),
+        worst=worst_table(results),
+        legend=LEGEND,
+        findings=[
+            (*table, [(label, *attack_table(report), choices(report)) for label, report in attacked(results, table[0])])
+            for table in findings(results)
+        ],
+        attack_legend=ATTACK_LEGEND,
+        failures=failures(results),
+        not_tested=not_tested(results),
+        provenance=list(provenance(results)),
+    )
+
+
+def verdict(results: Results) -> str:
+    """What all experiments together say, in plain words."""
+    heads = _heads(results)
+    lost = [(one, head) for one, head in heads if head.beyond_control and head.beyond_control.low > 0]
+    unknown = len(results.bench.experiments) - sum(head.beyond_control is not None for _, head in heads)
+    text = (
+        f"In **{len(lost)} of {len(results.bench.experiments)}** experiments attackers lose more than to the matched "
+        "control (95% interval above 0)"
+    )
+    if unknown:
+        text += f"; {unknown} of them {'has' if unknown == 1 else 'have'} no result"
+    sentences = [text + "."]
+    if lost:
+        one, head = max(lost, key=lambda item: item[1].beyond_control.value if item[1].beyond_control else 0.0)
+        assert head.beyond_control is not None
+        points = (100 * end for end in vars(head.beyond_control).values())
+        sentences.append(
+            "Most is lost to {}: {:.1f} points ({:.1f} to {:.1f}).".format(results.bench.label(one), *points)
+        )
+    return " ".join([*sentences, *caveats(results)])
+
+
+def _heads(results: Results) -> list[tuple[Experiment, Headline]]:
+    return [(one.experiment, report.headline) for one, report in finished(results)]
+
+
+def _doses(results: Results) -> Chart | None:
+    """G over the one numeric setting that varies, if there is just one: a line for whatever else varies."""
+    bench = results.bench
+    varied = [key for key in bench.experiments[0].settings if len({one.settings[key] for one in bench.experiments}) > 1]
+    numeric = [key for key in varied if all(_is_number(one.settings[key]) for one in bench.experiments)]
+    if len(numeric) != 1:
+        return None
+    (dose,) = numeric
+    points: dict[str, dict[float, Estimate]] = {}
+    for one, head in _heads(results):
+        if head.gain_removed is not None:
+            others = [plain(one.settings[key]) for key in varied if key != dose] or [one.protect.variant]
+            points.setdefault(", ".join(others), {})[one.settings[dose]] = head.gain_removed
+    lines = [
+        Line(label, x, *([100 * getattr(line[dose], end) for dose in x] for end in ("value", "low", "high")))
+        for label, line in points.items()
+        if len(x := sorted(line)) > 1
+    ]
+    if not lines:
+        return None
+    name = dose.rpartition(".")[2].replace("_", " ")
+    said = "; ".join(
+        f"{line.label}: " + ", ".join(f"{y:.0f} at {x:g}" for x, y in zip(line.x, line.y, strict=True))
+        for line in lines
+    )
+    return line_chart(
+        lines, name, "G (% of the gain removed)", f"G in percent over {name}. {said}.",
+        f"G, the share of the fine-tuning gain that is removed beyond the control, over {name}; 95% intervals.",
+    )  # fmt: skip
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _effects(results: Results) -> Chart | None:
+    """Points lost beyond the control, experiment by experiment."""
+    intervals = [
+        Interval(results.bench.label(one), *(100 * end for end in vars(head.beyond_control).values()))
+        for one, head in _heads(results)
+        if head.beyond_control is not None
+    ]
+    if not intervals:
+        return None
+    said = "; ".join(f"{one.label}: {one.value:.1f} ({one.low:.1f} to {one.high:.1f})" for one in intervals)
+    return interval_chart(
+        intervals, "points lost beyond the matched control", f"Points lost beyond the matched control. {said}.",
+        "What each protection adds to a random change of the same size, with 95% intervals; means over attackers.",
+    )  # fmt: skip
