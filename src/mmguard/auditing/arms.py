@@ -21,7 +21,7 @@ from mmguard.data.images import load_image
 from mmguard.data.tasks import target_text, user_text
 from mmguard.data.text import inserted_words
 from mmguard.errors import ReleaseError, SampleError, SurrogateError
-from mmguard.release.layout import image_names
+from mmguard.release.layout import image_names, relative
 from mmguard.release.match import match_rows
 from mmguard.types import Dataset, Rejection, Sample
 
@@ -165,13 +165,15 @@ def pair(release: Dataset, original: Dataset) -> Pairing:
     Raises:
         ReleaseError: no released sample has an original, or the release changes nothing.
     """
-    names = image_names([sample.image for sample in original.samples], original.root)
-    image_of_row = {sample.row: names[sample.image] for sample in original.samples}
+    names = image_names(original) if original.named else {}
+    image_of_row = {sample.row: names.get(sample.image, "") for sample in original.samples}
+    released_images = {s.row: relative(s.image, release).as_posix() if names else "" for s in release.samples}
     originals = sorted(image_of_row)
     matching = match_rows(
         [original.rows[row] for row in originals],
         [image_of_row[row] for row in originals],
         release.rows,
+        [released_images[row] for row in range(len(release.rows))],
         original.image_field,
     )
     origin = {released: originals[place] for place, released in matching.pairs}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmguard.data.rows import image_value, owner_texts, skeleton
+from mmguard.data.rows import owner_texts, skeleton
 from mmguard.data.text import inserted_words
 
 
@@ -35,6 +35,7 @@ def match_rows(
     originals: Sequence[dict[str, Any]],
     images: Sequence[str],
     released: Sequence[dict[str, Any]],
+    released_images: Sequence[str],
     image_field: str,
 ) -> Matching:
     """Finds the original of every released row.
@@ -47,10 +48,11 @@ def match_rows(
         originals: rows of the original that should be in the release, in order.
         images: for each of them, the path that its image should have in the release.
         released: rows of the release.
-        image_field: the original's `image_field`.
+        released_images: for each of them, the path of its image; "" if there is none.
+        image_field: the `image_field` of both.
     """
     there = [(image, skeleton(row, image_field)) for row, image in zip(originals, images, strict=True)]
-    here = [(_image(row), _skeleton(row, image_field)) for row in released]
+    here = [(image, _skeleton(row, image_field)) for row, image in zip(released, released_images, strict=True)]
     matched = _match_kept(originals, there, released, here)
     altered = _match_by(there, here, matched, lambda key: key)
     altered |= _match_by(there, here, {**matched, **altered}, lambda key: key[0])
@@ -113,22 +115,15 @@ def _altered_fields(original: dict[str, Any], row: dict[str, Any], image_field: 
     before, after = skeleton(original, image_field), _skeleton(row, image_field) or json.dumps(row)
     parts = [{name: json.dumps(v) for name, v in json.loads(text).items()} for text in (before, after)]
     names = [name for name in {**parts[0], **parts[1]} if parts[0].get(name) != parts[1].get(name)]
-    return ", ".join(name for name in names if name != "file_name")
-
-
-def _image(row: dict[str, Any]) -> str:
-    name = row.get("file_name")
-    return name if isinstance(name, str) else ""
+    return ", ".join(names)
 
 
 def _skeleton(row: dict[str, Any], image_field: str) -> str:
     """The skeleton of a released row, or "", which no original has, if it is not well formed."""
     try:
-        text, image = skeleton(row, image_field), image_value(row, image_field)
+        return skeleton(row, image_field)
     except ValueError:
         return ""
-    # A row that names its image twice must mean the same image; no original's skeleton has its image field.
-    return text if image == _image(row) else json.dumps({**json.loads(text), image_field: image})
 
 
 def _keeps_words(original: dict[str, Any], row: dict[str, Any]) -> bool:
