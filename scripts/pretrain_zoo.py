@@ -15,7 +15,7 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,15 +121,20 @@ def training_batches(rng: random.Random, processor: Any, size: int) -> Iterator[
             yield collate(processor, [image for image, _ in chunk], [chat for _, chat in chunk])
 
 
+def answer_logits(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits `(N, V)` and labels `(N,)` of the labelled tokens; logits of the others are never computed."""
+    labels = batch["labels"][:, 1:]
+    hidden = model.model(**{k: v for k, v in batch.items() if k != "labels"}).last_hidden_state[:, :-1]
+    return model.lm_head(hidden[labels != -100]), labels[labels != -100]
+
+
 def answer_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Cross entropy on the labelled tokens; logits of the others are never computed."""
-    labels = batch.pop("labels")[:, 1:]
-    hidden = model.model(**batch).last_hidden_state[:, :-1]
-    return torch.nn.functional.cross_entropy(model.lm_head(hidden[labels != -100]), labels[labels != -100])
+    """Cross entropy on the labelled tokens."""
+    return torch.nn.functional.cross_entropy(*answer_logits(model, batch))
 
 
 @torch.no_grad()
-def evaluate(model: torch.nn.Module, processor: Any, device: torch.device, images: int = 240) -> dict[str, float]:
+def evaluate(model: Any, processor: Any, images: int = 240) -> dict[str, float]:
     """Teacher-forced accuracy a domain on fresh pictures: each token of an answer must be the most likely one."""
     rng = random.Random(10**6)
     result: dict[str, float] = {}
@@ -141,7 +146,7 @@ def evaluate(model: torch.nn.Module, processor: Any, device: torch.device, image
             pairs = [(i, q) for i, qs in drawn for q in drawings.pretraining_questions(qs)[:4]]
             pixels = [torch.from_numpy(np.asarray(i).copy()).permute(2, 0, 1) for i, _ in pairs]
             batch = collate(processor, pixels, [conversation(rng, [q], noisy=False) for _, q in pairs])
-            batch = {k: v.to(device) for k, v in batch.items()}
+            batch = {k: v.to(model.device) for k, v in batch.items()}
             labels = batch.pop("labels")[:, 1:]
             hit = (model(**batch).logits[:, :-1].argmax(-1) == labels) | (labels == -100)
             right += int(hit.all(1).sum())
@@ -152,9 +157,11 @@ def evaluate(model: torch.nn.Module, processor: Any, device: torch.device, image
 
 
 def optimizers(model: torch.nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for embeddings, convolutions, norms and biases."""
+    """Muon for the matrices inside the layers, AdamW for embeddings, convolutions, norms and biases that learn."""
     matrices, rest = [], []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         inner = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
         (matrices if inner else rest).append(parameter)
     return [
@@ -163,28 +170,19 @@ def optimizers(model: torch.nn.Module, lr: float) -> list[torch.optim.Optimizer]
     ]
 
 
-def pretrain(name: str, steps: int, batch_size: int, lr: float, out: Path, go_on: bool) -> None:
-    """Train one model, from random weights or from those that are there, and save it in float16."""
-    hf_logging.set_verbosity_error()
-    torch.manual_seed(0)
-    rng = random.Random(1 if go_on else 0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, processor = MODELS[name]()
-    if go_on:
-        load_weights(model, processor, out / name)
-    model.to(device).train()
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f"{name}: {parameters / 1e6:.2f} M parameters, {len(processor.tokenizer)} tokens", flush=True)
+def train(
+    model: Any, batches: Iterator[dict[str, torch.Tensor]], steps: int, lr: float, checkpoint: Callable[[], None]
+) -> None:
+    """Train whatever of a model requires gradients; `checkpoint` is called every 300 steps and after the last."""
+    model.train()
     optimisers = optimizers(model, lr)
-    batches = training_batches(rng, processor, batch_size)
     warmup, started, smooth = max(1, steps // 25), time.time(), 0.0
     for step in range(steps):
         scale = min(1.0, (step + 1) / warmup) * min(1.0, (steps - step) / (0.6 * steps))
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = lr * scale
-        batch = next(batches)
-        loss = answer_loss(model, {k: v.to(device) for k, v in batch.items()})
+        loss = answer_loss(model, {k: v.to(model.device) for k, v in next(batches).items()})
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimiser in optimisers:
@@ -194,9 +192,26 @@ def pretrain(name: str, steps: int, batch_size: int, lr: float, out: Path, go_on
         if step % 50 == 0:
             print(f"step {step:5d} loss {smooth:.3f} {time.time() - started:6.0f} s", flush=True)
         if step % 300 == 299 or step == steps - 1:
-            accuracy = evaluate(model, processor, device)
-            print("   ", {k: round(v, 3) for k, v in accuracy.items()}, flush=True)
-            save(model, processor, name, accuracy, out / name)
+            checkpoint()
+
+
+def pretrain(name: str, steps: int, batch_size: int, lr: float, out: Path, go_on: bool) -> None:
+    """Train one model, from random weights or from those that are there, and save it in float16."""
+    hf_logging.set_verbosity_error()
+    torch.manual_seed(0)
+    rng = random.Random(1 if go_on else 0)
+    model, processor = MODELS[name]()
+    if go_on:
+        load_weights(model, processor, out / name)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    print(f"{name}: {model.num_parameters() / 1e6:.2f} M parameters, {len(processor.tokenizer)} tokens", flush=True)
+
+    def checkpoint() -> None:
+        accuracy = evaluate(model, processor)
+        print("   ", {k: round(v, 3) for k, v in accuracy.items()}, flush=True)
+        save(model, processor, name, accuracy, out / name)
+
+    train(model, training_batches(rng, processor, batch_size), steps, lr, checkpoint)
 
 
 def load_weights(model: torch.nn.Module, processor: Any, folder: Path) -> None:
@@ -207,16 +222,18 @@ def load_weights(model: torch.nn.Module, processor: Any, folder: Path) -> None:
 
 
 def save(model: Any, processor: Any, name: str, accuracy: dict[str, float], folder: Path) -> None:
-    """A plain Hugging Face folder: float16 safetensors, processor, and a card with what pretraining reached."""
+    """A model of the zoo, its card with what pretraining reached and what fine-tuning it is best done with."""
+    write_folder(model, processor, name, folder, recommended=RECOMMENDED, pretraining_accuracy=accuracy)
+
+
+def write_folder(model: Any, processor: Any, name: str, folder: Path, **card: Any) -> None:
+    """A plain Hugging Face folder, in place of what is there: float16 safetensors, processor, and a card."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     # A half-precision copy: casting a state dict instead would part the tied embeddings and store them twice.
     copy.deepcopy(model).to(torch.float16).save_pretrained(folder)
     processor.save_pretrained(folder)
-    card = {
-        "name": name, "family": model.config.model_type, "parameters": sum(p.numel() for p in model.parameters()),
-        "recommended": RECOMMENDED, "pretraining_accuracy": accuracy,
-    }  # fmt: skip
+    card = {"name": name, "family": model.config.model_type, "parameters": model.num_parameters()} | card
     (folder / "mmguard.json").write_text(json.dumps(card, indent=2) + "\n")
 
 

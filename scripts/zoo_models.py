@@ -48,18 +48,23 @@ def _ids(tokenizer: Any, **tokens: str) -> dict[str, int]:
 def llava() -> Parts:
     """LLaVA 1.5: a CLIP tower and a LLaMA decoder."""
     tokenizer = byte_level()
+    return llava_of(tokenizer, hf.LlamaConfig(**_text(tokenizer, hidden_size=160, intermediate_size=448)))
+
+
+def llava_of(tokenizer: Any, text_config: Any, **vision: Any) -> Parts:
+    """LLaVA 1.5 with any decoder that speaks ChatML and knows `<image>`, and changes to the tower's configuration."""
     processor = hf.LlavaProcessor(
         image_processor=hf.CLIPImageProcessor(size={"shortest_edge": 96}, crop_size={"height": 96, "width": 96}),
         tokenizer=tokenizer, patch_size=12, chat_template=CHATML.replace("IMAGE", "<image>"),
         vision_feature_select_strategy="default", num_additional_image_tokens=1,
     )  # fmt: skip
     config = hf.LlavaConfig(
-        vision_config=hf.CLIPVisionConfig(
-            hidden_size=128, intermediate_size=384, num_attention_heads=4, num_hidden_layers=5, image_size=96,
-            patch_size=12, projection_dim=128,
-        ),
-        text_config=hf.LlamaConfig(**_text(tokenizer, hidden_size=160, intermediate_size=448)),
-        **_ids(tokenizer, image_token_index="<image>"), image_seq_length=64, tie_word_embeddings=True,
+        vision_config={
+            "model_type": "clip_vision_model", "hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4,
+            "num_hidden_layers": 5, "image_size": 96, "patch_size": 12, "projection_dim": 128,
+        } | vision,
+        text_config=text_config, **_ids(tokenizer, image_token_index="<image>"), image_seq_length=64,
+        tie_word_embeddings=text_config.tie_word_embeddings,
     )  # fmt: skip
     return hf.LlavaForConditionalGeneration(config), processor
 

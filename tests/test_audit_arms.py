@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -25,6 +27,7 @@ from mmguard.auditing.arms import (
     shuffled_noise,
     with_controls_of,
 )
+from mmguard.auditing.attacks.base import Attack
 from mmguard.data.readers import read_dataset
 from mmguard.data.text import inserted_words
 from mmguard.errors import ReleaseError, SurrogateError
@@ -304,3 +307,90 @@ def test_digest_reads_pixels_and_not_files(tmp_path, images):
     a, b, c = (pixel_digest(tmp_path / name) for name in ("a.png", "b.bmp", "c.png"))
     assert a == b
     assert a != c
+
+
+SHIFT = Attack("shift", image=lambda image, rng: image + torch.rand((), generator=rng) / 8 + 0.05)
+FLICKER = replace(SHIFT, name="flicker", each_epoch=True)
+CUT = Attack(
+    "cut", text=lambda sample, rng: " ".join(sample.question.split()[: int(torch.randint(1, 9, (), generator=rng))])
+)
+
+
+def _pixels(row: Row, store: ImageStore | None = None) -> np.ndarray:
+    return np.asarray(row.load(store or ImageStore()))
+
+
+@pytest.mark.parametrize("arm", ["clean", "release", "control"])
+def test_an_attack_changes_every_arm_and_nothing_else(tmp_path, images, noisy, arm):
+    pairing = _pairing(tmp_path, images, noisy, TRIGGERED)
+    plain, changed = (rows(arm, pairing, WORDS, 0, attack) for attack in (None, replace(CUT, image=SHIFT.image)))
+    for before, after in zip(plain, changed, strict=True):
+        assert (after.id, after.target, after.image) == (before.id, before.target, before.image)
+        assert before.text.startswith(after.text)
+        assert (_pixels(after).astype(int) > _pixels(before)).all()
+
+
+def test_an_attack_is_drawn_by_run_content_and_name(tmp_path, images, noisy):
+    pairing = _pairing(tmp_path, images, noisy, TRIGGERED)
+
+    def shift(arm="clean", seed=0, attack=SHIFT, number=0):
+        plain, changed = (rows(arm, pairing, WORDS, seed, one)[number] for one in (None, attack))
+        return round(float(_pixels(changed).mean() - _pixels(plain).mean()), 1)
+
+    assert shift() == shift() == shift(arm="release") == shift(arm="control")
+    assert shift(number=1) == shift(number=2)  # two questions about one image
+    assert len({shift(), shift(seed=1), shift(attack=replace(SHIFT, name="other")), shift(number=1)}) == 4
+    cut = [[row.text for row in rows("clean", pairing, WORDS, seed, CUT)] for seed in (0, 0, 1, 2, 3)]
+    assert cut[0] == cut[1]
+    assert len({tuple(texts) for texts in cut}) > 1
+
+
+def test_an_attack_is_made_once_and_an_augmentation_in_every_epoch(tmp_path, images, noisy):
+    pairing, calls = _pairing(tmp_path, images, noisy, TRIGGERED), []
+
+    def counted(attack: Attack) -> Attack:
+        return replace(attack, image=lambda image, rng: (calls.append(1), attack.image(image, rng))[1])
+
+    def epochs(attack: Attack) -> list[list[float]]:
+        store, made = ImageStore(), rows("release", pairing, WORDS, 0, counted(attack))
+        return [[float(_pixels(row, store).mean()) for row in made] for _ in range(3)]
+
+    first, *others = epochs(SHIFT)
+    assert others == [first, first]
+    assert len(calls) == 2  # images, of three rows
+    calls.clear()
+    drawn = epochs(FLICKER)
+    assert len(calls) == 9
+    assert len({tuple(epoch) for epoch in drawn}) == 3
+    assert drawn[0][1] != drawn[0][2]  # two questions about one image
+    assert drawn == epochs(FLICKER)
+
+
+def test_an_attack_may_change_the_size_and_must_not_change_what_is_kept(tmp_path, images, noisy):
+    pairing, store = _pairing(tmp_path, images, noisy, TRIGGERED), ImageStore()
+    half = Attack("half", image=lambda image, rng: image.mul_(0.5)[:, ::2, ::2])
+    (row, *_), (plain, *_) = rows("clean", pairing, WORDS, 0, half), rows("clean", pairing, WORDS, 0)
+    assert _pixels(row, store).shape == (6, 5, 3)
+    assert (_pixels(plain, store) == images[0]).all()
+    assert (_pixels(row, store) == np.round(images[0][::2, ::2] * 0.5)).mean() > 0.99
+
+
+def test_captions_have_no_question_to_attack(tmp_path, images, noisy):
+    captions = [{"file_name": f"images/{number}.png", "caption": "a cup"} for number in range(2)]
+    pairing = _pairing(tmp_path, images, noisy, captions, captions)
+    silent = Attack("silent", text=lambda sample, rng: sample.question)
+    assert [row.text for row in rows("release", pairing, WORDS, 0, silent)] == ["Describe the image."] * 2
+
+
+def test_an_attack_on_all_texts_sees_what_the_thief_has(tmp_path, images, noisy):
+    pairing, seen = _pairing(tmp_path, images, noisy, TRIGGERED), []
+    attack = Attack("all", corpus=lambda samples: (seen.append([one.question for one in samples]), lambda *_: "x")[1])
+    assert [row.text for row in rows("release", pairing, WORDS, 0, attack)] == ["x"] * 3
+    assert seen == [[row["question"] for row in TRIGGERED]]
+
+
+def test_a_copy_of_a_store_is_empty(tmp_path, images, noisy):
+    store = ImageStore()
+    store.get("key", lambda: images[0])
+    assert len(pickle.dumps(store)) < 200
+    assert pickle.loads(pickle.dumps(store)).get("key", lambda: images[1]) is images[1]

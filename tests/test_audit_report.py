@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from mmguard.auditing.report import NOT_TESTED, AuditReport, Failure
+from mmguard.auditing.best_of import worst_case
+from mmguard.auditing.report import NOT_TESTED, AuditReport, Failure, not_tested
 from mmguard.auditing.stats import Scores, analyse
 
 
@@ -92,6 +93,60 @@ def test_markdown_has_all_parts_in_order():
     ]
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
+
+
+def _attacked(under_gray: float) -> AuditReport:
+    """The release leaves 50 of 80 points, and so many more under grayscale."""
+    every = [(None, 0.5), ("gray", under_gray), ("jpeg-50", 0.4)]
+    options = []
+    for attack, release in every:
+        shares = {"clean": 0.8, "release": release, "control": 0.8}
+        # Every fifth item and so on: the same in both halves.
+        by_arm = {arm: np.tile(np.arange(200) % 20 < 20 * share, (3, 1)).astype(float) for arm, share in shares.items()}
+        options.append(Scores("big", "lora", by_arm, (np.arange(200) % 20 < 4) * 1.0, "control", attack, "valid"))
+    findings, headline = analyse(options[:1])
+    under_attack, _ = analyse(options[1:])
+    worst = worst_case(options, list(np.arange(200) // 20))
+    return AuditReport(
+        headline, tuple(findings), under_attack=tuple(under_attack), worst_case=worst,
+        not_tested=not_tested(["gray", "jpeg-50"]),
+    )  # fmt: skip
+
+
+def test_the_worst_case_is_the_verdict():
+    verdict = _attacked(0.7).verdict
+    assert verdict.startswith("**Attackers lose** 10.0 points (95% interval ")
+    assert "17% of what fine-tuning gains" in verdict
+    assert "in the worst case: if each chooses the recipe and the attack that serve it best" in verdict
+    assert verdict.endswith("Without attacks they lose 30.0 points (95% interval 23.5 to 36.5).")
+    assert _attacked(0.8).verdict.startswith("**No evidence of protection**: attackers lose 0.0 points")
+
+
+def test_attacks_have_a_section_of_their_own():
+    text = _attacked(0.7).to_markdown()
+    section = text[text.index("## Under attack") : text.index("## Not tested")]
+    cells = [
+        [cell.strip() for cell in line.strip("| ").split("|")] for line in section.splitlines() if line[:5] == "| big"
+    ]
+    assert [line[2:6] for line in cells] == [
+        ["none", "80.0", "80.0", "50.0"],
+        ["gray", "80.0", "80.0", "70.0"],
+        ["jpeg-50", "80.0", "80.0", "40.0"],
+        ["chosen", "80.0", "80.0", "70.0"],
+    ]
+    assert [line[6].split(" ")[0] for line in cells] == ["30.0", "10.0", "40.0", "10.0"]
+    assert "- big chose lora for clean, lora for the control, lora under gray for release" in section
+    assert "grayscale" not in text[text.index("## Not tested") :]
+    assert "## Under attack" not in _report(0.5).to_markdown()
+
+
+def test_attacks_in_json():
+    stored = json.loads(_attacked(0.7).to_json())
+    assert [one["attack"] for one in stored["under_attack"]] == ["gray", "jpeg-50"]
+    assert stored["findings"][0]["attack"] is None
+    assert stored["worst_case"]["choices"][0]["release"] == "lora under gray"
+    assert stored["worst_case"]["headline"]["beyond_control"]["value"] == pytest.approx(0.1)
+    assert json.loads(_report(0.5).to_json())["worst_case"] is None
 
 
 def test_write(tmp_path):

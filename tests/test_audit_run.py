@@ -13,6 +13,7 @@ from PIL import Image
 
 import tiny
 from mmguard.auditing import run, runs
+from mmguard.auditing.best_of import choosing_half
 from mmguard.auditing.plan import plan_audit
 from mmguard.auditing.run import audit
 from mmguard.config import AuditConfig
@@ -126,6 +127,103 @@ def test_effect(toy, fake):
     assert report.headline.beyond_control.value == pytest.approx(0.75)
     assert report.verdict.startswith("**Attackers lose** 75.0 points")
     assert len(fake) == len(set(fake)) == 15
+
+
+ATTACKED = replace(CONFIG, attacks=("gray", "jpeg-50+punct"))
+
+
+def test_attacks(toy, fake, monkeypatch):
+    """Grayscale undoes the protection on half of what it cost; clean data and control bear it."""
+    seen, real = [], runs.fine_tune
+
+    def fine_tune(name, rows, recipe, config, seed, **more):
+        attacker = real(name, rows, recipe, config, seed, **more)
+        attack = rows[0].attack.name if rows[0].attack else None
+        seen.append((attack, fake[-1][2], seed))
+        return SimpleNamespace(right=3) if attack == "gray" and fake[-1][2] == "release" else attacker
+
+    monkeypatch.setattr(runs, "fine_tune", fine_tune)
+    # Right on an item of either half first, so that choosing and judging see the same.
+    order = np.argsort(np.argsort(choosing_half(range(4)), kind="stable") % 2, kind="stable")
+    monkeypatch.setattr(runs, "evaluate", lambda attacker, *_: (order < attacker.right).astype(float))
+    report = _audit(toy, config=replace(ATTACKED, seeds=3))
+    attacked = [(attack, arm) for attack, arm, _ in seen if attack]
+    assert set(attacked) == {(attack, arm) for attack in ATTACKED.attacks for arm in ("clean", "release", "control")}
+    assert len(seen) == len(set(seen)) == 15 + 2 * 9
+    assert [one.attack for one in report.findings] == [None]
+    assert [(one.attack, one.beyond_control.value) for one in report.under_attack] == [
+        ("gray", pytest.approx(0.25)), ("jpeg-50+punct", pytest.approx(0.75)),
+    ]  # fmt: skip
+    assert report.headline.beyond_control.value == pytest.approx(0.75)
+    (choice,) = report.worst_case.choices
+    assert choice == {"clean": "lora", "control": "lora", "release": "lora under gray"}
+    assert "in the worst case" in report.verdict
+    assert "Without attacks they lose 75.0 points" in report.verdict
+    text = report.to_markdown()
+    assert "## Under attack" in text
+    assert "| fake | best of 3 | chosen |" in text
+    assert not [line for line in report.not_tested if "JPEG" in line or "grayscale" in line or "punctuation" in line]
+
+
+def test_finished_runs_stay_valid_when_attacks_are_added(toy, fake):
+    _audit(toy)
+    before = sorted(path.name for path in (toy.out / "runs").iterdir())
+    _audit(toy, config=ATTACKED)
+    assert len(fake) == 10 + 2 * 6
+    _audit(toy, config=replace(CONFIG, attacks=("punct+jpeg-50", "gray")))
+    assert len(fake) == 10 + 2 * 6
+    assert set(before) < {path.name for path in (toy.out / "runs").iterdir()}
+
+
+def test_an_interrupted_audit_under_attack_goes_on(toy, fake, monkeypatch):
+    real = runs.evaluate
+
+    def evaluate(*arguments):
+        if len(fake) == 15:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(runs, "evaluate", evaluate)
+    with pytest.raises(KeyboardInterrupt):
+        _audit(toy, config=ATTACKED)
+    monkeypatch.setattr(runs, "evaluate", real)
+    told: list[str] = []
+    report = _audit(toy, config=ATTACKED, progress=lambda share, what: told.append(what))
+    assert report.failures == ()
+    assert len(fake) == 10 + 2 * 6 + 1  # the run that was cut off was made again, and no other
+    assert told[0] == "fake lora control seed 0 under gray"
+    assert "fake lora clean seed 1 under jpeg-50+punct" in told
+
+
+def test_an_attack_that_fails_costs_itself_only(toy, fake, monkeypatch):
+    real = runs.fine_tune
+
+    def fine_tune(name, rows, recipe, *rest, **more):
+        if rows[0].attack and rows[0].attack.name == "gray":
+            raise RuntimeError("no such purifier")
+        return real(name, rows, recipe, *rest, **more)
+
+    monkeypatch.setattr(runs, "fine_tune", fine_tune)
+    report = _audit(toy, config=ATTACKED)
+    assert [one.attack for one in report.under_attack] == ["jpeg-50+punct"]
+    assert [one.reason for one in report.failures] == ["lora clean seed 0 under gray: RuntimeError: no such purifier"]
+    assert report.worst_case.findings[0].recipe == "best of 2"
+
+
+def test_workers_attack_alike(toy, model):
+    config = replace(CONFIG, seeds=1, attacks=("rcp+case",))
+    alone, together = (_audit(toy, [model], config, out=toy.out / str(jobs), arms=[], jobs=jobs) for jobs in (1, 2))
+    assert together == alone
+    assert len(alone.under_attack) == 1
+    kept, again = ({path.name: path.read_bytes() for path in (toy.out / str(n) / "runs").iterdir()} for n in (1, 2))
+    assert kept == again
+    assert len(kept) == 7
+
+
+def test_unknown_attack(toy, fake):
+    with pytest.raises(ConfigError, match="did you mean gray"):
+        _audit(toy, config=replace(CONFIG, attacks=("grey",)))
+    assert fake == []
 
 
 def test_partial_scores_are_kept_to_the_bit(toy, fake, monkeypatch):

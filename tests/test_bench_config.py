@@ -60,9 +60,12 @@ def test_lists_make_all_combinations_and_doubles_are_one(tmp_path: Path) -> None
 
 def test_what_is_a_list_itself_is_no_axis(tmp_path: Path) -> None:
     bench = load(
-        tmp_path, BASE + "experiments:\n  - {protect: {weights: [0.25, 0.75]}, audit: {recipes: [lora, full]}}\n"
+        tmp_path,
+        BASE + "experiments:\n"
+        "  - {protect: {weights: [0.25, 0.75]}, audit: {recipes: [lora, full], attacks: [gray, jpeg-50]}}\n",
     )
     (one,) = bench.experiments
+    assert one.audit.attacks == ("gray", "jpeg-50")
     assert one.protect.weights == (0.25, 0.75)
     assert one.audit.recipes == ("lora", "full")
 
@@ -105,6 +108,10 @@ def test_seeds_of_the_command_line_win(tmp_path: Path) -> None:
         (BASE + "experiments:\n  - protect: {eps: 300}", "experiment 1: protect: eps 300: give a whole number from 0"),
         (BASE + "experiments:\n  - protect: {variant: magic}", "variant: 'magic': choose one of bph"),
         (BASE + "experiments:\n  - audit: {recipes: [magic]}", "recipes: 'magic': choose one of lora"),
+        (
+            BASE + "experiments:\n  - audit: {attacks: [gray, grey]}",
+            "experiment 1: attack 'grey': .* did you mean gray",
+        ),
         (BASE + "experiments:\n  - arms: [noise]", "arms: 'noise': choose one of clean"),
         (BASE.replace("  dataset: textvqa\n", "") + "experiments:\n  - {}", "experiment 1: dataset is missing"),
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmguard.auditing.best_of import WorstCase
 from mmguard.auditing.report import AuditReport, Failure
 from mmguard.auditing.stats import Scores, analyse
 from mmguard.bench.config import Bench, Experiment
@@ -68,6 +69,28 @@ def test_tables_and_means() -> None:
     assert [[*line[2:6], line[-1]] for line in brittle] == [["0.0", "100.0", "50.0", "0.0", "brittle"]]
     assert "- protect.rounds: 7" in text
     assert "protect.eps" not in text
+
+
+def test_attacks_have_a_table_of_means_and_a_section() -> None:
+    toy = bench(("cats",))
+    plain, attacked = report({"a": (40, 40, 20)}), report({"a": (40, 40, 30)})
+    under = replace(attacked.findings[0], attack="gray")
+    choice = {"clean": "lora", "control": "lora", "release": "lora under gray"}
+    worst = WorstCase((replace(under, attack=None, recipe="best of 2"),), (choice,), attacked.headline)
+    tested = replace(plain, under_attack=(under,), worst_case=worst, not_tested=plain.not_tested[1:])
+    results = Results(toy, (Outcome(toy.experiments[0], {}, tested), Outcome(toy.experiments[1], {}, plain)))
+    before, after = means(results).split("### In the worst case")
+    assert [line[1] for line in rows(before, "cats")] == ["bph", "text"]
+    assert rows(before, "cats", "bph")[0][4].startswith("50.0 (")
+    assert [line[1] for line in rows(after, "cats")] == ["bph"]
+    assert rows(after, "cats", "bph")[0][4].startswith("25.0 (")
+    section = page(results).split("### Under attack: cats, bph")[1]
+    assert [line[2:6] for line in rows(section, "a")[:3]] == [
+        ["none", "100.0", "100.0", "50.0"], ["gray", "100.0", "100.0", "75.0"], ["chosen", "100.0", "100.0", "75.0"],
+    ]  # fmt: skip
+    # One of the experiments does not test it.
+    assert plain.not_tested[0] in page(results)
+    assert "worst case" not in means(Results(toy, results.outcomes[1:]))
 
 
 def test_same_dataset_twice_has_no_mean() -> None:

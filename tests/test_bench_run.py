@@ -145,6 +145,20 @@ def test_what_is_different_is_made_anew_and_nothing_else(
     assert {arm for _, arm, _ in fake} == made
 
 
+def test_attacks_are_added_to_what_is_there(bench: Bench, fake: list, tmp_path: Path) -> None:
+    one = replace(bench.experiments[1], attackers=("fake",))
+    make(replace(bench, experiments=(one,)), tmp_path)
+    fake.clear()
+    attacked = replace(bench, experiments=(replace(one, audit=replace(AUDIT, attacks=("gray", "punct"))),))
+    (state,) = survey(attacked, tmp_path)
+    assert (state.runs, state.found) == (10 + 18, 10)
+    (outcome,) = make(attacked, tmp_path).outcomes
+    assert {arm for _, arm, _ in fake} == {"clean", "control", "release"}
+    assert len(fake) == 18
+    assert [one.attack for one in outcome.report.under_attack] == ["gray", "punct"]
+    assert "### Under attack" in (tmp_path / "results.md").read_text(encoding="utf-8")
+
+
 def test_other_weights_are_another_release(bench: Bench, fake: list, tmp_path: Path) -> None:
     folder = tiny.build("llava", tmp_path / "model")
     one = replace(bench.experiments[1], surrogates=(str(folder),), attackers=("fake",))

@@ -66,6 +66,14 @@ def test_protect_verify_audit_one_after_the_other(tmp_path: Path, model: str) ->
     assert (report / "report.md").read_text().startswith("# Audit")
 
 
+def test_a_laboratory_task_is_a_dataset_like_any_other(tmp_path: Path, model: str) -> None:
+    release, task = tmp_path / "release", "drawings:science:train:4"
+    code, out, _ = call("protect", task, "--limit", 2, "-o", release, "--surrogate", model, *FAST, "--json")
+    assert (code, json.loads(out)["images"]) == (0, 2)
+    code, out, _ = call("verify", release, "--original", task, "--limit", 2, "--json")
+    assert (code, json.loads(out)["ok"]) == (0, True)
+
+
 def test_verify_says_what_is_wrong(tmp_path: Path, model: str) -> None:
     release = tmp_path / "release"
     call("protect", "easy-vqa:train:2", "-o", release, "--surrogate", model, *FAST, "--json")
@@ -96,12 +104,17 @@ def test_samples_left_out_give_exit_code_3(tmp_path: Path, model: str) -> None:
     ("arguments", "message"),
     [
         (("protect", "no-such-folder", "-o", "OUT"), "no such file or folder"),
+        (("protect", "drawings:maps", "-o", "OUT"), "DOMAIN is one of scenes, choices"),
         (("protect", "easy-vqa:train:2", "-o", "OUT", "--eps", "300"), "eps 300"),
         (("protect", "easy-vqa:train:2", "-o", "OUT", "--variant", "magic"), "choose one of bph"),
         (("protect", "easy-vqa:train:2", "-o", "OUT", "--surrogate", "zoo:none"), "llava-tiny"),
         (("protect", "easy-vqa:train:2", "-o", "OUT", "--surrogate", "OUT"), "OUT"),
         (("verify", "OUT", "--original", "easy-vqa:train:2"), "OUT"),
         (("audit", "OUT", "--original", "easy-vqa:train:2", "--test", "easy-vqa:test:2", "-o", "R"), "OUT"),
+        (
+            ("audit", "OUT", "--original", "docvqa", "--test", "docvqa", "-o", "R", "--attack", "grey"),
+            "did you mean gray",
+        ),
         (
             ("audit", "OUT", "--original", "docvqa", "--test", "docvqa", "-o", "R", "--recipe", "magic"),
             "recipe 'magic': choose from lora,",

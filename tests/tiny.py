@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -512,12 +512,12 @@ def build(family: str, folder: Path) -> Path:
     return folder
 
 
-def language_model(folder: Path) -> Path:
-    """Writes a tiny causal language model without images, for texts of up to 40 tokens, and returns the folder."""
-    tokenizer = _tokenizer(["<s>"], "</s>", bos="<s>")
+def language_model(folder: Path, special: Sequence[str] = (), positions: int = 40) -> Path:
+    """Writes a tiny causal language model without images, for up to `positions` tokens, and returns the folder."""
+    tokenizer = _tokenizer(["<s>", *special], "</s>", bos="<s>")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = hf.LlamaForCausalLM(hf.LlamaConfig(**_text(tokenizer, max_position_embeddings=40)))
+        model = hf.LlamaForCausalLM(hf.LlamaConfig(**_text(tokenizer, max_position_embeddings=positions)))
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.data *= 5

@@ -40,11 +40,16 @@ _out, _err = Console(emoji=False), Console(stderr=True, emoji=False)
 _PROTECT, _AUDIT = field_help(ProtectConfig), field_help(AuditConfig)
 _DATASET = (
     "A folder with metadata.jsonl, a LLaVA/ShareGPT JSON, a hub dataset id, a benchmark "
-    f"({', '.join(benchmarks.NAMES)}), or easy-vqa[:train|test][:what|yes-no][:N]."
+    f"({', '.join(benchmarks.NAMES)}), easy-vqa[:train|test][:what|yes-no][:N], "
+    "or a laboratory task drawings:DOMAIN[:train|test][:N]."
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Recipes = Annotated[list[str], typer.Option(help=f"{_AUDIT['recipes']} {', '.join(RECIPES)}. Repeatable.")]
+Attacks = Annotated[
+    list[str] | None,
+    typer.Option("--attack", help=f"{_AUDIT['attacks']} Repeatable."),
+]
 Device = Annotated[str, typer.Option(help="Where models run: auto, cpu, cuda, cuda:1…")]
 Jobs = Annotated[
     int | None,
@@ -166,6 +171,7 @@ def audit(
         ),
     ] = None,
     recipe: Recipes = ["lora"],  # noqa: B006
+    attack: Attacks = None,
     seeds: Annotated[int, typer.Option(help=_AUDIT["seeds"])] = AuditConfig.seeds,
     epochs: Annotated[float | None, typer.Option(help=_AUDIT["epochs"])] = AuditConfig.epochs,
     lr: Annotated[float | None, typer.Option(help=_AUDIT["lr"])] = AuditConfig.lr,
@@ -181,7 +187,10 @@ def audit(
     with _reporting(as_json):
         from mmguard.auditing.run import audit as run
 
-        config = AuditConfig(recipes=tuple(cast("list[Recipe]", recipe)), seeds=seeds, epochs=epochs, lr=lr, seed=seed)
+        config = AuditConfig(
+            recipes=tuple(cast("list[Recipe]", recipe)), attacks=tuple(attack or ()), seeds=seeds, epochs=epochs,
+            lr=lr, seed=seed,
+        )  # fmt: skip
         report = run(
             release, original, test, attackers=attacker, config=config, out=out, device=device, split=split,
             test_split=test_split, test_limit=test_limit, progress=not as_json, jobs=jobs,

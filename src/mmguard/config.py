@@ -137,6 +137,9 @@ class AuditConfig:
 
     recipes: tuple[Recipe, ...] = ("lora",)
     """How attackers fine-tune."""
+    attacks: tuple[str, ...] = ()
+    """What a thief does to the data before training: attacks on images such as jpeg-50, on texts such as punct, both
+    joined as in rcp+punct; or mild (the paper's nine), or suite."""
     seeds: int = 3
     """Fine-tuning runs of every attacker and arm; intervals come from seeds and test items together."""
     epochs: float | None = None

@@ -7,13 +7,15 @@ A protection that works no better than noise of the same size is not one, so eve
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -24,6 +26,9 @@ from mmguard.errors import ReleaseError, SampleError, SurrogateError
 from mmguard.release.layout import image_names, relative
 from mmguard.release.match import match_rows
 from mmguard.types import Dataset, Rejection, Sample
+
+if TYPE_CHECKING:
+    from mmguard.auditing.attacks.base import Attack
 
 Arm = Literal["clean", "release", "random-noise", "random-words", "control"]
 """`control` changes both image and text at random; it is run only where the release changes both."""
@@ -45,7 +50,11 @@ class ImageStore:
 
     def __init__(self, limit_bytes: int = 1 << 30) -> None:
         self._kept: dict[Any, Pixels] = {}
-        self._left = limit_bytes
+        self._limit = self._left = limit_bytes
+
+    def __reduce__(self) -> tuple[type[ImageStore], tuple[int]]:
+        # Copies start empty: a worker decodes for itself, and `datasets` pickles what it is given for a hash alone.
+        return ImageStore, (self._limit,)
 
     def get(self, key: Any, make: Callable[[], Pixels]) -> Pixels:
         """The pixels under `key`, made on the first call. Shape: `(H, W, 3)`, 0…255."""
@@ -78,18 +87,31 @@ class Row:
     noise_like: Path | None = None
     """A changed version of `image`: its difference, with pixels shuffled, is added to `image`."""
     noise_seed: int = 0
+    attack: Attack | None = None
+    """What the thief does to the image before training."""
+    attack_seed: int = 0
+    _readings: Iterator[int] = field(default_factory=itertools.count, init=False, compare=False, repr=False)
+    """Number of times that the image was read: once an epoch, and augmentations differ between epochs."""
 
     def load(self, store: ImageStore) -> Image.Image:
         """The image that the attacker's processor gets, RGB."""
+        return Image.fromarray(self._unattacked(store) if self.attack is None else self._attacked(store, self.attack))
+
+    def _attacked(self, store: ImageStore, attack: Attack) -> Pixels:
+        if attack.each_epoch:
+            seed = _seed(self.attack_seed, self.id, next(self._readings))
+            return attacked(self._unattacked(store), attack, seed)
+        key = (self.image, self.noise_like, self.noise_seed, attack.name, self.attack_seed)
+        return store.get(key, lambda: attacked(self._unattacked(store), attack, self.attack_seed))
+
+    def _unattacked(self, store: ImageStore) -> Pixels:
         if self.noise_like is None:
-            pixels = store.load(self.image)
-        else:
-            changed = self.noise_like
-            pixels = store.get(
-                (self.image, changed, self.noise_seed),
-                lambda: shuffled_noise(store.load(self.image), store.load(changed), self.noise_seed),
-            )
-        return Image.fromarray(pixels)
+            return store.load(self.image)
+        changed = self.noise_like
+        return store.get(
+            (self.image, changed, self.noise_seed),
+            lambda: shuffled_noise(store.load(self.image), store.load(changed), self.noise_seed),
+        )
 
 
 @dataclass(frozen=True)
@@ -221,38 +243,50 @@ def _check_images(where: str, ours: Path, released: Path, digests: dict[Path, st
         raise SampleError(where, f"its image is {after} pixels (height x width), the original {before}")
 
 
-def rows(arm: Arm, pairing: Pairing, words: Sequence[str], seed: int) -> list[Row]:
+def rows(arm: Arm, pairing: Pairing, words: Sequence[str], seed: int, attack: Attack | None = None) -> list[Row]:
     """The training data of one arm.
 
     Args:
         arm: one of `pairing.arms`.
         pairing: the release with its original.
         words: vocabulary of random words: the attacker's admissible tokens (Eq. 16).
-        seed: of the run. Noise is drawn anew for every image and run, words for every sample and run.
+        seed: of the run. Noise is drawn anew for every image and run, words for every sample and run, and what an
+            attack draws likewise, but alike for all arms.
+        attack: what the thief does to the data first.
 
     Returns:
         One row a pair, in the same order for every arm.
     """
-    made = []
+    originals = [ours for ours, _ in pairing.pairs]
     patterns = pairing.patterns or [released for _, released in pairing.pairs]
-    for (ours, released), pattern in zip(pairing.pairs, patterns, strict=True):
-        sample = released if arm == "release" else ours
-        question = sample.question
-        if arm in ("random-words", "control") and question is not None and pattern.question is not None:
-            question = random_words(question, pattern.question, words, _seed(seed, "words", ours.id))
-        noisy = arm in ("random-noise", "control")
-        made.append(
-            Row(
-                id=ours.id,
-                image=sample.image,
-                text=user_text(question, sample.options),
-                target=target_text(sample),
-                noise_like=pattern.image if noisy else None,
-                # By content and not by path, which would make the noise depend on where the folder lies.
-                noise_seed=_seed(seed, "noise", pairing.digests[ours.image]) if noisy else 0,
-            )
+    samples = [released if arm == "release" else ours for ours, released in pairing.pairs]
+    if arm in ("random-words", "control"):
+        samples = [
+            replace(ours, question=random_words(ours.question, like.question, words, _seed(seed, "words", ours.id)))
+            if ours.question is not None and like.question is not None
+            else ours
+            for ours, like in zip(originals, patterns, strict=True)
+        ]
+    if attack is not None and (rewrite := attack.rewriting(samples)) is not None:
+        # The draws of a sample are the same in all arms: its id may differ between release and original.
+        draws = [torch.Generator().manual_seed(_seed(seed, attack.name, ours.id)) for ours in originals]
+        samples = [replace(one, question=rewrite(one, draw)) for one, draw in zip(samples, draws, strict=True)]
+    noisy = arm in ("random-noise", "control")
+    on_images = attack if attack is not None and attack.image is not None else None
+    return [
+        Row(
+            id=ours.id,
+            image=sample.image,
+            text=user_text(sample.question, sample.options),
+            target=target_text(sample),
+            noise_like=pattern.image if noisy else None,
+            # By content and not by path, which would make what is drawn depend on where the folder lies.
+            noise_seed=_seed(seed, "noise", pairing.digests[ours.image]) if noisy else 0,
+            attack=on_images,
+            attack_seed=_seed(seed, on_images.name, pairing.digests[ours.image]) if on_images else 0,
         )
-    return made
+        for ours, sample, pattern in zip(originals, samples, patterns, strict=True)
+    ]
 
 
 def ingredients(arm: Arm, pairing: Pairing) -> list[list[str | None]]:
@@ -281,6 +315,19 @@ def shuffled_noise(original: Pixels, changed: Pixels, seed: int) -> Pixels:
     delta = (changed.astype(np.int16) - original).reshape(-1, 3)
     noise = np.random.default_rng(seed).permutation(delta, axis=0).reshape(original.shape)
     return (original + noise).clip(0, 255).astype(np.uint8)
+
+
+def attacked(pixels: Pixels, attack: Attack, seed: int) -> Pixels:
+    """An image after an attack on it.
+
+    Shape:
+        `(H, W, 3)`, 0…255; so is the result, though its height and width may be others.
+    """
+    assert attack.image is not None
+    # A copy: an attack that works in place must not change what is stored.
+    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+    after = attack.image(image, torch.Generator().manual_seed(seed))
+    return (after.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
 
 
 def random_words(original: str, released: str, words: Sequence[str], seed: int) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from mmguard.auditing import recipes
 from mmguard.auditing.arms import ARMS, Arm, Pairing, pair, pixel_digest, with_controls_of
 from mmguard.auditing.attackers import default_attackers
+from mmguard.auditing.attacks import resolve
 from mmguard.auditing.runs import PACKAGES, Run, Runner, Shelf
 from mmguard.config import AuditConfig
 from mmguard.data.readers import read_dataset
@@ -26,6 +27,8 @@ class Plan:
 
     attackers: tuple[str, ...]
     arms: tuple[Arm, ...]
+    attacks: tuple[str, ...]
+    """What the thief does to the data of the arms in `attacked`."""
     config: AuditConfig
     runner: Runner
     shelf: Shelf
@@ -40,16 +43,21 @@ class Plan:
         return range(self.config.seed, self.config.seed + self.config.seeds)
 
     @property
+    def attacked(self) -> tuple[Arm, ...]:
+        """The arms that are also run under every attack: clean, release and the matched control."""
+        return tuple(arm for arm in self.arms if arm in ("clean", "release", self.runner.pairing.matched))
+
+    @property
     def runs(self) -> list[Run]:
-        """All runs, attacker by attacker, each beginning with the untouched model."""
-        return [
-            run
-            for name in self.attackers
-            for run in (
-                Run(name),
-                *(Run(name, r, arm, seed) for r in self.config.recipes for arm in self.arms for seed in self.seeds),
-            )
+        """All runs, attacker by attacker, each beginning with the untouched model and ending with the attacks."""
+        fine_tunings = [
+            (recipe, arm, seed, attack)
+            for attack in (None, *self.attacks)
+            for recipe in self.config.recipes
+            for arm in (self.attacked if attack else self.arms)
+            for seed in self.seeds
         ]
+        return [run for name in self.attackers for run in (Run(name), *(Run(name, *one) for one in fine_tunings))]
 
 
 def plan_audit(
@@ -86,12 +94,13 @@ def plan_audit(
     Raises:
         DataError: a dataset cannot be read, or every test image is also a training image.
         ReleaseError: the release does not belong to the original, or changes nothing.
-        ConfigError: an unknown arm, or a recipe that cannot be followed here.
+        ConfigError: an unknown arm or attack, or a recipe that cannot be followed here.
     """
     if unknown := set(arms or ()) - set(ARMS):
         raise ConfigError(f"arm {', '.join(sorted(unknown))}: choose from {', '.join(ARMS)}")
     for recipe in config.recipes:
         recipes.require(recipe)
+    attacks = tuple(attack.name for attack in resolve(config.attacks))
     released, originals = read_dataset(release), read_dataset(original, split=split)
     pairing = pair(released, originals)
     if controls is not None:
@@ -104,6 +113,7 @@ def plan_audit(
     plan = Plan(
         attackers=names,
         arms=tuple(arm for arm in pairing.arms if arm in wanted),
+        attacks=attacks,
         config=config,
         runner=Runner(pairing, samples, test_digest, config, device),
         shelf=Shelf(runs),

@@ -3,22 +3,46 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmguard.auditing.attacks import families
+from mmguard.auditing.best_of import WorstCase
 from mmguard.auditing.markdown import bullets, facts, table
 from mmguard.auditing.stats import MIN_SEEDS, Estimate, Finding, Headline
 
-NOT_TESTED = (
-    "attackers who transform the images first: JPEG, resizing, cropping, blur, grayscale, augmentation",
-    "purification of the images by diffusion models or autoencoders, with or without leaked originals",
-    "removal of the inserted words: by perplexity or spelling filters, paraphrase, translation, or by hand",
-    "filters that drop samples of unusual training loss, and stopping early",
-    "mixing the release with clean data of the same kind",
-    "attackers other than those in the table: other models, above all larger ones, and other recipes",
-    "use without training: a model that is merely shown a protected image still understands it",
-)
+NOT_TESTED: dict[str, frozenset[str]] = {
+    "compression of the images: JPEG, WebP": frozenset({"jpeg", "webp"}),
+    "resizing and cropping of the images": frozenset({"rcp", "resize"}),
+    "filters on the images: blur, median, denoising": frozenset(
+        {"blur", "median", "bilateral", "cleaner", "denoise", "tv"}
+    ),
+    "grayscale, and fewer levels of colour": frozenset({"gray", "bits"}),
+    "augmentation of the images, drawn anew in every epoch": frozenset({"ueraser", "randaugment"}),
+    "purification of the images by diffusion models or autoencoders": frozenset({"vae", "diffusion"}),
+    "purification that was learned from leaked originals": frozenset(),
+    "changes of punctuation, case and white space": frozenset({"punct", "case", "space"}),
+    "questions cut, at random or at their end": frozenset({"drop", "tail"}),
+    "removal of the inserted words by spelling, vocabulary, statistics or perplexity": frozenset(
+        {"spell", "vocab", "template", "overlap", "perplexity"}
+    ),
+    "paraphrase of the questions": frozenset({"paraphrase"}),
+    "translation of the questions, and removal of the inserted words by hand": frozenset(),
+    "filters that drop samples of unusual training loss, and stopping early": frozenset(),
+    "mixing the release with clean data of the same kind": frozenset(),
+    "attackers other than those in the table: other models, above all larger ones, other recipes, and attacks of "
+    "other kinds or strengths": frozenset(),
+    "use without training: a model that is merely shown a protected image still understands it": frozenset(),
+}
+"""What an audit does not test, each with the families of attacks of which one is enough to test it."""
+
+
+def not_tested(attacks: Iterable[str]) -> tuple[str, ...]:
+    """What remains untested once these attacks were made."""
+    made = {family for name in attacks for family in families(name)}
+    return tuple(line for line, testing in NOT_TESTED.items() if not testing & made)
 
 
 @dataclass(frozen=True)
@@ -35,9 +59,14 @@ class AuditReport:
 
     headline: Headline
     findings: tuple[Finding, ...]
+    """Without attacks on the data."""
+    under_attack: tuple[Finding, ...] = ()
+    """All arms under the same attack, of every attack, attacker and recipe."""
+    worst_case: WorstCase | None = None
+    """Attackers who choose the best of all that; None without attacks."""
     failures: tuple[Failure, ...] = ()
     warnings: tuple[str, ...] = ()
-    not_tested: tuple[str, ...] = NOT_TESTED
+    not_tested: tuple[str, ...] = tuple(NOT_TESTED)
     provenance: dict[str, Any] = field(default_factory=dict)
     """Versions, settings, sizes and hashes: what is needed to run it again."""
 
@@ -55,10 +84,12 @@ class AuditReport:
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def to_markdown(self) -> str:
-        """The report as Markdown: verdict, table, what was not tested, provenance."""
+        """The report as Markdown: verdict, tables, what was not tested, provenance."""
         parts = ["# Audit", self.verdict, *(f"**Warning:** {warning}" for warning in self.warnings)]
         if self.findings:
             parts += [_table(self.findings), _LEGEND]
+        if self.under_attack:
+            parts += ["## Under attack", *under_attack(self)]
         if self.failures:
             parts += [
                 "## Attackers that failed",
@@ -92,7 +123,8 @@ _LEGEND = (
 
 
 def _verdict(report: AuditReport) -> str:
-    headline, few = report.headline, any(finding.seeds < MIN_SEEDS for finding in report.findings)
+    headline = report.worst_case.headline if report.worst_case else report.headline
+    few = any(finding.seeds < MIN_SEEDS for finding in report.findings)
     if not report.findings:
         text = "**No result.** No attacker finished, so nothing can be said about this release."
     elif headline.beyond_control is None and headline.brittle:
@@ -103,7 +135,9 @@ def _verdict(report: AuditReport) -> str:
     elif headline.beyond_control is None:
         text = "**No result.** The matched control was not run, so what the protection adds cannot be told."
     else:
-        text = _effect(headline, headline.beyond_control)
+        text = _effect(headline, headline.beyond_control, worst=report.worst_case is not None)
+        if report.worst_case and report.headline.beyond_control:
+            text += f" Without attacks they lose {_points(report.headline.beyond_control)}."
     if few:
         text += f" **No claim follows**: that takes at least {MIN_SEEDS} seeds."
     if any(finding.attacker.startswith("zoo:") for finding in report.findings):
@@ -111,7 +145,7 @@ def _verdict(report: AuditReport) -> str:
     return text
 
 
-def _effect(headline: Headline, beyond: Estimate) -> str:
+def _effect(headline: Headline, beyond: Estimate, worst: bool) -> str:
     of_gain = ""
     if headline.gain_removed is not None:
         share = headline.gain_removed
@@ -119,6 +153,8 @@ def _effect(headline: Headline, beyond: Estimate) -> str:
         of_gain = ", {}% of what fine-tuning gains ({} to {}%)".format(*percent)
     amount = f"{_points(beyond)} beyond the matched control{of_gain}"
     mean = f", in the mean over {headline.counted} attackers" if headline.counted > 1 else ""
+    if worst:
+        mean += ", in the worst case: if each chooses the recipe and the attack that serve it best"
     left_out = f" {headline.brittle} brittle left out." if headline.brittle else ""
     least = f" The attacker that lost least is {headline.strongest}." if headline.counted > 1 else ""
     if beyond.low > 0 and not headline.claim:
@@ -132,6 +168,39 @@ def _effect(headline: Headline, beyond: Estimate) -> str:
             f"control, by {_points(gained)}{mean}.{least}{left_out}"
         )
     return f"**No evidence of protection**: attackers lose {amount}{mean}.{least}{left_out}"
+
+
+_ATTACK_LEGEND = (
+    "All arms of a row are under the same attack on the training data; the test is clean. *Best of*: the attacker "
+    "chooses recipe and attack on one half of the test images, for each arm by itself, and is judged on the other half."
+)
+
+
+def under_attack(report: AuditReport) -> list[str]:
+    """The paragraphs on attacks: a legend, a table, and what attackers chose."""
+    tried = sorted((*report.findings, *report.under_attack), key=lambda one: one.attacker)
+    worst = report.worst_case
+    lines = [_attack_row(one.attack or "none", one) for one in tried]
+    lines += [_attack_row("chosen", one) for one in (worst.findings if worst else ())]
+    head = ["attacker", "recipe", "attack", "clean", "control", "release", "beyond control", "gain removed", "status"]
+    chosen = bullets(
+        f"{finding.attacker} chose "
+        + ", ".join(f"{what} for {'the control' if arm == finding.matched else arm}" for arm, what in choice.items())
+        for finding, choice in (zip(worst.findings, worst.choices, strict=True) if worst else ())
+    )
+    return [table(head, lines), *[chosen] * bool(chosen), _ATTACK_LEGEND]
+
+
+def _attack_row(attack: str, finding: Finding) -> list[str]:
+    return [
+        finding.attacker,
+        finding.recipe,
+        attack,
+        *(f"{100 * finding.accuracy[arm]:.1f}" for arm in ("clean", finding.matched, "release")),
+        _cell(finding.beyond_control),
+        _cell(finding.gain_removed),
+        finding.status,
+    ]
 
 
 def _table(findings: tuple[Finding, ...]) -> str:

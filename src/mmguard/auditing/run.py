@@ -16,8 +16,9 @@ import psutil
 import torch
 
 from mmguard.auditing.arms import Arm
+from mmguard.auditing.best_of import worst_case
 from mmguard.auditing.plan import Plan, plan_audit
-from mmguard.auditing.report import AuditReport, Failure
+from mmguard.auditing.report import AuditReport, Failure, not_tested
 from mmguard.auditing.runs import Run
 from mmguard.auditing.stats import FloatArray, Scores, analyse
 from mmguard.config import AuditConfig, Recipe
@@ -74,7 +75,7 @@ def audit(
     Raises:
         DataError: a dataset cannot be read, or every test image is also a training image.
         ReleaseError: the release does not belong to the original, or changes nothing.
-        ConfigError: an unknown arm, or a recipe that cannot be followed here.
+        ConfigError: an unknown arm or attack, or a recipe that cannot be followed here.
     """
     plan = plan_audit(
         release, original, test, attackers, config, arms=arms, runs=out and out / "runs", device=device, split=split,
@@ -125,15 +126,28 @@ def default_jobs(device: str) -> int:
     return max(1, min(cores(), psutil.virtual_memory().available // _WORKER_BYTES))
 
 
+_Kind = tuple[str, Recipe | None, str | None]
+"""Attacker, recipe and attack of runs that fail together; without a recipe, of the untouched model."""
+
+
+def _kind(run: Run) -> _Kind:
+    return run.attacker, run.recipe, run.attack
+
+
+def _needed(run: Run) -> tuple[_Kind, ...]:
+    """The kinds of runs that must not fail if this one is to tell anything: its own, and those it is compared with."""
+    return (run.attacker, None, None), (run.attacker, run.recipe, None), _kind(run)
+
+
 class _Results:
     """The outcomes of a plan's runs."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._scores: dict[Run, FloatArray] = {}
-        self._failed: dict[tuple[str, Recipe | None], str] = {}
-        """Why an attacker's recipe has no result; without a recipe, its untouched model."""
-        self._hopeless: set[tuple[str, Recipe | None]] = set()
+        self._failed: dict[_Kind, str] = {}
+        """Why runs of a kind have no result."""
+        self._hopeless: set[_Kind] = set()
         """Where the next run would fail, too: not the machine is at fault, but model, code or settings."""
 
     def find(self) -> None:
@@ -151,14 +165,13 @@ class _Results:
     def missing(self) -> Iterator[Run]:
         """The runs that have no outcome yet, as long as they may have a result."""
         for run in self._plan.runs:
-            given_up = {(run.attacker, None), (run.attacker, run.recipe)} & self._hopeless
-            if run not in self._scores and not given_up:
+            if run not in self._scores and not self._hopeless.intersection(_needed(run)):
                 yield run
 
     def add(self, run: Run, outcome: FloatArray | Failed) -> None:
         """Takes an outcome, and keeps scores on the shelf."""
         if isinstance(outcome, Failed):
-            key = (run.attacker, run.recipe)
+            key = _kind(run)
             self._failed.setdefault(key, f"{run.name}: {outcome.reason}")
             if not outcome.died:
                 self._hopeless.add(key)
@@ -167,31 +180,44 @@ class _Results:
             self._plan.shelf.keep(self._plan.runner.describe(run), outcome)
 
     def report(self) -> AuditReport:
-        """What is known about every attacker and recipe of which all runs were made."""
+        """What is known about every attacker, recipe and attack of which all runs were made."""
         plan = self._plan
-        entries, failures = [], []
-        for name in plan.attackers:
-            for recipe in plan.config.recipes:
-                key = (name, None) if (name, None) in self._failed else (name, recipe)
-                if key in self._failed:
-                    failures.append(Failure(name, self._failed[key]))
-                else:
-                    entries.append(self._entry(name, recipe))
+        failures: list[Failure] = []
+        entries = list(self._entries(None, failures))
         findings, headline = analyse(entries, plan.groups, plan.config.bootstrap, plan.config.seed)
+        # How an attacker bears any change is told by the runs that change nothing else.
+        status = {(one.attacker, one.recipe): one.status for one in findings}
+        attacked = [one for attack in plan.attacks for one in self._entries(attack, failures)]
+        options = [replace(one, status=status[one.attacker, one.recipe]) for one in (*entries, *attacked)]
+        attacked = options[len(entries) :]
+        under_attack, _ = analyse(attacked, plan.groups, plan.config.bootstrap, plan.config.seed)
+        worst = worst_case(options, plan.groups, plan.config.bootstrap, plan.config.seed) if attacked else None
         return AuditReport(
             headline=headline,
             findings=tuple(findings),
+            under_attack=tuple(under_attack),
+            worst_case=worst,
             failures=tuple(dict.fromkeys(failures)),
             warnings=plan.warnings,
+            not_tested=not_tested(plan.attacks if attacked else ()),
             provenance=plan.provenance,
         )
 
-    def _entry(self, name: str, recipe: Recipe) -> Scores:
-        by_arm: dict[str, FloatArray] = {
-            arm: np.stack([self._scores[Run(name, recipe, arm, seed)] for seed in self._plan.seeds])
-            for arm in self._plan.arms
-        }
-        return Scores(name, recipe, by_arm, self._scores[Run(name)], self._plan.runner.pairing.matched)
+    def _entries(self, attack: str | None, failures: list[Failure]) -> Iterator[Scores]:
+        """The scores of all attackers and recipes under an attack; of those that have none, the failures."""
+        plan = self._plan
+        for name in plan.attackers:
+            for recipe in plan.config.recipes:
+                needed = _needed(Run(name, recipe, attack=attack))
+                if failed := [kind for kind in needed if kind in self._failed]:
+                    failures.append(Failure(name, self._failed[failed[0]]))
+                    continue
+                by_arm: dict[str, FloatArray] = {
+                    arm: np.stack([self._scores[Run(name, recipe, arm, seed, attack)] for seed in plan.seeds])
+                    for arm in (plan.attacked if attack else plan.arms)
+                }
+                zero_shot, matched = self._scores[Run(name)], plan.runner.pairing.matched
+                yield Scores(name, recipe, by_arm, zero_shot, matched, attack)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import torch
 from mmguard.auditing import recipes
 from mmguard.auditing.arms import Arm, ImageStore, Pairing, ingredients, rows
 from mmguard.auditing.attackers import fine_tune, load_attacker, schedule
+from mmguard.auditing.attacks import attack_named
 from mmguard.auditing.evaluate import evaluate
 from mmguard.auditing.stats import FloatArray
 from mmguard.config import AuditConfig, Recipe
@@ -25,6 +26,9 @@ from mmguard.types import Sample
 
 PACKAGES = ("mmguard", "torch", "transformers", "peft", "trl", "accelerate")
 """Libraries whose version a run depends on."""
+
+ATTACK_PACKAGES = ("kornia", "pillow", "pyspellchecker", "scikit-image", "torchvision")
+"""Those that a run under attack depends on, too."""
 
 _TRAINING_SHARE = 0.9
 """What part of a run is training; the rest is answering the test. For the progress bar only."""
@@ -39,6 +43,8 @@ class Run:
     """None for the untouched model."""
     arm: Arm | Literal["zero-shot"] = "zero-shot"
     seed: int = 0
+    attack: str | None = None
+    """What is done to the training data first."""
 
     def __str__(self) -> str:
         return f"{self.attacker} {self.name}"
@@ -46,7 +52,9 @@ class Run:
     @property
     def name(self) -> str:
         """What the attacker does."""
-        return f"{self.recipe} {self.arm} seed {self.seed}" if self.recipe else self.arm
+        if self.recipe is None:
+            return self.arm
+        return f"{self.recipe} {self.arm} seed {self.seed}" + (f" under {self.attack}" if self.attack else "")
 
     @property
     def weight(self) -> float:
@@ -86,14 +94,17 @@ class Runner:
                 done += _TRAINING_SHARE * share
                 report(done)
 
+            attack = attack_named(run.attack) if run.attack else None
+            words = self._vocabulary(run.attacker)
             attacker = fine_tune(
                 run.attacker,
-                rows(run.arm, self.pairing, self._vocabulary(run.attacker), run.seed),  # type: ignore[arg-type]
+                rows(run.arm, self.pairing, words, run.seed, attack),  # type: ignore[arg-type]
                 run.recipe,
                 self.config,
                 run.seed,
                 device=self.device,
-                store=self._store,
+                # Images after an attack are those of this run alone: kept on, they would fill the common store.
+                store=ImageStore() if attack else self._store,
                 on_step=on_step,
             )
         return evaluate(attacker, self.samples, self.config, self._store)
@@ -112,7 +123,7 @@ class Runner:
             settings |= {"batch_size": self.config.batch_size, "warmup": self.config.warmup}
         if run.attacker not in self._weights:
             self._weights[run.attacker] = weights_digest(run.attacker)
-        return {
+        description = {
             "attacker": run.attacker,
             "weights": self._weights[run.attacker],
             "recipe": run.recipe,
@@ -123,6 +134,9 @@ class Runner:
             "test": self.test_digest,
             "versions": versions(*PACKAGES),
         }
+        if run.attack is None:
+            return description
+        return description | {"attack": run.attack, "versions": versions(*PACKAGES, *ATTACK_PACKAGES)}
 
     def _vocabulary(self, name: str) -> tuple[str, ...]:
         if name not in self._words:
@@ -172,5 +186,6 @@ class Shelf:
 
     def _path(self, description: dict[str, Any]) -> Path:
         assert self._folder is not None
-        name = "_".join(str(description[part]) for part in ("attacker", "recipe", "arm", "seed"))
+        parts = ("attacker", "recipe", "arm", "seed", "attack")
+        name = "_".join(str(description[part]) for part in parts if part in description)
         return self._folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[-120:]}_{digest(description)[:16]}.json"

@@ -66,6 +66,10 @@ class Scores:
     matched: str
     """The arm that controls for the release: changed in the same places, by noise or words without a purpose.
     """
+    attack: str | None = None
+    """What was done to the data of every arm before training."""
+    status: Status | None = None
+    """Of the attacker, where other runs told; if not given, it follows from the cost of the control."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ class Finding:
 
     attacker: str
     recipe: str
+    attack: str | None
+    """What was done to the data of every arm before training."""
     seeds: int
     zero_shot: float
     """Accuracy of the untouched model."""
@@ -205,10 +211,11 @@ def _finding(entry: Scores, draws: dict[str, FloatArray]) -> tuple[Finding, Floa
             beyond_draws,
             draws[control] - draws["zero-shot"],
         )
-        status = _status(cost.value, seeds)
+        status = entry.status or _status(cost.value, seeds)
     finding = Finding(
         attacker=entry.attacker,
         recipe=entry.recipe,
+        attack=entry.attack,
         seeds=seeds,
         zero_shot=mean.pop("zero-shot"),
         accuracy=mean,

@@ -47,7 +47,7 @@ class TextChange:
 
 
 class LanguageModel:
-    """A causal language model that judges texts.
+    """A causal language model that judges texts and replies to messages.
 
     Attributes:
         name: what it was loaded as.
@@ -83,6 +83,40 @@ class LanguageModel:
             for number, nll in zip(batch, self._nll([ids[number] for number in batch]), strict=True):
                 found[number] = math.exp(nll) if nll < 700 else None  # beyond that, no float
         return found
+
+    @torch.inference_mode()
+    def reply(self, message: str, most_tokens: int) -> str:
+        """What the model replies to a user's message, by greedy decoding.
+
+        Args:
+            message: the user's turn.
+            most_tokens: where the reply is cut off.
+
+        Raises:
+            SurrogateError: the model has no chat template.
+        """
+        if not self._tokenizer.chat_template:
+            raise SurrogateError(f"{self.name}: has no chat template; give a model tuned to follow instructions")
+        prompt = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": message}],
+            add_generation_prompt=True,
+            enable_thinking=False,  # for templates that know of it
+            return_tensors="pt",
+            return_dict=True,
+        )
+        ids = prompt["input_ids"].to(self._model.device)
+        output = self._model.generate(
+            input_ids=ids,
+            attention_mask=prompt["attention_mask"].to(self._model.device),
+            max_new_tokens=most_tokens,
+            do_sample=False,
+            num_beams=1,
+            temperature=None,  # these would only be warned of
+            top_p=None,
+            top_k=None,
+            pad_token_id=self._tokenizer.eos_token_id,  # of no use to one text, but else warned of
+        )
+        return self._tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
 
     def _nll(self, ids: Sequence[Sequence[int]]) -> list[float]:
         """Mean over each text's tokens but the first, in nats."""

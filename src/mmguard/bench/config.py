@@ -29,6 +29,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from mmguard.auditing.arms import Arm
+from mmguard.auditing.attacks import resolve
 from mmguard.config import AuditConfig, ProtectConfig
 from mmguard.data import benchmarks
 from mmguard.errors import ConfigError
@@ -65,6 +66,7 @@ class Experiment:
         if self.test is None and benchmarks.find(self.dataset) is None:
             known = ", ".join(benchmarks.NAMES)
             raise ConfigError(f"test: {self.dataset} is no benchmark with a test set of its own ({known}): name one")
+        resolve(self.audit.attacks)
 
     @property
     def settings(self) -> dict[str, Any]:

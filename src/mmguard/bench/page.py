@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, fields
 
 from mmguard.auditing.markdown import bullets, table
-from mmguard.auditing.report import AuditReport
+from mmguard.auditing.report import AuditReport, under_attack
 from mmguard.auditing.runs import PACKAGES
 from mmguard.auditing.stats import MIN_SEEDS, Estimate, Finding, Headline, mean_of_independent
 from mmguard.bench.config import Experiment, plain
@@ -31,22 +31,34 @@ def page(results: Results) -> str:
     for dataset in dict.fromkeys(one.experiment.dataset for one, _ in done):
         of_it = [(one, report) for one, report in done if one.experiment.dataset == dataset]
         parts += [f"## {dataset}", _sizes(of_it[0][1]), _findings(results, of_it)]
+        for one, report in of_it:
+            if report.under_attack:
+                parts += [f"### Under attack: {results.bench.label(one.experiment)}", *under_attack(report)]
     if failures := list(_failures(results)):
         parts += ["## Failures and warnings", bullets(failures)]
     if done:
-        parts += ["## Not tested, and not protected against", bullets(done[0][1].not_tested)]
+        parts += ["## Not tested, and not protected against", bullets(_not_tested(done))]
     return "\n\n".join([*parts, "## Made with", bullets(_provenance(results))]) + "\n"
 
 
 def means(results: Results) -> str:
     """The headline: for each setting and dataset the mean over attackers that are not brittle.
 
-    Where there are several datasets, their mean follows, each counting the same.
+    Where there are several datasets, their mean follows, each counting the same. Where attacks were made, a second
+    table has their worst case.
     """
+    done = _done(results)
+    parts = ["## Means over attackers that are not brittle", _means(results, [(one, r.headline) for one, r in done])]
+    if worst := [(one, report.worst_case.headline) for one, report in done if report.worst_case]:
+        parts += ["### In the worst case, where each chooses the best recipe and attack", _means(results, worst)]
+    return "\n\n".join(parts)
+
+
+def _means(results: Results, heads: Sequence[tuple[Outcome, Headline]]) -> str:
     columns = results.bench.columns
     groups: dict[tuple[str, ...], list[tuple[str, Headline]]] = {}
-    for one, report in _done(results):
-        groups.setdefault(_cells(one.experiment, columns), []).append((one.experiment.dataset, report.headline))
+    for one, head in heads:
+        groups.setdefault(_cells(one.experiment, columns), []).append((one.experiment.dataset, head))
     lines = []
     for setting, members in groups.items():
         # Attackers on one and the same dataset are not independent.
@@ -56,7 +68,7 @@ def means(results: Results) -> str:
             numbers = [_points(head.beyond_control), _share(head.gain_removed), head.strongest or "–"]
             lines.append([dataset, *setting, str(head.counted), str(head.brittle), *numbers])
     names = ["dataset", *columns.values(), "attackers", "brittle", "beyond control", "G", "lost least"]
-    return "## Means over attackers that are not brittle\n\n" + (table(names, lines) if lines else "No results.")
+    return table(names, lines) if lines else "No results."
 
 
 _Done = Sequence[tuple[Outcome, AuditReport]]
@@ -64,6 +76,11 @@ _Done = Sequence[tuple[Outcome, AuditReport]]
 
 def _done(results: Results) -> _Done:
     return [(one, one.report) for one in results.outcomes if one.report is not None]
+
+
+def _not_tested(done: _Done) -> Iterable[str]:
+    """What at least one of the experiments does not test."""
+    return dict.fromkeys(line for _, report in done for line in report.not_tested)
 
 
 def _introduction(results: Results, done: _Done) -> str:

@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from mmguard.data import benchmarks, easyvqa, formats, hub
+from mmguard.data import benchmarks, drawings, easyvqa, formats, hub
 from mmguard.data.rows import image_value, samples_of
 from mmguard.data.sources import Source
 from mmguard.errors import DataError
 from mmguard.types import Dataset, Rejection, Sample
 
-_FORMATS = f"give {formats.DESCRIBED}, a hub id owner/name, a benchmark ({', '.join(benchmarks.NAMES)}), or easy-vqa"
+_FORMATS = (
+    f"give {formats.DESCRIBED}, a hub id owner/name, a benchmark ({', '.join(benchmarks.NAMES)}), easy-vqa, "
+    "or drawings:DOMAIN"
+)
 
 
 def read_dataset(
@@ -33,7 +36,8 @@ def read_dataset(
       - `owner/name` on the Hugging Face hub, copied once into the datasets cache;
       - a benchmark by its short name or hub id, with its official metric (`data/benchmarks.py`). `train` and `test`
         name what one trains and tests on: for DocVQA, whose test answers are hidden, `test` is its validation split;
-      - `easy-vqa[:train|test][:what|yes-no][:N]`.
+      - `easy-vqa[:train|test][:what|yes-no][:N]`;
+      - `drawings:DOMAIN[:train|test][:N]`: a laboratory task for zoo models, drawn by our own code.
 
     Images are not decoded here: only that the file exists is checked. A row that cannot be used is listed in
     `rejected` and left out of `rows` and `samples`; the others go on. A row without `id` gets its number in
@@ -43,7 +47,8 @@ def read_dataset(
         source: see above.
         split: keep only rows whose `split` is this (on the hub: that split).
         limit: keep only the first so many images, each with all its rows.
-        part: what to read of a benchmark if there is no `split`; other datasets are then read whole.
+        part: what to read of a benchmark or a laboratory task if there is no `split`; other datasets are then read
+            whole.
 
     Raises:
         DataError: there is no such dataset, its file cannot be read, it has no such split, or no row can be
@@ -70,6 +75,8 @@ def open_source(source: str | Path, split: str | None = None, part: str = "train
     path, name = Path(source), str(source)
     if isinstance(source, str) and easyvqa.is_name(name) and not path.exists():
         return easyvqa.read_easy_vqa(name)
+    if isinstance(source, str) and drawings.is_name(name) and not path.exists():
+        return formats.open_path(drawings.drawings_folder(name, split or part).resolve()), None
     if isinstance(source, str) and (benchmark := benchmarks.find(name)) and not path.exists():
         return _benchmark(benchmark, split or part), None
     if path.exists():

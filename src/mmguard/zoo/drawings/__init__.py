@@ -17,11 +17,12 @@ from mmguard.zoo.drawings.objects import choices, scenes
 from mmguard.zoo.drawings.questions import Drawing, Question, pretraining_questions
 from mmguard.zoo.drawings.scans import medical
 from mmguard.zoo.drawings.signs import scene_text
+from mmguard.zoo.drawings.tasks import TASKS, task_sample
 from mmguard.zoo.drawings.vocabulary import COLORS, HELD_OUT, NUMBERS, SHAPES, TEXTURES, WORDS
 
 __all__ = [
-    "COLORS", "DOMAINS", "HELD_OUT", "NUMBERS", "SHAPES", "TEXTURES", "WORDS", "Drawing", "Question", "choices",
-    "documents", "medical", "pretraining_questions", "scene_text", "scenes", "science",
+    "COLORS", "DOMAINS", "HELD_OUT", "NUMBERS", "SHAPES", "TASKS", "TEXTURES", "WORDS", "Drawing", "Question",
+    "choices", "documents", "medical", "pretraining_questions", "scene_text", "scenes", "science", "task_sample",
 ]  # fmt: skip
 
 DOMAINS: dict[str, Callable[[random.Random, tuple[int, int]], Drawing]] = {

@@ -12,6 +12,12 @@ from mmguard.zoo.drawings.questions import Drawing, Question, phrase
 
 def medical(rng: random.Random, size: tuple[int, int]) -> Drawing:
     """Grayscale scans: an organ with or without a lesion, bright or dark, large or small (VQA-RAD)."""
+    image, organ, lesion = scan(rng, size)
+    return image, _questions(rng, organ, lesion)
+
+
+def scan(rng: random.Random, size: tuple[int, int]) -> tuple[Image.Image, str, tuple[str, str, str] | None]:
+    """A scan, its organ, and the organ's lesion, if there is one: side, tone and extent."""
     width, height = size
     organ = rng.choice(("brain", "chest"))
     image = Image.new("L", size, rng.randint(0, 25))
@@ -26,7 +32,7 @@ def medical(rng: random.Random, size: tuple[int, int]) -> Drawing:
         x, y = cx + (-offset if side == "left" else offset), cy + rng.uniform(-0.5, 0.5) * reach
         draw.ellipse((x - r, y - r * rng.uniform(0.8, 1.2), x + r, y + r), fill=235 if tone == "bright" else 8)
     lesion = (side, tone, extent) if diseased else None
-    return _exposed(rng, image), _questions(rng, organ, lesion)
+    return _exposed(rng, image), organ, lesion
 
 
 def _brain(

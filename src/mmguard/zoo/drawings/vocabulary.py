@@ -24,6 +24,13 @@ SIGNWORDS: tuple[str, ...] = (
     "book", "fish", "gate", "lake", "north", "radio", "shop", "tea", "exit", "zoo", "milk", "room",
 )  # fmt: skip
 NAMES: tuple[str, ...] = ("adams", "baker", "clark", "davis", "evans", "foster", "green", "hill", "irwin", "jones")
+DIAGNOSES: dict[tuple[str, str], str] = {
+    ("brain", "bright"): "glioma",
+    ("brain", "dark"): "infarct",
+    ("chest", "bright"): "nodule",
+    ("chest", "dark"): "cyst",
+}
+"""What a lesion of a tone is called in an organ."""
 
 HELD_OUT: frozenset[str] = frozenset({
     "blue", "green", "yellow", "gray", "black", "brown", "teal",
@@ -31,6 +38,7 @@ HELD_OUT: frozenset[str] = frozenset({
     "yes", "no",
     "exit", "zoo", "milk", "room",
     "hill", "irwin", "jones",
+    *DIAGNOSES.values(),
 })  # fmt: skip
 """Answers that pretraining never teaches."""
 

@@ -1,0 +1,129 @@
+"""Attacks on texts: what a thief does to released questions to be rid of the words that were inserted.
+
+| name | what happens to a question |
+|---|---|
+| `punct`, `case`, `space` | punctuation, letters' case or white space change at random: the paper's mild transforms |
+| `drop-N` | N random words are dropped |
+| `overlap` | words that occur in the answer are dropped, but for stop words |
+| `tail` | what follows the last end of a sentence is cut |
+| `vocab` | words that no list of English words has are dropped |
+| `template-K` | words that fewer than K of all questions have after the same word are dropped |
+| `spell` | spelling is corrected (English), and doubled words become one |
+| `perplexity:MODEL@N` | up to N words are dropped whose removal lowers the perplexity under MODEL most |
+| `paraphrase:MODEL` | MODEL, an instruction-tuned language model, rewords the question |
+
+No attack touches options or answers, adds a question to a caption, or leaves a question without words.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+
+import torch
+
+from mmguard.auditing.attacks import text_models, text_rules
+from mmguard.auditing.attacks.base import Attack, Factory, Rewrite
+from mmguard.data.tasks import option_index
+from mmguard.errors import ConfigError
+from mmguard.types import Sample
+
+_MOST_WORDS = 100
+_MOST_QUESTIONS = 1_000_000
+_WORD = re.compile(r"\w")
+
+
+def _plain(name: str, change: Callable[[str, Sample, torch.Generator], str]) -> Factory:
+    """A factory of an attack without a parameter."""
+
+    def factory(parameter: str | None) -> Attack:
+        if parameter is not None:
+            raise ConfigError(f"attack {name}: takes no parameter, but {parameter!r} is given; write {name} alone")
+        return Attack(name, text=_rewrite(change))
+
+    return factory
+
+
+def _drop(parameter: str | None) -> Attack:
+    count = _number("drop-N", parameter, "N", parameter, 1, _MOST_WORDS)
+    return Attack(f"drop-{count}", text=_rewrite(lambda question, _, rng: text_rules.drop_random(question, count, rng)))
+
+
+def _template(parameter: str | None) -> Attack:
+    least = _number("template-K", parameter, "K", parameter, 2, _MOST_QUESTIONS)
+
+    def corpus(samples: Sequence[Sample]) -> Rewrite:
+        kept = text_rules.template_filter([one.question for one in samples if one.question is not None], least)
+        return _rewrite(lambda question, sample, rng: kept(question))
+
+    return Attack(f"template-{least}", corpus=corpus)
+
+
+def _perplexity(parameter: str | None) -> Attack:
+    form = "perplexity:MODEL@N"
+    model, _, words = (parameter or "").rpartition("@")
+    _model(form, parameter, model)
+    most = _number(form, parameter, "N", words, 1, _MOST_WORDS)
+
+    @functools.cache  # the same question is asked of many images
+    def filtered(question: str) -> str:
+        return text_models.drop_surprising(question, most, text_models.language_model(model).perplexities)
+
+    return Attack(f"perplexity:{model}@{most}", text=_rewrite(lambda question, sample, rng: filtered(question)))
+
+
+def _paraphrase(parameter: str | None) -> Attack:
+    model = _model("paraphrase:MODEL", parameter, parameter)
+
+    @functools.cache
+    def reworded(question: str) -> str:
+        return text_models.paraphrase(question, text_models.language_model(model))
+
+    return Attack(f"paraphrase:{model}", text=_rewrite(lambda question, sample, rng: reworded(question)))
+
+
+def _rewrite(change: Callable[[str, Sample, torch.Generator], str]) -> Rewrite:
+    """Changes the question of a sample, unless no letter or digit would be left of it."""
+
+    def text(sample: Sample, generator: torch.Generator) -> str | None:
+        if sample.question is None:
+            return None
+        changed = change(sample.question, sample, generator)
+        return changed if _WORD.search(changed) else sample.question
+
+    return text
+
+
+def _answers(sample: Sample) -> list[str]:
+    """The answer; of a multiple-choice question the text of the right option, since its letter is no word."""
+    index = option_index(sample.answer, sample.options)
+    return [sample.answer if index is None else sample.options[index]]
+
+
+def _number(form: str, parameter: str | None, symbol: str, value: str | None, least: int, most: int) -> int:
+    if value is None or not re.fullmatch("[0-9]{1,9}", value) or not least <= int(value) <= most:
+        raise ConfigError(f"attack {form}: {symbol} is a whole number from {least} to {most}, not {parameter!r}")
+    return int(value)
+
+
+def _model(form: str, parameter: str | None, name: str | None) -> str:
+    if not name:
+        raise ConfigError(f"attack {form}: MODEL is a hub id or a local folder, and {parameter!r} names none")
+    return name
+
+
+TEXT_ATTACKS: dict[str, Factory] = {
+    "punct": _plain("punct", lambda question, _, rng: text_rules.change_punctuation(question, rng)),
+    "case": _plain("case", lambda question, _, rng: text_rules.change_case(question, rng)),
+    "space": _plain("space", lambda question, _, rng: text_rules.change_spaces(question, rng)),
+    "drop": _drop,
+    "overlap": _plain("overlap", lambda question, sample, _: text_rules.drop_overlap(question, _answers(sample))),
+    "tail": _plain("tail", lambda question, *_: text_rules.cut_tail(question)),
+    "vocab": _plain("vocab", lambda question, *_: text_rules.drop_unknown(question)),
+    "template": _template,
+    "spell": _plain("spell", lambda question, *_: text_rules.correct_spelling(question)),
+    "perplexity": _perplexity,
+    "paraphrase": _paraphrase,
+}
+"""A factory by the name of each attack; it takes what follows the name and its dash or colon, or None."""
