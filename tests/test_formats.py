@@ -265,3 +265,64 @@ def test_a_release_in_another_format_does_not_verify(tmp_path: Path) -> None:
     problems = verify(tmp_path / "out", root).problems
     assert len(problems) == 1
     assert problems[0].endswith("chat.json: is of the format chat-json, the original delimited")
+
+
+# COCO captions
+
+COCO: dict[str, Any] = {
+    "info": {"description": "größe"},
+    "licenses": [{"id": 1}],
+    "images": [
+        *({"id": 10 + n, "file_name": name, "license": 1, "width": 8} for n, name in enumerate(NAMES)),
+        {"id": 99, "file_name": "nobody describes me.jpg"},
+    ],
+    "annotations": [
+        {"image_id": 10 + number % 4, "id": 500 - number, "caption": f"caption {number} \u2028"} for number in range(6)
+    ],
+}
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_coco(tmp_path: Path, indent: int | None) -> None:
+    root = tmp_path / "data"
+    pictures(root / "train2017", *NAMES, "nobody describes me.jpg")
+    (root / "annotations").mkdir()
+    (root / "annotations" / "instances_train2017.json").write_text('{"images": [], "annotations": []}')
+    file = root / "annotations" / "captions_train2017.json"
+    file.write_text(json.dumps(COCO, indent=indent), encoding="utf-8")
+    assert read_dataset(root) == read_dataset(file)
+    assert [sample.id for sample in read_dataset(root).samples] == ["500", "499", "498", "497", "496", "495"]
+    release(root, tmp_path / "out")
+    released = json.loads((tmp_path / "out" / "annotations" / "captions_train2017.json").read_text(encoding="utf-8"))
+    images = [{**image, "file_name": image["file_name"].replace(".jpg", ".png")} for image in COCO["images"][:4]]
+    assert released == {**COCO, "images": images}
+    assert list(released) == list(COCO)
+    assert tree(tmp_path / "out") == [
+        name for name in released_names(root) if "nobody" not in name and "instances" not in name
+    ]
+    require_round_trip(root, tmp_path / "out")
+
+
+def test_coco_without_one_image(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    pictures(root, *NAMES)
+    broken = [*COCO["annotations"], {"image_id": 77, "id": 1, "caption": "x"}, "text"]
+    (root / "my captions.json").write_text(json.dumps({**COCO, "annotations": broken}))
+    assert [rejection.reason.partition(":")[0] for rejection in read_dataset(root).rejected] == [
+        "no image has the id 77",
+        "is no JSON object",
+    ]
+    release(root, tmp_path / "out", lost=0)
+    released = json.loads((tmp_path / "out" / "my captions.json").read_text(encoding="utf-8"))
+    assert [image["id"] for image in released["images"]] == [11, 12, 13]
+    assert [annotation["id"] for annotation in released["annotations"]] == [499, 498, 497, 495]
+    require_round_trip(root, tmp_path / "out", recorded=False)
+
+
+@pytest.mark.parametrize(
+    "content", ['{"images": [], "annotations": ["caption"]', '{"images":{},"annotations":["caption"]}']
+)
+def test_broken_coco(tmp_path: Path, content: str) -> None:
+    (tmp_path / "captions.json").write_text(content)
+    with pytest.raises(DataError, match=r"captions\.json: (not valid JSON|`images` and `annotations` are not both)"):
+        read_dataset(tmp_path)

@@ -89,7 +89,7 @@ def stealth(
     images = []
     with bar("Stealth", len(files), enabled=show_progress) as advance:
         for paths, pixels in prefetched(files, lambda paths: load_pair(*paths)):
-            name = paths[1].relative_to(released.root).as_posix()
+            name = paths[1].relative_to(released.image_root).as_posix()
             images.append(image_change(name, paths, pixels, seed + group[paths], perceptual, place))
             advance(1)
     asked = [(ours, after) for ours, after in pairing.pairs if pairing.texts_changed and ours.question is not None]

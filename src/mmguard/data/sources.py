@@ -26,8 +26,8 @@ class Source:
     image_field: str
     rows: list[tuple[str, Row | Rejection]]
     """Where each row stands (file and line) and the row, or why it is none."""
-    fallback: str = ""
-    """Folder below `root` in which an image is looked for if it is not in `root` itself."""
+    fallbacks: tuple[str, ...] = ()
+    """Folders below `root` in which an image is looked for if it is not in `root` itself."""
     format: str = "image-folder"
     """Name of its format in `data/formats`."""
     files: tuple[Path, ...] = ()
@@ -59,7 +59,7 @@ class Source:
         if value.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", value):
             raise ValueError(f"image path {value} is absolute: give it relative to the dataset's folder")
         path = os.path.normpath(value)
-        return [self.image_root / path, *([self.image_root / self.fallback / path] if self.fallback else [])]
+        return [self.image_root / folder / path for folder in ("", *self.fallbacks)]
 
 
 def read_text(path: Path) -> str:

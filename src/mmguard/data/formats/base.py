@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmguard.data.sources import Row, Source
+from mmguard.data.sources import Row, Source, json_text, read_text
 from mmguard.types import Dataset
 
 
@@ -88,6 +88,11 @@ def write_text(path: Path, text: str) -> None:
     """Writes a UTF-8 file, complete or not at all."""
     with replacing(path) as partial:
         partial.write_bytes(text.encode("utf-8"))
+
+
+def json_like(file: Path, value: Any) -> str:
+    """A value as JSON, indented if the owner's file is."""
+    return json_text(value, indent=2 if "\n" in read_text(file).strip() else None) + "\n"
 
 
 def by_place(released: Iterable[Released]) -> dict[Any, Released]:

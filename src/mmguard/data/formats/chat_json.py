@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmguard.data.formats.base import Format, Released, matching, target, write_text
+from mmguard.data.formats.base import Format, Released, json_like, matching, target, write_text
+from mmguard.data.formats.coco import is_coco
 from mmguard.data.sources import Source, json_text, read_json_lines, read_json_list, read_text
 from mmguard.errors import DataError
 from mmguard.types import Dataset
@@ -24,17 +25,14 @@ def read(folder: Path, files: Sequence[Path]) -> Source:
     (file,) = files
     rows = read_json_lines(file) if _is_lines(file) else read_json_list(file)
     registers = (file.parent / REGISTER,) if _registration(file) else ()
-    return Source(str(file), folder, "image", rows, "images", "chat-json", (file, *registers))
+    return Source(str(file), folder, "image", rows, ("images",), "chat-json", (file, *registers))
 
 
 def write(dataset: Dataset, released: Sequence[Released], out: Path) -> None:
-    """In one line or indented, as the owner has it."""
+    """The same file with the given rows, and its entry in the register."""
     file, *registers = dataset.files
     rows = [one.row for one in released]
-    if _is_lines(file):
-        text = "".join(f"{json_text(row)}\n" for row in rows)
-    else:
-        text = json_text(rows, indent=2 if "\n" in read_text(file).strip() else None) + "\n"
+    text = "".join(f"{json_text(row)}\n" for row in rows) if _is_lines(file) else json_like(file, rows)
     for register in registers:
         write_text(target(dataset, register, out), json_text(_registration(file), indent=2) + "\n")
     write_text(target(dataset, file, out), text)
@@ -55,7 +53,7 @@ def _registration(file: Path) -> dict[str, Any]:
 
 
 def _accepts(path: Path) -> bool:
-    return path.suffix.lower() in (".json", ".jsonl") and path.name != REGISTER
+    return path.suffix.lower() in (".json", ".jsonl") and path.name != REGISTER and not is_coco(path)
 
 
 FORMAT = Format(

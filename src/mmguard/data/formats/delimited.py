@@ -36,7 +36,7 @@ def read(folder: Path, files: Sequence[Path]) -> Source:
             f"head it with {', '.join(_IMAGE_COLUMNS[:4])}…"
         )
     rows = [(place, _row(place, header, cells)) for place, cells in lines]
-    return Source(str(file), folder, image_field, rows, "images", "delimited", (file,))
+    return Source(str(file), folder, image_field, rows, ("images",), "delimited", (file,))
 
 
 def write(dataset: Dataset, released: Sequence[Released], out: Path) -> None:
