@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import csv
+import datetime
+import io
 import json
 import shutil
+import tarfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -17,7 +23,7 @@ from mmguard.auditing.arms import pair
 from mmguard.config import ProtectConfig
 from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
-from mmguard.errors import DataError
+from mmguard.errors import DataError, SampleError
 from mmguard.release.verify import verify
 from mmguard.release.writer import Release, ReleaseWriter
 
@@ -326,3 +332,194 @@ def test_broken_coco(tmp_path: Path, content: str) -> None:
     (tmp_path / "captions.json").write_text(content)
     with pytest.raises(DataError, match=r"captions\.json: (not valid JSON|`images` and `annotations` are not both)"):
         read_dataset(tmp_path)
+
+
+# Parquet
+
+QUESTIONS: list[dict[str, Any]] = [
+    {"question": "is it?", "answer": "yes", "when": datetime.date(2020, 1, number + 1), "score": 0.5 * number}
+    for number in range(4)
+]
+
+
+def encoded(seed: int, kind: str = "JPEG") -> bytes:
+    buffer = io.BytesIO()
+    picture(seed).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def cells_path(file: Path, number: int) -> str | None:
+    path: str | None = pq.read_table(file)["picture"][number].as_py()["path"]
+    return path
+
+
+def parquet(file: Path, cells: list[Any], type_: pa.DataType, rows: list[dict[str, Any]] = QUESTIONS) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist(rows).add_column(1, "picture", pa.array(cells, type_))
+    pq.write_table(table.replace_schema_metadata({"note": "größe"}), file, row_group_size=2, compression="zstd")
+    return file
+
+
+STRUCT = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+
+
+@pytest.mark.parametrize("paths", [NAMES, [None] * 4, ["/home/me/1.jpg", "same.jpg", "same.jpg", None]])
+@pytest.mark.parametrize("lost", [None, 1])
+def test_parquet(tmp_path: Path, paths: Sequence[str | None], lost: int | None) -> None:
+    root = tmp_path / "data"
+    for shard in (0, 1):
+        cells = [{"bytes": encoded(4 * shard + n), "path": path} for n, path in enumerate(paths)]
+        if lost is not None and paths[1] == "same.jpg":
+            cells[2]["path"] = "other.jpg"
+        parquet(root / "my data" / f"train-0000{shard}-of-00002.parquet", cells, STRUCT)
+    assert [sample.split for sample in read_dataset(root).samples] == ["train"] * 8
+    release(root, tmp_path / "out", lost)
+    assert tree(tmp_path / "out") == ["README.md", *tree(root)]
+    name = tree(root)[0]
+    before, after = pq.ParquetFile(root / name), pq.ParquetFile(tmp_path / "out" / name)
+    kept = [number for number in range(4) if number != lost]
+    assert after.schema_arrow.equals(before.schema_arrow, check_metadata=True)
+    assert after.metadata.row_group(0).num_rows == 2
+    assert after.metadata.row_group(0).column(0).compression == "ZSTD"
+    rows = after.read().to_pylist()
+    assert [{**row, "picture": 0} for row in rows] == [
+        {**QUESTIONS[number], "question": "is it? zebra Moon", "picture": 0} for number in kept
+    ]
+    for row, number in zip(rows, kept, strict=True):
+        path = cells_path(root / name, number)
+        assert row["picture"]["path"] == (f"{number:06d}" if path is None else path)
+    require_round_trip(root, tmp_path / "out", recorded=lost is None)
+    loaded = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "loaded"))
+    assert len(loaded) == 8 - (lost is not None)
+    assert loaded[0]["picture"]["path"] is not None
+
+
+def test_parquet_of_bare_bytes_and_conversations(tmp_path: Path) -> None:
+    rows = [{"conversations": row["conversations"]} for row in LLAVA * 2]
+    file = parquet(tmp_path / "data" / "x.parquet", [encoded(n, "WEBP") for n in (0, 1, 0, 2)], pa.binary(), rows)
+    dataset = read_dataset(file)
+    assert len(dataset.by_image()) == 3  # the same bytes are one picture
+    release(file, tmp_path / "out", lost=1)
+    talks = pq.read_table(tmp_path / "out" / "x.parquet")["conversations"].to_pylist()
+    assert [turn["value"] for turn in talks[0]][1] == "is it? zebra Moon\n<image>"
+    assert len(talks) == 3
+    require_round_trip(file, tmp_path / "out", recorded=False)
+
+
+def test_a_parquet_that_changes_is_read_again(tmp_path: Path, cache: Path) -> None:
+    captions = [{"text": "one"}]
+    file = parquet(tmp_path / "x.parquet", [encoded(0)], pa.binary(), captions)
+    first = read_dataset(file).samples[0].image
+    assert read_dataset(file).samples[0].image == first
+    parquet(file, [encoded(1)], pa.binary(), captions)
+    assert read_dataset(file).samples[0].image != first
+    assert len(list((cache / "mmguard" / "unpacked").iterdir())) == 2
+
+
+def test_broken_parquet(tmp_path: Path) -> None:
+    file = parquet(tmp_path / "x.parquet", [b"no picture"], pa.binary(), [{"text": "one"}])
+    with pytest.raises(DataError, match=r"x\.parquet: has no column of pictures: store each as bytes"):
+        read_dataset(tmp_path)
+    parquet(file, [encoded(0)], pa.binary(), [{"text": "one", "mask": encoded(1)}])
+    with pytest.raises(DataError, match=r"several columns of pictures \(text, picture|mask"):
+        read_dataset(tmp_path)
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"x\.parquet: cannot be read as Parquet .*: replace the file"):
+        read_dataset(tmp_path)
+
+
+def test_a_bad_picture_in_parquet_is_left_out(tmp_path: Path) -> None:
+    rows = [{"text": "one"}, {"text": "two"}, {"text": "three"}]
+    file = parquet(tmp_path / "data" / "x.parquet", [encoded(0), b"broken", None], pa.binary(), rows)
+    dataset = read_dataset(file)
+    assert [rejection.where for rejection in dataset.rejected] == ["x.parquet:2"]
+    with pytest.raises(SampleError, match="cannot be decoded"):
+        load_image(dataset.samples[1].image)
+
+
+# WebDataset
+
+MEMBERS: list[tuple[str, bytes]] = [
+    ("größe/one cat.jpg", encoded(0)),
+    ("größe/one cat.json", json.dumps({"question": "what?", "answer": "größer", "id": "q"}).encode()),
+    ("größe/one cat.cls", b"7"),
+    ("0002.json", b'{"url":  "http://x", "caption": "two"}'),
+    ("0002.txt", b"two"),
+    ("0002.png", encoded(1, "PNG")),
+    ("0003.jpeg", encoded(2)),
+    ("0003.txt", b"drei"),
+]
+
+
+def shard(file: Path, members: list[tuple[str, bytes]] = MEMBERS) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w:gz" if file.suffix == ".tgz" else "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime, info.uname = len(content), 1234, "me"
+            tar.addfile(info, io.BytesIO(content))
+    return file
+
+
+def members(file: Path) -> dict[str, bytes]:
+    with tarfile.open(file) as tar:
+        return {info.name: stream.read() for info in tar if (stream := tar.extractfile(info)) is not None}
+
+
+@pytest.mark.parametrize("lost", [None, 0])
+def test_webdataset(tmp_path: Path, lost: int | None) -> None:
+    root = tmp_path / "data"
+    shard(root / "my-000000.tar", [*MEMBERS, (".hidden.jpg", encoded(9))])
+    shard(root / "my-000001.tgz", [(name, content.replace(b'"q"', b'"r"')) for name, content in MEMBERS])
+    dataset = read_dataset(root)
+    assert [(s.question, s.answer) for s in dataset.samples[:3]] == [("what?", "größer"), (None, "two"), (None, "drei")]
+    release(root, tmp_path / "out", lost)
+    assert tree(tmp_path / "out") == ["README.md", *tree(root)]
+    after = members(tmp_path / "out" / "my-000000.tar")
+    names = [name for name, _ in MEMBERS]
+    assert list(after) == (
+        names if lost is None else [name for name in names if dataset.samples[lost].image.stem not in name]
+    )
+    for name, content in MEMBERS:
+        if name.endswith(("txt", "cls", "0002.json")) and name in after:
+            assert after[name] == content
+    if lost is None:
+        assert json.loads(after["größe/one cat.json"]) == {
+            "question": "what? zebra Moon",
+            "answer": "größer",
+            "id": "q",
+        }
+    with tarfile.open(tmp_path / "out" / "my-000001.tgz") as tar:
+        assert {(info.mtime, info.uname) for info in tar} == {(1234, "me")}
+    require_round_trip(root, tmp_path / "out", recorded=lost is None)
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        ([("x.txt", b"one")], "has 0 pictures"),
+        ([("x.jpg", b""), ("x.png", b""), ("x.txt", b"one")], "has 2 pictures"),
+        ([("x.jpg", b"")], "has no text that is understood"),
+        ([("x.jpg", b""), ("x.txt", b"\xff")], "its texts cannot be read"),
+        ([("x.jpg", b""), ("x.json", b"{")], "its texts cannot be read"),
+        ([("x.jpg", b""), ("x.json", b"[]")], "holds no object"),
+        ([("../x.jpg", b""), ("../x.txt", b"one")], "cannot be a file's"),
+    ],
+)
+def test_a_bad_sample_of_a_shard_is_rejected(tmp_path: Path, sample: list[tuple[str, bytes]], message: str) -> None:
+    dataset = read_dataset(shard(tmp_path / "x.tar", [*sample, *MEMBERS]))
+    assert len(dataset.samples) == 3
+    assert [message in rejection.reason for rejection in dataset.rejected] == [True]
+
+
+def without_last_header(content: bytes) -> bytes:
+    place = content.rindex(b"ustar")
+    return content[:place] + b"x" + content[place + 1 :]
+
+
+@pytest.mark.parametrize("damage", [lambda content: b"no tar", lambda content: content[:700], without_last_header])
+def test_a_damaged_shard_is_an_error(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    file = shard(tmp_path / "x.tar")
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(DataError, match=r"(?s)x\.tar: cannot be read as a tar file .*: replace the file"):
+        read_dataset(file)

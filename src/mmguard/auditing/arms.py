@@ -24,7 +24,7 @@ from mmguard.data.tasks import target_text, user_text
 from mmguard.data.text import inserted_words
 from mmguard.errors import ReleaseError, SampleError, SurrogateError
 from mmguard.release.layout import image_names, relative
-from mmguard.release.match import match_rows
+from mmguard.release.match import look_alike, match_rows
 from mmguard.types import Dataset, Rejection, Sample
 
 if TYPE_CHECKING:
@@ -188,15 +188,16 @@ def pair(release: Dataset, original: Dataset) -> Pairing:
         ReleaseError: no released sample has an original, or the release changes nothing.
     """
     names = image_names(original) if original.named else {}
-    image_of_row = {sample.row: names.get(sample.image, "") for sample in original.samples}
-    released_images = {s.row: relative(s.image, release).as_posix() if names else "" for s in release.samples}
+    image_of_row = {sample.row: sample.image for sample in original.samples}
+    released_images = [image for _, image in sorted({sample.row: sample.image for sample in release.samples}.items())]
     originals = sorted(image_of_row)
     matching = match_rows(
         [original.rows[row] for row in originals],
-        [image_of_row[row] for row in originals],
+        [names.get(image_of_row[row], "") for row in originals],
         release.rows,
-        [released_images[row] for row in range(len(release.rows))],
+        [relative(image, release).as_posix() if original.named else "" for image in released_images],
         original.image_field,
+        None if original.named else look_alike([image_of_row[row] for row in originals], released_images),
     )
     origin = {released: originals[place] for place, released in matching.pairs}
     ours = {(sample.row, sample.turn): sample for sample in original.samples}

@@ -19,7 +19,7 @@ from mmguard.data.sources import Row, Source
 from mmguard.data.text import inserted_words
 from mmguard.errors import DataError, ReleaseError, SampleError
 from mmguard.release import layout
-from mmguard.release.match import match_rows
+from mmguard.release.match import look_alike, match_rows
 from mmguard.types import Dataset, Rejection, Sample
 
 
@@ -169,12 +169,14 @@ def _check_rows(source: Source, original: Dataset, record: _Record, result: Veri
 
     rows = _released_rows(source, result)
     files = [_image(source, row) for _, row in rows]
+    paths = [source.image_root / file for file in files]
     matching = match_rows(
         [original.rows[number] for number in expected],
         [names[by_row[number][0].image] if original.named else "" for number in expected],
         [row for _, row in rows],
         [file if original.named else "" for file in files],
         original.image_field,
+        None if original.named else look_alike([by_row[number][0].image for number in expected], paths),
     )
     result.problems += [f"{rows[number][0]}: belongs to no row of the original" for number in matching.extra]
     for place in matching.missing:

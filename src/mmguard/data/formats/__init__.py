@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmguard.data.formats import chat_json, coco, delimited, image_folder
+from mmguard.data.formats import chat_json, coco, delimited, image_folder, parquet, webdataset
 from mmguard.data.formats.base import Format
 from mmguard.data.sources import Source
 from mmguard.errors import DataError
 
-FORMATS: tuple[Format, ...] = (image_folder.FORMAT, chat_json.FORMAT, coco.FORMAT, delimited.FORMAT)
+FORMATS: tuple[Format, ...] = (
+    image_folder.FORMAT,
+    chat_json.FORMAT,
+    coco.FORMAT,
+    delimited.FORMAT,
+    parquet.FORMAT,
+    webdataset.FORMAT,
+)
 """In order of precedence."""
 
 DESCRIBED = ", ".join(one.described for one in FORMATS)
