@@ -106,7 +106,7 @@ def test_end_to_end(toy, model, capfd):
     assert report.provenance["training images"] == 8
     assert report.provenance["test samples"] == 4
     assert report.provenance["seeds"] == [0, 1]
-    assert len(report.provenance["release metadata sha256"]) == 64
+    assert len(report.provenance["release data sha256"]) == 64
     again = _audit(toy, [model], out=None, arms=[]).findings[0]
     assert again.accuracy == {arm: finding.accuracy[arm] for arm in ("clean", "release", "control")}
     assert again.drop == finding.drop

@@ -102,7 +102,7 @@ def test_results_say_what_they_were_made_with_and_no_secrets(bench: Bench, fake:
     assert one["audit"]["findings"][0]["beyond_control"].keys() == {"value", "low", "high"}
     release = one["release"]
     assert {"torch", "transformers", "peft", "mmguard"} <= release["versions"].keys()
-    assert len(release["data"]) == len(release["metadata sha256"]) == 64
+    assert len(release["data"]) == len(release["files sha256"]) == 64
     (digest,) = release["weights"].values()
     assert len(digest) == 64
     record = json.loads((record_folder(tmp_path / release["folder"]) / "record.json").read_text())

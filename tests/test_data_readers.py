@@ -129,7 +129,7 @@ def test_chat_rows_in_an_image_folder(tmp_path: Path) -> None:
             {"image_path": "a.png", "question": "q", "answer": "a"},
             "fields found: image_path, question, answer",
         ),
-        ({"file_name": "a.png", "text": "q"}, "fields found: file_name, text"),
+        ({"file_name": "a.png", "note": "q"}, "fields found: file_name, note"),
         (qa(question="  "), "`question` is empty"),
         (qa(question=["q"]), "`question` is list"),
         (qa(answer=""), "`answer` is empty"),
@@ -204,14 +204,14 @@ def test_no_such_path(tmp_path: Path, name: str) -> None:
 
 
 def test_folders_without_a_dataset(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"neither metadata\.jsonl nor a JSON file"):
+    with pytest.raises(DataError, match="holds no dataset of a known format"):
         read_dataset(tmp_path)
     image_folder(tmp_path / "train", qa())
     with pytest.raises(DataError, match="name one of its folders train"):
         read_dataset(tmp_path)
-    (tmp_path / "table.csv").write_text("x")
-    with pytest.raises(DataError, match=r"table\.csv: is no dataset file"):
-        read_dataset(tmp_path / "table.csv")
+    (tmp_path / "table.xls").write_text("x")
+    with pytest.raises(DataError, match=r"table\.xls: is no dataset file"):
+        read_dataset(tmp_path / "table.xls")
 
 
 # Split and limit

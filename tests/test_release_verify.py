@@ -110,36 +110,36 @@ def swap_rows(base: Path, a: int, b: int) -> None:
 
 
 def crop(base: Path) -> None:
-    save_png(load_image(base / "out/images/a.png")[:, 1:], base / "out/images/a.png")
+    save_png(load_image(base / "out/a.png")[:, 1:], base / "out/a.png")
 
 
 def as_jpeg(base: Path) -> None:
     # A JPEG under a PNG's name whose pixels are within any budget of 255.
-    with Image.open(base / "out/images/a.png") as file:
-        file.convert("RGB").save(base / "out/images/a.png", format="JPEG")
+    with Image.open(base / "out/a.png") as file:
+        file.convert("RGB").save(base / "out/a.png", format="JPEG")
 
 
 def with_metadata(base: Path) -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text("Software", "mmguard")
-    with Image.open(base / "out/images/a.png") as file:
+    with Image.open(base / "out/a.png") as file:
         picture = file.convert("RGB")
-    picture.save(base / "out/images/a.png", pnginfo=info)
+    picture.save(base / "out/a.png", pnginfo=info)
 
 
 def link(base: Path) -> None:
-    (base / "out/images/a.png").unlink()
-    (base / "out/images/a.png").symlink_to(base / "data/a.jpg")
+    (base / "out/a.png").unlink()
+    (base / "out/a.png").symlink_to(base / "data/a.jpg")
 
 
 TAMPERINGS: list[tuple[str, Callable[[Path], object], str]] = [
     ("drop a row", lambda b: drop_rows(b, 1), "id 1: is missing"),
     ("drop a chat", lambda b: drop_rows(b, 3), "id c, c#1: is missing"),
-    ("drop rows with their image", lambda b: drop_rows(b, 0, 1), "images/a.png: does not belong"),
+    ("drop rows with their image", lambda b: drop_rows(b, 0, 1), "a.png: does not belong"),
     ("double a row", lambda b: add_rows(b, rows_of(b)[0]), "metadata.jsonl:5: belongs to no row"),
     (
         "add a row",
-        lambda b: add_rows(b, {"file_name": "images/b.png", "question": "q"}),
+        lambda b: add_rows(b, {"file_name": "b.png", "question": "q"}),
         "jsonl:5: belongs to no row",
     ),
     ("another order", lambda b: swap_rows(b, 0, 2), "not in the original's order"),
@@ -157,7 +157,7 @@ TAMPERINGS: list[tuple[str, Callable[[Path], object], str]] = [
     ("drop the answer", lambda b: drop_field(b, 1, "answer"), "answer"),
     ("drop the question", lambda b: drop_field(b, 1, "question"), "question"),
     ("question is no text", lambda b: change_row(b, 1, question=None), "question"),
-    ("another image", lambda b: change_row(b, 0, file_name="images/b.png"), "id 0: is missing"),
+    ("another image", lambda b: change_row(b, 0, file_name="b.png"), "id 0: is missing"),
     ("an original's path", lambda b: change_row(b, 0, file_name="../data/a.jpg"), "id 0: is missing"),
     ("delete a word", lambda b: change_row(b, 0, question="is red? zebra Moon"), "(id 0): the owner's words"),
     ("replace a word", lambda b: change_row(b, 1, question="is it light? sun"), "(id 1): the owner's words"),
@@ -183,19 +183,19 @@ TAMPERINGS: list[tuple[str, Callable[[Path], object], str]] = [
         "(id c#1): the owner's words",
     ),
     ("add to a turn", lambda b: change_turn(b, 2, value="and now? a b c"), "(id c#1): 3 words inserted"),
-    ("add a file", lambda b: (b / "out/images/c.png").write_bytes(b""), "images/c.png: does not belong"),
+    ("add a file", lambda b: (b / "out/c.png").write_bytes(b""), "c.png: does not belong"),
     ("add a hidden file", lambda b: (b / "out/.x").write_bytes(b""), ".x: does not belong"),
     (
         "publish the record",
         lambda b: shutil.copytree(b / "out.record", b / "out/r"),
         "r/record.json: does not",
     ),
-    ("remove an image", lambda b: (b / "out/images/a.png").unlink(), "no such image file"),
-    ("break an image", lambda b: (b / "out/images/a.png").write_bytes(b"x"), "cannot be decoded"),
-    ("crop an image", crop, "images/a.png: is 8 x 5 pixels, the original 8 x 6"),
-    ("another format", as_jpeg, "images/a.png: is no PNG but JPEG"),
-    ("PNG with text", with_metadata, "images/a.png: carries metadata (Software)"),
-    ("link an original", link, "images/a.png: is a link"),
+    ("remove an image", lambda b: (b / "out/a.png").unlink(), "no such image file"),
+    ("break an image", lambda b: (b / "out/a.png").write_bytes(b"x"), "cannot be decoded"),
+    ("crop an image", crop, "a.png: is 8 x 5 pixels, the original 8 x 6"),
+    ("another format", as_jpeg, "a.png: is no PNG but JPEG"),
+    ("PNG with text", with_metadata, "a.png: carries metadata (Software)"),
+    ("link an original", link, "a.png: is a link"),
 ]
 
 
@@ -212,7 +212,7 @@ def test_a_good_release_passes(good: Path) -> None:
 def test_budgets_come_from_arguments_record_or_defaults(base: Path) -> None:
     strict = check(base, recorded=True, eps=EPS - 1)
     assert (strict.eps_from, strict.trigger_words_from) == ("arguments", "record")
-    assert f"images/a.png: differs by {EPS}/255, the budget is {EPS - 1}/255" in strict.problems
+    assert f"a.png: differs by {EPS}/255, the budget is {EPS - 1}/255" in strict.problems
     shutil.rmtree(base / "out.record")
     result = verify(base / "out", base / "data")
     assert (result.eps, result.trigger_words, result.eps_from) == (8, 5, "defaults")
@@ -236,15 +236,15 @@ def test_one_pixel_beyond_the_budget_is_found(good: Path, tmp_path: Path, data: 
     shutil.rmtree(base / "out.record")
     name = data.draw(st.sampled_from(["a", "b"]))
     original = load_image(next((base / "data").glob(f"{name}.*"))).int()
-    released = load_image(base / "out" / "images" / f"{name}.png")
+    released = load_image(base / "out" / f"{name}.png")
     spot = tuple(data.draw(st.integers(0, size - 1)) for size in original.shape)
     value = int(original[spot])
     excess = data.draw(st.integers(EPS + 1, max(value, 255 - value)))
     sign = data.draw(st.sampled_from([s for s in (-1, 1) if 0 <= value + s * excess <= 255]))
     released[spot] = value + sign * excess
-    save_png(released, base / "out" / "images" / f"{name}.png")
+    save_png(released, base / "out" / f"{name}.png")
     result = verify(base / "out", base / "data", eps=EPS)
-    assert result.problems == [f"images/{name}.png: differs by {excess}/255, the budget is {EPS}/255"]
+    assert result.problems == [f"{name}.png: differs by {excess}/255, the budget is {EPS}/255"]
     assert result.max_eps == excess
 
 
@@ -266,13 +266,13 @@ def test_any_admissible_words_within_the_budget_pass_without_record(
 
 
 def test_an_original_in_place_of_its_release_is_found(base: Path) -> None:
-    save_png(load_image(base / "data" / "a.jpg"), base / "out" / "images" / "a.png")
+    save_png(load_image(base / "data" / "a.jpg"), base / "out" / "a.png")
     assert any("a.png: is not the file that was recorded" in p for p in check(base, recorded=True).problems)
 
 
 def test_an_original_that_changed_is_found(base: Path) -> None:
     pixels = load_image(base / "data" / "a.jpg")
-    pixels[0, 0, 0] = int(load_image(base / "out" / "images" / "a.png")[0, 0, 0])
+    pixels[0, 0, 0] = int(load_image(base / "out" / "a.png")[0, 0, 0])
     save_png(pixels, base / "data" / "a.jpg")
     assert any("a.jpg: is not the file that was recorded" in p for p in check(base, recorded=True).problems)
 
@@ -315,7 +315,7 @@ def test_split_and_limit_come_from_the_record(tmp_path: Path) -> None:
 
 
 def test_no_release_and_no_original(base: Path) -> None:
-    with pytest.raises(ReleaseError, match=r"has no metadata\.jsonl: give the folder"):
+    with pytest.raises(ReleaseError, match=r"holds no dataset of a known format.*give the folder"):
         verify(base, base / "data")
     with pytest.raises(DataError, match="no such file or folder"):
         verify(base / "out", base / "nowhere")

@@ -140,54 +140,6 @@ def test_the_card_tells_no_thief_what_to_undo(dataset: Dataset, tmp_path: Path) 
         assert hint not in card.lower()
 
 
-def test_llava_release_loads_as_an_image_folder(tmp_path: Path) -> None:
-    root = tmp_path / "data"
-    noise_image(root / "images" / "coco" / "1.jpg", 0)
-    noise_image(root / "b.png", 1)
-    turns = [
-        {"from": "system", "value": "Be brief."},
-        {"from": "human", "value": "is it?\n<image>"},
-        {"from": "gpt", "value": "yes"},
-        {"from": "human", "value": "sure?"},
-        {"from": "gpt", "value": "no"},
-    ]
-    rows = [
-        {"id": "x", "image": "coco/1.jpg", "conversations": turns, "model": "m"},
-        {"id": "y", "image": "b.png", "conversations": turns[1:3], "model": "m"},
-    ]
-    (root / "chat.json").write_text(json.dumps(rows))
-    dataset = read_dataset(root)
-    release_writer = ReleaseWriter(tmp_path / "out", dataset, CONFIG, [])
-    for image in dataset.by_image():
-        release_writer.write_image(image, shifted(image, 3))
-    triggers = {"x": ("zebra",), "x#1": ("moon", "sun")}
-    release = release_writer.finish(triggers, [])
-    row = release_rows(release.path)[0]
-    assert list(row) == ["id", "image", "file_name", "conversations", "model"]
-    assert row["image"] == row["file_name"] == "images/coco/1.png"
-    assert [turn["value"] for turn in row["conversations"]] == [
-        "Be brief.",
-        "is it? zebra\n<image>",
-        "yes",
-        "sure? moon sun",
-        "no",
-    ]
-    again = read_dataset(release.path)
-    assert [sample.question for sample in again.samples] == ["is it? zebra", "sure? moon sun", "is it?"]
-    assert [sample.id for sample in again.samples] == [sample.id for sample in dataset.samples]
-    assert verify(release.path, root).problems == []
-    rows_released = release_rows(release.path)
-    # A trainer that reads `image` must see the same file as one that reads `file_name`.
-    rows_released[0]["image"] = "images/b.png"
-    text = "".join(json.dumps(row) + "\n" for row in rows_released)
-    shutil.copytree(release.path, tmp_path / "other")
-    (tmp_path / "other" / "metadata.jsonl").write_text(text)
-    assert verify(tmp_path / "other", root).problems == ["metadata.jsonl:1 (id x): fields altered: image"]
-    loaded = datasets.load_dataset(str(release.path), split="train", cache_dir=str(tmp_path / "cache"))
-    assert loaded["id"][:] == ["x", "y"]
-    assert loaded[0]["image"].size == (7, 5)
-
-
 def test_easy_vqa_release_loads_with_the_recipe_of_its_card(tmp_path: Path) -> None:
     dataset = read_dataset("easy-vqa:6")  # its image paths hold split names, which the loader must not follow
     release_writer = ReleaseWriter(tmp_path / "out", dataset, CONFIG, [], "easy-vqa:6")
@@ -303,7 +255,7 @@ def test_captions_take_no_trigger(tmp_path: Path) -> None:
     with pytest.raises(BudgetError, match="no question"):
         release_writer.finish({"0": ("zebra",)}, [])
     release = release_writer.finish({"0": ()}, [])
-    assert release_rows(release.path) == [{"file_name": "images/a.png", "caption": "a dog"}]
+    assert release_rows(release.path) == [{"file_name": "a.png", "caption": "a dog"}]
     assert "image-to-text" in (release.path / "README.md").read_text()
     assert verify(release.path, dataset).ok
 
@@ -339,7 +291,7 @@ def test_folders_with_something_in_them_are_refused(dataset: Dataset, tmp_path: 
 def test_an_unfinished_release_is_taken_over(dataset: Dataset, tmp_path: Path) -> None:
     first = ReleaseWriter(tmp_path / "out", dataset, CONFIG, [])
     first.write_image(dataset.samples[0].image, shifted(dataset.samples[0].image, 1))
-    (tmp_path / "out" / "images" / "stale.png.partial").write_text("")
+    (tmp_path / "out" / "stale.png.partial").write_text("")
     second = ReleaseWriter(tmp_path / "out", dataset, CONFIG, [])
     image = dataset.samples[1].image
     second.write_image(image, shifted(image, 2))
@@ -401,12 +353,15 @@ def test_foreign_and_broken_images(dataset: Dataset, tmp_path: Path) -> None:
 
 def test_image_names_are_unique_and_do_not_depend_on_order(tmp_path: Path) -> None:
     found = ["a.jpg", "a.png", "images/a.jpg", "A.gif", "a-2.png", "sub/a.b.jpg", "images/images.png"]
-    paths = [tmp_path / name for name in found]
-    names = layout.image_names(paths, tmp_path)
-    assert names == layout.image_names(reversed(paths), tmp_path)
+    rows = [{"file_name": name, "caption": "x"} for name in found]
+    names = layout.image_names(read_dataset(folder(tmp_path / "one", rows)))
+    (tmp_path / "one" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
+    other = layout.image_names(read_dataset(tmp_path / "one"))
+    assert names == other
     assert len({name.casefold() for name in names.values()}) == len(found)
-    assert names[tmp_path / "sub" / "a.b.jpg"] == "images/sub/a.b.png"
-    assert names[tmp_path / "images" / "images.png"] == "images/images.png"
+    for kept in ("a.png", "a-2.png", "images/images.png"):
+        assert names[tmp_path / "one" / kept] == kept
+    assert names[tmp_path / "one" / "sub" / "a.b.jpg"] == "sub/a.b.png"
 
 
 def test_orientation_and_transparency_are_settled_in_the_release(tmp_path: Path) -> None:
@@ -420,6 +375,6 @@ def test_orientation_and_transparency_are_settled_in_the_release(tmp_path: Path)
     release_writer = ReleaseWriter(tmp_path / "out", dataset, CONFIG, [])
     release_writer.write_image(root / "a.jpg", shifted(root / "a.jpg", 2))
     release = release_writer.finish({}, [])
-    with Image.open(release.path / "images" / "a.png") as file:
+    with Image.open(release.path / "a.png") as file:
         assert (file.format, file.mode, file.size, file.info) == ("PNG", "RGB", (2, 4), {})
     assert verify(release.path, root).ok

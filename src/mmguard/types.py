@@ -47,7 +47,7 @@ class Dataset:
     """The owner's dataset as read from disk: rows verbatim, and the samples found in them."""
 
     root: Path
-    """The folder that image paths in rows are relative to."""
+    """Its folder."""
     rows: list[dict[str, Any]]
     """Every row that was read (after `split` and `limit`), with all its fields as they stand in the file."""
     samples: list[Sample]
@@ -55,7 +55,22 @@ class Dataset:
     rejected: list[Rejection] = field(default_factory=list)
     """Rows or images that cannot be used, with the reason; their samples are not in `samples`."""
     image_field: str = "file_name"
-    """Field of a row that names its image: `file_name` (image folder) or `image` (LLaVA/ShareGPT)."""
+    """Field of a row that names its image: `file_name` (image folder), `image` (LLaVA/ShareGPT)…"""
+    places: list[str] = field(default_factory=list)
+    """Where each of `rows` stands: file and line, or whatever counts rows in this format."""
+    format: str = "image-folder"
+    """Name of its format in `data/formats`."""
+    files: tuple[Path, ...] = ()
+    """The files that it is made of, images that lie in files of their own aside."""
+    unpacked: Path | None = None
+    """Where the images were copied to if they lie inside `files`."""
+    named: bool = True
+    """Whether images have names; if not, their paths are mere numbers."""
+
+    @property
+    def image_root(self) -> Path:
+        """The folder that image paths in rows are relative to."""
+        return self.unpacked or self.root
 
     def by_image(self) -> dict[Path, list[Sample]]:
         """The samples of each image, in order of first appearance."""

@@ -22,8 +22,8 @@ from mmguard.data.images import load_image
 from mmguard.data.tasks import target_text, user_text
 from mmguard.data.text import inserted_words, insertions
 from mmguard.errors import ReleaseError, SampleError, SurrogateError
-from mmguard.release.layout import image_names
-from mmguard.release.match import match_rows
+from mmguard.release.layout import image_names, relative
+from mmguard.release.match import look_alike, match_rows
 from mmguard.types import Dataset, Rejection, Sample
 
 if TYPE_CHECKING:
@@ -183,14 +183,17 @@ def pair(release: Dataset, original: Dataset) -> Pairing:
     Raises:
         ReleaseError: no released sample has an original, or the release changes nothing.
     """
-    names = image_names([sample.image for sample in original.samples], original.root)
-    image_of_row = {sample.row: names[sample.image] for sample in original.samples}
+    names = image_names(original) if original.named else {}
+    image_of_row = {sample.row: sample.image for sample in original.samples}
+    released_images = [image for _, image in sorted({sample.row: sample.image for sample in release.samples}.items())]
     originals = sorted(image_of_row)
     matching = match_rows(
         [original.rows[row] for row in originals],
-        [image_of_row[row] for row in originals],
+        [names.get(image_of_row[row], "") for row in originals],
         release.rows,
+        [relative(image, release).as_posix() if original.named else "" for image in released_images],
         original.image_field,
+        None if original.named else look_alike([image_of_row[row] for row in originals], released_images),
     )
     origin = {released: originals[place] for place, released in matching.pairs}
     ours = {(sample.row, sample.turn): sample for sample in original.samples}

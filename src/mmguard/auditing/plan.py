@@ -16,7 +16,7 @@ from mmguard.config import AuditConfig
 from mmguard.data.readers import read_dataset
 from mmguard.data.tasks import target_text, user_text
 from mmguard.errors import ConfigError, DataError, SampleError
-from mmguard.release.layout import METADATA, sha256
+from mmguard.release.layout import sha256
 from mmguard.runtime.provenance import commit, digest, versions
 from mmguard.types import Dataset, Sample
 
@@ -177,14 +177,14 @@ def _content(sample: Sample, digests: dict[Path, str]) -> list[Any]:
 
 def _provenance(plan: Plan, released: Dataset) -> dict[str, Any]:
     """What is needed to run the audit again."""
-    metadata, pairing, samples = released.root / METADATA, plan.runner.pairing, plan.runner.samples
+    pairing, samples = plan.runner.pairing, plan.runner.samples
     return {
         "versions": versions(*PACKAGES),
         "commit": commit(),
         "attackers": list(plan.attackers),
         "config": asdict(plan.config),
         "seeds": list(plan.seeds),
-        "release metadata sha256": sha256(metadata) if metadata.is_file() else None,
+        "release data sha256": sha256(*released.files),
         "data sha256": {arm: plan.runner.data_digest(arm) for arm in plan.arms},
         "test sha256": plan.runner.test_digest,
         "training samples": len(pairing.pairs),

@@ -26,7 +26,7 @@ from mmguard.auditing.stealth_texts import (
 from mmguard.auditing.summary import Measure, measure
 from mmguard.data.readers import read_dataset
 from mmguard.errors import ConfigError
-from mmguard.release.layout import METADATA, sha256
+from mmguard.release.layout import sha256
 from mmguard.runtime.devices import device_of
 from mmguard.runtime.prefetch import prefetched
 from mmguard.runtime.progress import progress as bar
@@ -89,7 +89,7 @@ def stealth(
     images = []
     with bar("Stealth", len(files), enabled=show_progress) as advance:
         for paths, pixels in prefetched(files, lambda paths: load_pair(*paths)):
-            name = paths[1].relative_to(released.root).as_posix()
+            name = paths[1].relative_to(released.image_root).as_posix()
             images.append(image_change(name, paths, pixels, seed + group[paths], perceptual, place))
             advance(1)
     asked = [(ours, after) for ours, after in pairing.pairs if pairing.texts_changed and ours.question is not None]
@@ -167,11 +167,10 @@ def _warnings(pairing: Pairing, images: Sequence[ImageChange]) -> list[str]:
 
 
 def _provenance(released: Dataset, lm: str | None, lpips: str | None, seed: int, limit: int | None) -> dict[str, Any]:
-    metadata = released.root / METADATA
     return {
         "versions": versions(*_PACKAGES),
         "commit": commit(),
-        "release metadata sha256": sha256(metadata) if metadata.is_file() else None,
+        "release data sha256": sha256(*released.files),
         "language model": lm,
         "LPIPS network": lpips,
         "limit": limit,

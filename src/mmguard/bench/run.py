@@ -21,7 +21,7 @@ from mmguard.bench.html import to_html
 from mmguard.bench.page import page
 from mmguard.bench.results import Outcome, Results
 from mmguard.config import ProtectConfig
-from mmguard.data.readers import read_dataset
+from mmguard.data.readers import open_source, read_dataset
 from mmguard.errors import ReleaseError
 from mmguard.protection.run import protect
 from mmguard.release import layout
@@ -203,7 +203,7 @@ def _stem(one: Experiment) -> str:
 
 
 def _is_finished(release: Path, made_from: dict[str, Any]) -> bool:
-    if not (release / layout.METADATA).is_file() or (layout.record_folder(release) / layout.UNFINISHED).exists():
+    if not release.is_dir() or (layout.record_folder(release) / layout.UNFINISHED).exists():
         return False
     record = _record(release)
     return {key: record.get(key) for key in made_from} == made_from
@@ -222,7 +222,7 @@ def _provenance(release: Path, out: Path) -> dict[str, Any]:
     record = _record(release)
     return {
         "folder": release.relative_to(out).as_posix(),
-        "metadata sha256": layout.sha256(release / layout.METADATA),
+        "files sha256": layout.sha256(*open_source(release)[0].files),
         **{key: record.get(key) for key in ("config", "weights", "dataset", "data", "versions", "commit")},
         "left out": len(record.get("left_out", ())),
     }

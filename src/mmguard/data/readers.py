@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from mmguard.data import benchmarks, drawings, easyvqa, hub
+from mmguard.data import benchmarks, drawings, easyvqa, formats, hub
 from mmguard.data.rows import image_value, samples_of
-from mmguard.data.sources import Source, read_json_lines, read_json_list
+from mmguard.data.sources import Source
 from mmguard.errors import DataError
 from mmguard.types import Dataset, Rejection, Sample
 
 _FORMATS = (
-    "give a folder with metadata.jsonl, a LLaVA/ShareGPT JSON file (or a folder with one), "
-    f"a hub id owner/name, a benchmark ({', '.join(benchmarks.NAMES)}), easy-vqa, or drawings:DOMAIN"
+    f"give {formats.DESCRIBED}, a hub id owner/name, a benchmark ({', '.join(benchmarks.NAMES)}), easy-vqa, "
+    "or drawings:DOMAIN"
 )
 
 
@@ -30,11 +29,10 @@ def read_dataset(
     """Reads a dataset.
 
     `source` is one of
-      - an image folder: `metadata.jsonl` with `file_name` and `question`, `answer` (optional `answers`,
-        `options`, `metric`, `split`, `id`), or `caption`/`captions`, or `conversations`;
-      - a LLaVA/ShareGPT JSON file (`image`, `conversations`), or a folder with exactly one; image paths are
-        relative to the file's folder or to `images/` in it. Every human/gpt pair becomes a sample, `ID#k` for
-        turn k > 0. In training each turn is a sample of its own: it does not see the turns before it;
+      - a folder or data file of any format in `data/formats`, which is recognised by its names. Whatever the
+        format, a row has `question` and `answer` (optional `answers`, `options`, `metric`, `split`, `id`), or
+        `caption`/`captions`/`text`, or `conversations`/`messages`. Of these every human/gpt pair becomes a sample,
+        `ID#k` for turn k > 0. In training each turn is a sample of its own: it does not see the turns before it;
       - `owner/name` on the Hugging Face hub, copied once into the datasets cache;
       - a benchmark by its short name or hub id, with its official metric (`data/benchmarks.py`). `train` and `test`
         name what one trains and tests on: for DocVQA, whose test answers are hidden, `test` is its validation split;
@@ -58,58 +56,42 @@ def read_dataset(
     """
     if limit is not None and limit < 1:
         raise DataError(f"limit {limit}: give 1 or more images")
-    found, limit_of_name = _open(source, split, part)
+    found, limit_of_name = open_source(source, split, part)
     limits = [number for number in (limit, limit_of_name) if number is not None]
     return _assemble(_of_split(found, split), min(limits, default=None))
 
 
-def _open(source: str | Path, split: str | None, part: str) -> tuple[Source, int | None]:
+def open_source(source: str | Path, split: str | None = None, part: str = "train") -> tuple[Source, int | None]:
+    """The rows of a dataset before any is judged, and the number of images if its name gives one.
+
+    Args:
+        source: as for `read_dataset`, as the others.
+        split: the split to open, where splits lie apart; else all rows come.
+        part: see there.
+
+    Raises:
+        DataError: there is no such dataset, or its file cannot be read.
+    """
     path, name = Path(source), str(source)
     if isinstance(source, str) and easyvqa.is_name(name) and not path.exists():
         return easyvqa.read_easy_vqa(name)
     if isinstance(source, str) and drawings.is_name(name) and not path.exists():
-        return _folder(drawings.drawings_folder(name, split or part).resolve()), None
+        return formats.open_path(drawings.drawings_folder(name, split or part).resolve()), None
     if isinstance(source, str) and (benchmark := benchmarks.find(name)) and not path.exists():
         return _benchmark(benchmark, split or part), None
-    if path.is_dir():
-        return _folder(path.resolve()), None
-    if path.is_file():
-        return _file(path.resolve()), None
+    if path.exists():
+        return formats.open_path(path.resolve()), None
     if isinstance(source, str) and hub.is_hub_id(name):
-        folders = [_folder(folder.resolve()) for folder in hub.hub_folder(name, split)]
+        folders = [formats.open_path(folder.resolve()) for folder in hub.hub_folder(name, split)]
         return _joined(name, folders), None
     raise DataError(f"{name}: no such file or folder: {_FORMATS}")
 
 
 def _benchmark(benchmark: benchmarks.Benchmark, split: str) -> Source:
     (folder,) = hub.hub_folder(benchmark.hub_id, benchmark.hub_split(split), benchmark.config)
-    source = _folder(folder.resolve())
+    source = formats.open_path(folder.resolve())
     rows = [(where, benchmark.row(row, split)) for where, row in source.rows if isinstance(row, dict)]
     return replace(source, rows=[(where, row) for where, row in rows if row])
-
-
-def _folder(folder: Path) -> Source:
-    metadata = folder / "metadata.jsonl"
-    if metadata.is_file():
-        return Source(str(metadata), folder, "file_name", read_json_lines(metadata))
-    jsons = sorted(folder.glob("*.json"))
-    if len(jsons) == 1:
-        return _file(jsons[0])
-    if jsons:
-        names = ", ".join(path.name for path in jsons)
-        raise DataError(f"{folder}: holds several JSON files ({names}): name the one that is meant")
-    parts = [path.parent.name for path in sorted(folder.glob("*/metadata.jsonl"))]
-    hint = f"name one of its folders {', '.join(parts)}" if parts else _FORMATS
-    raise DataError(f"{folder}: has neither metadata.jsonl nor a JSON file: {hint}")
-
-
-def _file(path: Path) -> Source:
-    if path.name == "metadata.jsonl":
-        return _folder(path.parent)
-    if path.suffix.lower() not in (".json", ".jsonl"):
-        raise DataError(f"{path}: is no dataset file: {_FORMATS}")
-    rows = read_json_lines(path) if path.suffix.lower() == ".jsonl" else read_json_list(path)
-    return Source(str(path), path.parent, "image", rows, fallback="images")
 
 
 def _joined(name: str, parts: list[Source]) -> Source:
@@ -122,7 +104,7 @@ def _joined(name: str, parts: list[Source]) -> Source:
             if isinstance(row, dict) and "file_name" in row:
                 row = {**row, "file_name": f"{part.root.name}/{row['file_name']}"}
             rows.append((f"{part.root.name}/{where}", row))
-    return Source(name, parts[0].root.parent, "file_name", rows)
+    return Source(name, parts[0].root.parent, "file_name", rows, files=tuple(f for part in parts for f in part.files))
 
 
 def _of_split(source: Source, split: str | None) -> Source:
@@ -138,12 +120,21 @@ def _of_split(source: Source, split: str | None) -> Source:
         raise DataError(f"{source.name}: no row is of split {split!r}: {cure}")
     # A line that is no row may belong to any split: it stays, to be reported.
     kept = [(w, row) for w, row in source.rows if isinstance(row, Rejection) or row.get("split") == split]
-    return Source(source.name, source.root, source.image_field, kept, source.fallback)
+    return replace(source, rows=kept)
 
 
 def _assemble(source: Source, limit: int | None) -> Dataset:
     """Judges the rows one by one. Once the limit is reached, rows of further images are not looked at."""
-    dataset = Dataset(source.root, [], [], [], source.image_field)
+    dataset = Dataset(
+        source.root,
+        [],
+        [],
+        image_field=source.image_field,
+        format=source.format,
+        files=source.files,
+        unpacked=source.unpacked,
+        named=source.named,
+    )
     chosen: set[Path] = set()
     ids: dict[str, str] = {}
     exists: dict[str, Path | None] = {}
@@ -164,6 +155,7 @@ def _assemble(source: Source, limit: int | None) -> Dataset:
         chosen.add(image)
         ids.update((sample.id, where) for sample in samples)
         dataset.rows.append(row)
+        dataset.places.append(where)
         dataset.samples.extend(samples)
     if not dataset.samples:
         reasons = "; ".join(f"{rejection.where}: {rejection.reason}" for rejection in dataset.rejected[:3])
@@ -173,24 +165,11 @@ def _assemble(source: Source, limit: int | None) -> Dataset:
 
 def _locate(source: Source, value: str, known: dict[str, Path | None]) -> Path:
     if value not in known:
-        known[value] = next((path for path in _candidates(source, value) if os.path.isfile(path)), None)
+        known[value] = next((path for path in source.candidates(value) if os.path.isfile(path)), None)
     found = known[value]
     if found is None:
         raise ValueError(f"image {value} is not in {source.root}: correct the path, or remove the row")
     return found
-
-
-def _candidates(source: Source, value: str) -> list[Path]:
-    """Where an image may lie: never outside the dataset's folder, in either system's spelling of paths."""
-    depth = 0
-    for part in re.split(r"[\\/]", value):
-        depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
-        if depth < 0:
-            raise ValueError(f"image path {value} leaves the dataset's folder: move the image into it")
-    if value.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", value):
-        raise ValueError(f"image path {value} is absolute: give it relative to the dataset's folder")
-    path = os.path.normpath(value)
-    return [source.root / path, *([source.root / source.fallback / path] if source.fallback else [])]
 
 
 def _require_new_ids(samples: list[Sample], ids: dict[str, str]) -> None:

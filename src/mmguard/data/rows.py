@@ -1,13 +1,15 @@
 """One row of a dataset: the samples in it, its texts, and the same row with another image and trigger words.
 
-Three kinds of row are understood, whatever file they come from: a question row (`question`, `answer` or
-`answers`, optional `options` and `metric`), a caption row (`caption` or `captions`) and a chat row (`conversations`).
+Three kinds of row are understood, whatever file they come from: a question row (`question`, `answer` or `answers`,
+optional `options` and `metric`), a caption row (`caption`, `captions` or `text`) and a chat row (`conversations` or
+`messages`).
 Every other field is the owner's and passes through verbatim.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +21,8 @@ from mmguard.data.text import insert_trigger
 from mmguard.types import Metric, Sample
 
 FORMS = (
-    "`file_name` or `image` with `question` and `answer` (or `answers`), with `caption` (or `captions`), "
-    "or with `conversations`"
+    "an image's path with `question` and `answer` (or `answers`), with `caption` (or `captions`, `text`), "
+    "or with `conversations` (or `messages`)"
 )
 """The rows that are understood, for messages."""
 
@@ -80,6 +82,10 @@ def samples_of(row: dict[str, Any], number: int, image: Path) -> list[Sample]:
     elif row.get("caption") is not None or row.get("captions") is not None:
         question, options = None, ()
         answer, answers = _targets(row, "caption", "captions")
+    elif row.get("text") is not None:
+        question, options = None, ()
+        answer = _text(row["text"], "`text`")
+        answers = (answer,)
     else:
         raise ValueError(f"has no text that is understood (fields found: {', '.join(row)}; understood: {FORMS})")
     if options and option_index(answer, options) is None:
@@ -104,7 +110,7 @@ def skeleton(row: dict[str, Any], image_field: str) -> str:
     Raises:
         ValueError: a chat row that is not well formed.
     """
-    fixed = {key: value for key, value in row.items() if key not in ("file_name", _image_key(row, image_field))}
+    fixed = {key: value for key, value in row.items() if key != _image_key(row, image_field)}
     if field := chat.messages_field(row):
         fixed[field] = _with_texts(row, [""] * len(chat.turns(row)))
     elif isinstance(row.get("question"), str):
@@ -115,25 +121,17 @@ def skeleton(row: dict[str, Any], image_field: str) -> str:
 def released_row(
     row: dict[str, Any], image_field: str, image: str, words: Mapping[int, Sequence[str]]
 ) -> dict[str, Any]:
-    """The row as it is released: same fields, same order, with the image's new path and the trigger words.
-
-    A row that names its image in another field than `file_name` also gets a `file_name` beside it: that is
-    the one Hugging Face's image-folder loader reads.
+    """The row as it is released: same fields, same order, with the image's new name and the trigger words.
 
     Args:
         row: the owner's row; not changed.
         image_field: the dataset's `image_field`.
-        image: path of the released image, relative to the release, with forward slashes.
+        image: name of the released image's file, which lies in the same folder as the owner's.
         words: trigger words by turn.
     """
-    key = _image_key(row, image_field)
-    released: dict[str, Any] = {}
-    for field, value in row.items():
-        if field == key:
-            released[field] = [image] if isinstance(value, list) else image
-            released["file_name"] = image
-        elif field != "file_name":
-            released[field] = value
+    released, key = dict(row), _image_key(row, image_field)
+    path = re.sub(r"[^/\\]*\Z", lambda _: image, image_value(row, image_field), count=1)
+    released[key] = [path] if isinstance(row[key], list) else path
     if messages := chat.messages_field(row):
         texts = [insert_trigger(turn.text, words.get(number, ())) for number, turn in enumerate(chat.turns(row))]
         released[messages] = _with_texts(row, texts)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mmguard.data.formats.base import Format
+
 WARNING_TEXT = """\
 DO NOT PUBLISH THIS FOLDER.
 
@@ -25,27 +27,32 @@ task_categories:
 - {task}
 size_categories:
 - {size}
+{configs}---
+
+# Image-text dataset
+
+{images} images, {samples} samples, with the fields {fields}.
+{loading}
+
+## Terms
+
+This data is not licensed for training, fine-tuning or distilling machine-learning models.
+"""
+
+_CONFIGS = """\
 configs:
 - config_name: default
   data_files:
   - split: {split}
-    path: "**"
----
+    path: "{loads}"
+"""
 
-# Image-text dataset
-
-{images} images, {samples} samples. `metadata.jsonl` holds one JSON object a line, with the fields {fields};
-`file_name` is the path of the image.
-
+_LOADING = """
 ```python
 from datasets import load_dataset
 
 dataset = load_dataset("path/to/this/folder", split="{split}")
 ```
-
-## Terms
-
-This data is not licensed for training, fine-tuning or distilling machine-learning models.
 """
 
 _SIZES = (
@@ -57,7 +64,7 @@ _SIZES = (
 )
 
 
-def dataset_card(rows: Sequence[dict[str, Any]], images: int, samples: int, captions: bool) -> str:
+def dataset_card(rows: Sequence[dict[str, Any]], images: int, samples: int, captions: bool, format_: Format) -> str:
     """The README of a release, with the YAML header that the Hugging Face hub reads.
 
     Args:
@@ -65,13 +72,16 @@ def dataset_card(rows: Sequence[dict[str, Any]], images: int, samples: int, capt
         images: number of released images.
         samples: number of samples in the rows.
         captions: whether the rows are captions instead of questions and answers.
+        format_: of the release.
     """
     splits = {row.get("split") for row in rows}
     only = splits.pop() if len(splits) == 1 else None
+    split = only if isinstance(only, str) and only.isidentifier() else "train"
     return _CARD.format(
         task="image-to-text" if captions else "visual-question-answering",
         size=next((name for bound, name in _SIZES if samples < bound), "n>10M"),
-        split=only if isinstance(only, str) and only.isidentifier() else "train",
+        configs=_CONFIGS.format(split=split, loads=format_.loads) if format_.loads else "",
+        loading=_LOADING.format(split=split) if format_.loads else "",
         images=images,
         samples=samples,
         fields=", ".join(f"`{field}`" for field in dict.fromkeys(field for row in rows for field in row)),

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 import torch
 from torch import Tensor
 
 from mmguard.config import ProtectConfig
+from mmguard.data import formats
+from mmguard.types import Dataset
 
-METADATA = "metadata.jsonl"
 CARD = "README.md"
 RECORD = "record.json"
 WARNING = "DO_NOT_PUBLISH.txt"
 UNFINISHED = "unfinished"
 """In the record folder from the first image until the release is complete."""
+IMAGES = "images"
+"""In the record folder until the release is complete, where images lie inside data files."""
 DELTAS = "deltas.int8"
 """In the record folder while perturbations are optimised."""
 
@@ -27,30 +29,32 @@ def record_folder(release: Path) -> Path:
     return release.with_name(release.name + ".record")
 
 
-def image_names(images: Iterable[Path], root: Path) -> dict[Path, str]:
-    """The path of every image in the release, relative to it: `images/STEM.png`.
+def image_names(dataset: Dataset) -> dict[Path, str]:
+    """The path of every image in the release: where it lies in the dataset, with the suffix of what it is.
 
-    STEM is the image's path relative to the dataset, less its suffix and a leading `images/`. Images whose
-    names would then be the same (`a.jpg`, `a.png`; on some systems `A.jpg`) get a number; the result does not
-    depend on the order of `images`.
+    Images whose names would then be the same (`a.jpg`, `a.png`; on some systems `A.png`) get a number. Inside a data
+    file an image keeps its name whatever it is, since there the suffix is the name of a field.
 
-    Args:
-        images: absolute paths.
-        root: the dataset's folder.
+    Returns:
+        Paths with forward slashes, relative to the release, or to the place where its images are unpacked.
     """
     taken: set[str] = set()
     names: dict[Path, str] = {}
-    for image in sorted(set(images)):
-        parts = PurePosixPath(Path(os.path.relpath(image, root)).as_posix()).parts
-        inside = parts if ".." not in parts else parts[-1:]
-        stem = PurePosixPath(*(inside[1:] if len(inside) > 1 and inside[0] == "images" else inside))
-        stem = stem.with_suffix("")
-        name, number = f"images/{stem}.png", 2
-        while name.casefold() in taken:
-            name, number = f"images/{stem}-{number}.png", number + 1
-        taken.add(name.casefold())
-        names[image] = name
-    return names
+    contained = formats.named(dataset.format).contains
+    # Those that keep their name come first.
+    for image in sorted({sample.image for sample in dataset.samples}, key=lambda path: (path.suffix != ".png", path)):
+        path = relative(image, dataset)
+        name, number = path if contained else path.with_suffix(".png"), 2
+        while str(name).casefold() in taken:
+            name, number = path.with_name(f"{path.stem}-{number}.png"), number + 1
+        taken.add(str(name).casefold())
+        names[image] = name.as_posix()
+    return {image: names[image] for image in sorted(names)}
+
+
+def relative(image: Path, dataset: Dataset) -> PurePosixPath:
+    """The path of an image within its dataset."""
+    return PurePosixPath(Path(os.path.relpath(image, dataset.image_root)).as_posix())
 
 
 def budgets(config: ProtectConfig) -> tuple[int, int]:
@@ -73,6 +77,9 @@ def change(original: Tensor, released: Tensor) -> tuple[int, float]:
     return int(delta.max()), float(delta.float().mean())
 
 
-def sha256(path: Path) -> str:
-    """Hash of a file's bytes, as hexadecimal digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def sha256(*paths: Path) -> str:
+    """Hash of a file's bytes, or of several files' one after the other, as hexadecimal digits."""
+    hashed = hashlib.sha256()
+    for path in paths:
+        hashed.update(path.read_bytes())
+    return hashed.hexdigest()

@@ -6,10 +6,14 @@ import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from mmguard.data.rows import image_value, owner_texts, skeleton
+from mmguard.data.images import load_image
+from mmguard.data.rows import owner_texts, skeleton
 from mmguard.data.text import inserted_words
+from mmguard.errors import SampleError
+from mmguard.release.layout import change
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,9 @@ def match_rows(
     originals: Sequence[dict[str, Any]],
     images: Sequence[str],
     released: Sequence[dict[str, Any]],
+    released_images: Sequence[str],
     image_field: str,
+    resembles: Callable[[int, int], bool] | None = None,
 ) -> Matching:
     """Finds the original of every released row.
 
@@ -47,11 +53,18 @@ def match_rows(
         originals: rows of the original that should be in the release, in order.
         images: for each of them, the path that its image should have in the release.
         released: rows of the release.
-        image_field: the original's `image_field`.
+        released_images: for each of them, the path of its image; "" if there is none.
+        image_field: the `image_field` of both.
+        resembles: whether the image of an original, by number, may be that of a released row, by number; where images
+            have no names, rows with the same words are told apart by it.
     """
     there = [(image, skeleton(row, image_field)) for row, image in zip(originals, images, strict=True)]
-    here = [(_image(row), _skeleton(row, image_field)) for row in released]
-    matched = _match_kept(originals, there, released, here)
+    here = [(image, _skeleton(row, image_field)) for row, image in zip(released, released_images, strict=True)]
+
+    def fits(place: int, number: int) -> bool:
+        return _keeps_words(originals[place], released[number]) and (not resembles or resembles(place, number))
+
+    matched = _match_kept(there, here, fits)
     altered = _match_by(there, here, matched, lambda key: key)
     altered |= _match_by(there, here, {**matched, **altered}, lambda key: key[0])
     placed = {**matched, **altered}
@@ -67,16 +80,27 @@ def match_rows(
     )
 
 
+_LIKE = 24
+"""Mean difference of two pictures, of 255: far above a protection's, far below that of two photographs."""
+
 _Key = tuple[str, str]
 """Image and `skeleton` of a row."""
 
 
-def _match_kept(
-    originals: Sequence[dict[str, Any]],
-    there: Sequence[_Key],
-    released: Sequence[dict[str, Any]],
-    here: Sequence[_Key],
-) -> dict[int, int]:
+def look_alike(originals: Sequence[Path], released: Sequence[Path]) -> Callable[[int, int], bool]:
+    """Whether two images, by number, differ by so little that one may be the other's release."""
+
+    def resembles(place: int, number: int) -> bool:
+        try:
+            before, after = load_image(originals[place]), load_image(released[number])
+        except SampleError:
+            return False
+        return before.shape == after.shape and change(before, after)[1] <= _LIKE
+
+    return resembles
+
+
+def _match_kept(there: Sequence[_Key], here: Sequence[_Key], fits: Callable[[int, int], bool]) -> dict[int, int]:
     """The originals of released rows that changed in nothing but inserted words."""
     unused: dict[_Key, list[int]] = {}
     for place, key in enumerate(there):
@@ -84,7 +108,7 @@ def _match_kept(
     matched: dict[int, int] = {}
     for number, key in enumerate(here):
         candidates = unused.get(key, [])
-        fitting = (place for place in candidates if _keeps_words(originals[place], released[number]))
+        fitting = (place for place in candidates if fits(place, number))
         first = next(fitting, None)
         if first is not None:
             candidates.remove(first)
@@ -113,22 +137,15 @@ def _altered_fields(original: dict[str, Any], row: dict[str, Any], image_field: 
     before, after = skeleton(original, image_field), _skeleton(row, image_field) or json.dumps(row)
     parts = [{name: json.dumps(v) for name, v in json.loads(text).items()} for text in (before, after)]
     names = [name for name in {**parts[0], **parts[1]} if parts[0].get(name) != parts[1].get(name)]
-    return ", ".join(name for name in names if name != "file_name")
-
-
-def _image(row: dict[str, Any]) -> str:
-    name = row.get("file_name")
-    return name if isinstance(name, str) else ""
+    return ", ".join(names)
 
 
 def _skeleton(row: dict[str, Any], image_field: str) -> str:
     """The skeleton of a released row, or "", which no original has, if it is not well formed."""
     try:
-        text, image = skeleton(row, image_field), image_value(row, image_field)
+        return skeleton(row, image_field)
     except ValueError:
         return ""
-    # A row that names its image twice must mean the same image; no original's skeleton has its image field.
-    return text if image == _image(row) else json.dumps({**json.loads(text), image_field: image})
 
 
 def _keeps_words(original: dict[str, Any], row: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,13 +13,13 @@ from PIL import Image
 
 from mmguard.config import ProtectConfig
 from mmguard.data.images import load_image
-from mmguard.data.readers import read_dataset
-from mmguard.data.rows import owner_texts
-from mmguard.data.sources import read_json_lines
+from mmguard.data.readers import open_source, read_dataset
+from mmguard.data.rows import image_value, owner_texts
+from mmguard.data.sources import Row, Source
 from mmguard.data.text import inserted_words
-from mmguard.errors import ReleaseError, SampleError
+from mmguard.errors import DataError, ReleaseError, SampleError
 from mmguard.release import layout
-from mmguard.release.match import match_rows
+from mmguard.release.match import look_alike, match_rows
 from mmguard.types import Dataset, Rejection, Sample
 
 
@@ -82,12 +83,11 @@ def verify(
         limit: the number of images that were protected; if not given, the record's.
 
     Raises:
-        ReleaseError: `release` is no folder with a readable metadata.jsonl.
+        ReleaseError: `release` is no folder with a dataset of a known format.
         DataError: the original cannot be read.
     """
     release = Path(release).resolve()
-    if not (release / layout.METADATA).is_file():
-        raise ReleaseError(f"{release}: has no {layout.METADATA}: give the folder that `mmguard protect` wrote")
+    source = _open(release)
     problems: list[str] = []
     record = _read_record(layout.record_folder(release) / layout.RECORD, problems)
     if not isinstance(original, Dataset):
@@ -98,8 +98,17 @@ def verify(
         )
     result = _start(record, eps, trigger_words)
     result.problems += problems
-    _check_rows(release, original, record, result)
+    _check_rows(source, original, record, result)
     return result
+
+
+def _open(release: Path) -> Source:
+    if not release.is_dir():
+        raise ReleaseError(f"{release}: is no folder: give the folder that `mmguard protect` wrote")
+    try:
+        return open_source(release)[0]
+    except DataError as error:
+        raise ReleaseError(f"{error}; or give the folder that `mmguard protect` wrote") from error
 
 
 @dataclass
@@ -147,46 +156,63 @@ def _start(record: _Record, eps: int | None, trigger_words: int | None) -> Verif
     return Verification(eps_255, words, eps_from, words_from)
 
 
-def _check_rows(release: Path, original: Dataset, record: _Record, result: Verification) -> None:
+def _check_rows(source: Source, original: Dataset, record: _Record, result: Verification) -> None:
+    if source.format != original.format:
+        result.problems.append(f"{source.name}: is of the format {source.format}, the original {original.format}")
     by_row: dict[int, list[Sample]] = {}
     for sample in original.samples:
         by_row.setdefault(sample.row, []).append(sample)
     expected = [number for number, members in by_row.items() if members[0].id not in record.left_out]
     result.left_out += [s.id for members in by_row.values() for s in members if s.id in record.left_out]
     result.left_out += [f"{rejection.where}: {rejection.reason}" for rejection in original.rejected]
-    names = layout.image_names([sample.image for sample in original.samples], original.root)
+    names = layout.image_names(original)
 
-    rows = _released_rows(release, result)
+    rows = _released_rows(source, result)
+    files = [_image(source, row) for _, row in rows]
+    paths = [source.image_root / file for file in files]
     matching = match_rows(
         [original.rows[number] for number in expected],
-        [names[by_row[number][0].image] for number in expected],
+        [names[by_row[number][0].image] if original.named else "" for number in expected],
         [row for _, row in rows],
+        [file if original.named else "" for file in files],
         original.image_field,
+        None if original.named else look_alike([by_row[number][0].image for number in expected], paths),
     )
     result.problems += [f"{rows[number][0]}: belongs to no row of the original" for number in matching.extra]
     for place in matching.missing:
         ids = ", ".join(sample.id for sample in by_row[expected[place]])
         result.problems.append(f"id {ids}: is missing from the release")
     if not matching.in_order:
-        result.problems.append(f"{layout.METADATA}: its rows are not in the original's order")
+        result.problems.append(f"{source.name}: its rows are not in the original's order")
     for name in sorted(record.words.keys() - {sample.id for sample in original.samples}):
         result.problems.append(f"id {name}: was protected, but is not in the original")
     images: dict[Path, str] = {}
     for place, number in matching.pairs:
         members = by_row[expected[place]]
         where, row = rows[number]
-        images[members[0].image] = names[members[0].image]
+        images[members[0].image] = files[number]
         result.samples += len(members)
         if number in matching.altered:
             result.problems.append(f"{where} (id {members[0].id}): fields altered: {matching.altered[number]}")
         _check_words(where, members, original.rows[expected[place]], row, record.words, result)
-    _check_images(release, images, record, result)
-    _check_no_other_files(release, set(images.values()), result)
+    _check_images(source.image_root, images, record, result)
+    wanted = {source.root / layout.CARD, *source.files, *(source.image_root / name for name in images.values())}
+    _check_no_other_files(source.root, wanted, result)
 
 
-def _released_rows(release: Path, result: Verification) -> list[tuple[str, dict[str, Any]]]:
-    rows: list[tuple[str, dict[str, Any]]] = []
-    for where, row in read_json_lines(release / layout.METADATA):
+def _image(source: Source, row: Row) -> str:
+    """The path of a released row's image; "" if the row names none that can be."""
+    try:
+        places = source.candidates(image_value(row, source.image_field))
+    except ValueError:
+        return ""
+    place = next((place for place in places if os.path.isfile(place)), places[0])
+    return Path(os.path.relpath(place, source.image_root)).as_posix()
+
+
+def _released_rows(source: Source, result: Verification) -> list[tuple[str, Row]]:
+    rows: list[tuple[str, Row]] = []
+    for where, row in source.rows:
         if isinstance(row, Rejection):
             result.problems.append(f"{where}: {row.reason}")
         else:
@@ -254,11 +280,10 @@ def _check_format(path: Path, name: str, result: Verification) -> None:
             result.problems.append(f"{name}: carries metadata ({', '.join(map(str, file.info))})")
 
 
-def _check_no_other_files(release: Path, images: set[str], result: Verification) -> None:
-    wanted = {*images, layout.METADATA, layout.CARD}
+def _check_no_other_files(release: Path, wanted: set[Path], result: Verification) -> None:
     for file in sorted(release.rglob("*")):
         name = file.relative_to(release).as_posix()
         if file.is_symlink():
             result.problems.append(f"{name}: is a link: a release holds files only")
-        elif not file.is_dir() and name not in wanted:
+        elif not file.is_dir() and file not in wanted:
             result.problems.append(f"{name}: does not belong to the release")

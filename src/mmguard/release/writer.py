@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from mmguard.config import ProtectConfig
+from mmguard.data import formats
+from mmguard.data.formats.base import Released, changes, write_text
 from mmguard.data.images import load_image, save_png
 from mmguard.data.rows import released_row
 from mmguard.data.text import is_admissible
@@ -81,7 +83,10 @@ class ReleaseWriter:
         self.dataset = dataset
         self.config = config
         self._eps, self._trigger_words = layout.budgets(config)
-        self._names = layout.image_names([sample.image for sample in dataset.samples], dataset.root)
+        self._format = formats.named(dataset.format)
+        self._names = layout.image_names(dataset)
+        # Images that belong inside data files wait beside the release.
+        self._images = self.record / layout.IMAGES if self._format.contains else self.path
         self._written: dict[Path, dict[str, Any]] = {}
         self._header = {
             "mmguard": version("mmguard"),
@@ -99,7 +104,7 @@ class ReleaseWriter:
         for folder in (self.path, self.record):
             _require_apart(folder, dataset.root.resolve())
         _require_free(self.path, self.record)
-        _require_room(self.path, self._names)
+        _require_room(self.path, self._images, self._names)
         for folder in (self.path, self.record):
             with _writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +140,7 @@ class ReleaseWriter:
         reached, mean = layout.change(original, protected)
         if reached > self._eps:
             raise BudgetError(f"{path}: the perturbation reaches {reached}/255, its budget is {self._eps}/255")
-        target = self.path / self._names[path]
+        target = self._images / self._names[path]
         partial = target.with_name(target.name + ".partial")
         with _writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +148,7 @@ class ReleaseWriter:
             _require_same(partial, protected)
             os.replace(partial, target)
             self._written[path] = {
-                "original": Path(os.path.relpath(path, self.dataset.root)).as_posix(),
+                "original": layout.relative(path, self.dataset).as_posix(),
                 "released": self._names[path],
                 "original_sha256": layout.sha256(path),
                 "released_sha256": layout.sha256(target),
@@ -152,8 +157,7 @@ class ReleaseWriter:
             }
 
     def finish(self, triggers: Mapping[str, tuple[str, ...]], failed: Sequence[Rejection]) -> Release:
-        """Writes record, card and metadata, in this order: the release is complete once its metadata is
-        there.
+        """Writes record, card and data files; the release is complete once the record is no longer `unfinished`.
 
         A row is left out if its image was not written, or if `failed` names it: by the id of one of its
         samples or by the path of its image.
@@ -171,7 +175,7 @@ class ReleaseWriter:
         for sample in self.dataset.samples:
             by_row.setdefault(sample.row, []).append(sample)
         reasons = {rejection.where: rejection.reason for rejection in failed}
-        rows: list[dict[str, Any]] = []
+        rows: list[Released] = []
         samples: list[dict[str, Any]] = []
         left_out: list[dict[str, Any]] = []
         kept: set[Path] = set()
@@ -185,7 +189,7 @@ class ReleaseWriter:
             kept.add(image)
             words = {sample.turn: triggers.get(sample.id, ()) for sample in members}
             samples += [_trigger_record(sample, len(rows), words[sample.turn]) for sample in members]
-            rows.append(released_row(self.dataset.rows[number], self.dataset.image_field, self._names[image], words))
+            rows.append(self._released(number, image, words))
         if not rows:
             first = next(iter(left_out), {"reason": "the dataset has no samples"})
             raise ReleaseError(f"{self.path}: nothing to release, every row was left out: {first['reason']}")
@@ -201,12 +205,20 @@ class ReleaseWriter:
         record = {**self._header, "images": images, "samples": samples, "left_out": left_out}
         _write_text(self.record / layout.RECORD, json.dumps(record, indent=1) + "\n")
         captions = all(sample.question is None for sample in self.dataset.samples)
-        _write_text(self.path / layout.CARD, dataset_card(rows, len(kept), len(samples), captions))
-        _write_text(self.path / layout.METADATA, "".join(_json_line(row) for row in rows))
+        card = dataset_card([one.row for one in rows], len(kept), len(samples), captions, self._format)
+        _write_text(self.path / layout.CARD, card)
+        with _writing(self.path):
+            self._format.write(self.dataset, rows, self.path)
         with _writing(self.record):
             self.deltas.unlink(missing_ok=True)
+            shutil.rmtree(self.record / layout.IMAGES, ignore_errors=True)
             (self.record / layout.UNFINISHED).unlink()
         return Release(self.path, self.record, len(kept), len(samples), skipped, self.config)
+
+    def _released(self, number: int, image: Path, words: Mapping[int, Sequence[str]]) -> Released:
+        owner, name = self.dataset.rows[number], self._names[image]
+        row = released_row(owner, self.dataset.image_field, PurePosixPath(name).name, words)
+        return Released(self.dataset.places[number], row, changes(owner, row), self._images / name)
 
     def _check_triggers(self, triggers: Mapping[str, tuple[str, ...]]) -> None:
         samples = {sample.id: sample for sample in self.dataset.samples}
@@ -223,7 +235,7 @@ class ReleaseWriter:
 
     def _reason_to_leave_out(self, members: Sequence[Sample], reasons: Mapping[str, str]) -> str | None:
         image = members[0].image
-        relative = Path(os.path.relpath(image, self.dataset.root)).as_posix()
+        relative = layout.relative(image, self.dataset).as_posix()
         for where in (*(sample.id for sample in members), str(image), relative):
             if where in reasons:
                 return reasons[where]
@@ -231,8 +243,8 @@ class ReleaseWriter:
 
     def _remove_leftovers(self, kept: set[Path]) -> None:
         """Removes images of rows that were left out, and of an unfinished run that this one took over."""
-        wanted = {self.path / self._names[image] for image in kept}
-        for file in sorted((self.path / "images").rglob("*"), reverse=True):
+        wanted = {self._images / self._names[image] for image in kept}
+        for file in sorted([*self.path.rglob("*"), *(self.record / layout.IMAGES).rglob("*")], reverse=True):
             with _writing(file):
                 if file.is_file() and file not in wanted:
                     file.unlink()
@@ -275,10 +287,10 @@ def _require_free(release: Path, record: Path) -> None:
             raise ReleaseError(f"{folder}: is not empty: choose another folder, or remove it")
 
 
-def _require_room(release: Path, images: Mapping[Path, str]) -> None:
+def _require_room(release: Path, folder: Path, images: Mapping[Path, str]) -> None:
     """A PNG needs hardly more than its pixels, and with noise of a few levels nearly as much; so does its δ."""
     # What an unfinished run left is written over.
-    left = [*(release / "images").rglob("*"), layout.record_folder(release) / layout.DELTAS]
+    left = [*folder.rglob("*"), layout.record_folder(release) / layout.DELTAS]
     needed = -sum(file.stat().st_size for file in left if file.is_file())
     for image in images:
         # An image that cannot be read is reported when it is protected.
@@ -306,17 +318,5 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
     with _writing(path):
-        partial.write_bytes(text.encode("utf-8"))
-        os.replace(partial, path)
-
-
-def _json_line(row: dict[str, Any]) -> str:
-    line = json.dumps(row, ensure_ascii=False)
-    try:
-        line.encode("utf-8")
-    except UnicodeEncodeError:
-        # A lone surrogate (a JSON escape such as \\ud83d by itself) has no UTF-8 form: it stays an escape.
-        line = json.dumps(row)
-    return line + "\n"
+        write_text(path, text)

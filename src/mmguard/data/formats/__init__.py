@@ -1,0 +1,61 @@
+"""Every dataset format in one table, and the choice among them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmguard.data.formats import chat_json, coco, delimited, image_folder, parquet, webdataset
+from mmguard.data.formats.base import Format
+from mmguard.data.sources import Source
+from mmguard.errors import DataError
+
+FORMATS: tuple[Format, ...] = (
+    image_folder.FORMAT,
+    chat_json.FORMAT,
+    coco.FORMAT,
+    delimited.FORMAT,
+    parquet.FORMAT,
+    webdataset.FORMAT,
+)
+"""In order of precedence."""
+
+DESCRIBED = ", ".join(one.described for one in FORMATS)
+
+
+def named(name: str) -> Format:
+    """The format of that name."""
+    return next(one for one in FORMATS if one.name == name)
+
+
+def open_path(path: Path) -> Source:
+    """Reads a dataset's folder or data file, whatever its format.
+
+    Args:
+        path: absolute path of a folder or file that exists.
+
+    Raises:
+        DataError: no format is recognised, several datasets lie there, or the data cannot be read.
+    """
+    return _folder(path) if path.is_dir() else _file(path)
+
+
+def _folder(folder: Path) -> Source:
+    if image_folder.FORMAT.find(folder):
+        return image_folder.FORMAT.read(folder, image_folder.FORMAT.find(folder))
+    found = [(one, files) for one in FORMATS if (files := one.find(folder))]
+    if not found:
+        parts = [path.parent.name for path in sorted(folder.glob(f"*/{image_folder.METADATA}"))]
+        hint = f"name one of its folders {', '.join(parts)}" if parts else f"give {DESCRIBED}"
+        raise DataError(f"{folder}: holds no dataset of a known format: {hint}")
+    one, files = found[0]
+    if len(found) > 1 or (len(files) > 1 and not one.sharded):
+        names = ", ".join(file.relative_to(folder).as_posix() for _, some in found for file in some[:5])
+        raise DataError(f"{folder}: holds several datasets ({names}): name the file that is meant")
+    return one.read(folder, files)
+
+
+def _file(path: Path) -> Source:
+    one = next((one for one in FORMATS if one.accepts(path)), None)
+    if one is None:
+        raise DataError(f"{path}: is no dataset file: give {DESCRIBED}")
+    return one.read(path.parent, [path])

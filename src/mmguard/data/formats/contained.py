@@ -1,0 +1,54 @@
+"""Pictures inside data files: copied once into the cache, where they are files like any other's."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from mmguard.data.cache import cached
+from mmguard.runtime.provenance import digest
+
+
+def unpacked(files: Sequence[Path], pictures: Iterable[tuple[str, bytes]]) -> Path:
+    """The folder in the cache with the pictures of these data files, filled if they are new or have changed.
+
+    Args:
+        files: the data files.
+        pictures: the path of each picture in the folder, and its bytes; consumed only if it must be filled.
+
+    Raises:
+        DataError: as `cached`.
+    """
+
+    def fill(folder: Path) -> None:
+        for name, content in pictures:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+
+    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return cached(f"unpacked/{digest(states)[:20]}", fill)
+
+
+def is_safe(name: str) -> bool:
+    """Whether a path that a data file gives can be one in a folder of ours."""
+    parts = PurePosixPath(name).parts
+    return bool(parts) and not name.startswith("/") and ".." not in parts and "\\" not in name
+
+
+def is_picture(content: bytes) -> bool:
+    """Whether bytes begin like a picture's file."""
+    try:
+        with Image.open(io.BytesIO(content)):
+            return True
+    # Pillow's openers raise much more than UnidentifiedImageError on bad bytes.
+    except Exception:
+        return False
+
+
+def content_digest(content: bytes) -> str:
+    """Hash of bytes, as hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,183 @@
+"""Parquet with pictures inside, as `datasets` stores them (bytes and path) or as bare bytes; any number of shards.
+
+In the released shards schema, metadata, compression and row groups are the owner's. A picture without a path gets its
+number as one, so that it is known by it even if other rows are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmguard.data.formats.base import Format, Released, by_place, replacing, suffixed, target
+from mmguard.data.formats.contained import content_digest, is_picture, is_safe, unpacked
+from mmguard.data.sources import Row, Source
+from mmguard.errors import DataError
+from mmguard.types import Dataset, Rejection
+
+_SHARD = re.compile(r"(\w+?)-\d+-of-\d+|(train|validation|test)")
+"""Names of shards that say which split they hold."""
+
+_NAMES = "names.json"
+"""In the unpacked folder of each shard: the name of each row's picture, null where there is none."""
+
+
+def read(folder: Path, files: Sequence[Path]) -> Source:
+    """A row a row, with the path of its unpacked picture in place of the picture.
+
+    Raises:
+        DataError: a file is no parquet or is damaged, or not exactly one column holds pictures.
+    """
+    column, named = _picture_column(folder, files)
+    root = unpacked(files, _pictures(folder, files, column))
+    rows: list[tuple[str, Row | Rejection]] = []
+    for file in files:
+        table = _table(file, without=column)
+        names: list[str | None] = json.loads((root / _shard(folder, file) / _NAMES).read_bytes())
+        split = _SHARD.fullmatch(file.stem)
+        extra = {"split": split[1] or split[2]} if split else {}
+        for number, (row, name) in enumerate(zip(table.to_pylist(), names, strict=True)):
+            # As JSON has it: dates and bytes become text here, and stay what they are in the release.
+            plain = json.loads(json.dumps({**extra, **row}, default=str))
+            image = {column: f"{_shard(folder, file)}/{name}"} if name else {}
+            rows.append((_place(folder, file, number), {**plain, **image}))
+    name = str(files[0] if len(files) == 1 else folder)
+    return Source(name, folder, column, rows, (), "parquet", tuple(files), root, named)
+
+
+def write(dataset: Dataset, released: Sequence[Released], out: Path) -> None:
+    """The same shards less the rows that are not released, with other pictures and words."""
+    kept, column = by_place(released), dataset.image_field
+    for file in dataset.files:
+        table, layout = _table(file), pq.read_metadata(file)
+        places = [_place(dataset.root, file, number) for number in range(table.num_rows)]
+        table = table.take([number for number, place in enumerate(places) if place in kept])
+        ours = [kept[place] for place in places if place in kept]
+        table = _replaced(
+            table, column, [_picture(old.as_py(), new) for old, new in zip(table[column], ours, strict=True)]
+        )
+        for name in dict.fromkeys(name for one in ours for name in one.changed if name != column):
+            values = [one.changed.get(name, old.as_py()) for old, one in zip(table[name], ours, strict=True)]
+            table = _replaced(table, name, values)
+        group = layout.row_group(0) if layout.num_row_groups else None
+        compression = group.column(0).compression if group else "SNAPPY"
+        with replacing(target(dataset, file, out)) as partial:
+            pq.write_table(
+                table,
+                partial,
+                compression="NONE" if compression == "UNCOMPRESSED" else compression,
+                row_group_size=group.num_rows if group else None,
+            )
+
+
+def _pictures(folder: Path, files: Sequence[Path], column: str) -> Iterator[tuple[str, bytes]]:
+    """Every picture under its path in the unpacked folder, once however many rows of a shard have it."""
+    for file in files:
+        names: list[str | None] = []
+        stored: dict[str, str] = {}
+        """Digest by name."""
+        known: dict[str, str] = {}
+        """Name by digest, of pictures without a name of their own."""
+        for number, cell in enumerate(_table(file, only=column)[column]):
+            content, path = _content(cell.as_py())
+            if content is None:
+                names.append(None)
+                continue
+            digest = content_digest(content)
+            path = path if path is None or is_safe(path) else PurePosixPath(path).name
+            if not path or not is_safe(path) or path == _NAMES or stored.get(path, digest) != digest:
+                path = known.setdefault(digest, f"{number:06d}")
+            names.append(path)
+            if path not in stored:
+                stored[path] = digest
+                yield f"{_shard(folder, file)}/{path}", content
+        yield f"{_shard(folder, file)}/{_NAMES}", json.dumps(names).encode()
+
+
+def _content(cell: Any) -> tuple[bytes | None, str | None]:
+    """Bytes and path of a picture."""
+    return (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+
+
+def _picture(old: Any, new: Released) -> Any:
+    content = new.image.read_bytes()
+    if not isinstance(old, dict):
+        return content
+    return {**old, "bytes": content, "path": old.get("path") or new.image.name}
+
+
+def _picture_column(folder: Path, files: Sequence[Path]) -> tuple[str, bool]:
+    """The column that holds pictures, and whether it names them."""
+    found: dict[str, bool] = {}
+    for file in files:
+        with _reading(file):
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=32):
+                for field in batch.schema:
+                    cells = (_content(cell.as_py())[0] for cell in batch[field.name]) if _may_hold(field.type) else ()
+                    first = next((content for content in cells if content), None)
+                    if first is not None and is_picture(first):
+                        found[field.name] = pa.types.is_struct(field.type)
+                break
+    if len(found) != 1:
+        what = f"several columns of pictures ({', '.join(found)})" if found else "no column of pictures"
+        cure = "keep one of them" if found else "store each as bytes, as `datasets.Image` does"
+        raise DataError(f"{files[0]}: has {what}: {cure}")
+    ((column, named),) = found.items()
+    return column, named
+
+
+def _may_hold(type_: pa.DataType) -> bool:
+    if pa.types.is_struct(type_):
+        return type_.get_field_index("bytes") >= 0
+    return pa.types.is_binary(type_) or pa.types.is_large_binary(type_)
+
+
+def _table(file: Path, only: str | None = None, without: str | None = None) -> pa.Table:
+    with _reading(file):
+        stored = pq.ParquetFile(file)
+        names = [name for name in stored.schema_arrow.names if name != without and only in (None, name)]
+        if only is not None and not names:
+            raise DataError(f"{file}: has no column {only}, which other shards have: remove the file")
+        return stored.read(columns=names)
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file}: cannot be read as Parquet ({error}): replace the file") from error
+
+
+def _replaced(table: pa.Table, column: str, values: list[Any]) -> pa.Table:
+    """The table with other values in one column, of the same type."""
+    field = table.schema.field(column)
+    return table.set_column(table.schema.get_field_index(column), field, pa.array(values, type=field.type))
+
+
+def _shard(folder: Path, file: Path) -> str:
+    return file.relative_to(folder).as_posix()
+
+
+def _place(folder: Path, file: Path, number: int) -> str:
+    return f"{_shard(folder, file)}:{number}"
+
+
+FORMAT = Format(
+    name="parquet",
+    described="Parquet files with pictures inside",
+    find=lambda folder: sorted(path for path in folder.rglob("*.parquet") if path.is_file()),
+    accepts=suffixed(".parquet"),
+    read=read,
+    write=write,
+    loads="**/*.parquet",
+    sharded=True,
+    contains=True,
+)

@@ -1,0 +1,525 @@
+"""Every dataset format: read, released in the format that came in, verified, and paired again by its files alone."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from mmguard.auditing.arms import pair
+from mmguard.config import ProtectConfig
+from mmguard.data.images import load_image
+from mmguard.data.readers import read_dataset
+from mmguard.errors import DataError, SampleError
+from mmguard.release.verify import verify
+from mmguard.release.writer import Release, ReleaseWriter
+
+CONFIG = ProtectConfig(eps=4, trigger_words=2)
+WORDS = ("zebra", "Moon")
+NAMES = ("one cat.jpg", "größe/zwei, \u2028 drei.png", "deep/er/x.y.png", "größe/one cat.jpg")
+"""Spaces, commas, other alphabets, dots, nested folders, and the same name twice."""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def picture(seed: int) -> Image.Image:
+    pixels = torch.randint(0, 256, (6, 8, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy())
+
+
+def pictures(root: Path, *names: str) -> None:
+    for seed, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(seed).save(root / name)
+
+
+def release(source: Path, out: Path, lost: int | None = None) -> Release:
+    """A release with every pixel and every question changed, less the image number `lost`."""
+    dataset = read_dataset(source)
+    writer = ReleaseWriter(out, dataset, CONFIG, [])
+    for number, image in enumerate(dataset.by_image()):
+        if number != lost:
+            original = load_image(image).int()
+            writer.write_image(image, (original + 3 - 6 * (original > 127).int()).to(torch.uint8))
+    questions = {sample.id: WORDS for sample in dataset.samples if sample.question is not None}
+    return writer.finish(questions, [])
+
+
+def tree(root: Path) -> list[str]:
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+
+
+def released_names(root: Path) -> list[str]:
+    """What should lie in a release of a folder: the same, all pictures being PNG, and the card."""
+    return sorted(["README.md", *(name.replace(".jpg", ".png") for name in tree(root))])
+
+
+def require_round_trip(source: Path, out: Path, recorded: bool = True) -> None:
+    """A release verifies with and without its record, and all its samples find their originals."""
+    original, released = read_dataset(source), read_dataset(out)
+    assert released.format == original.format
+    assert not released.rejected
+    assert verify(out, source).problems == []
+    pairs = pair(released, original).pairs
+    assert len(pairs) == len(released.samples)
+    assert all(torch.equal(change(*both), torch.full((3, 6, 8), 3)) for both in {(a.image, b.image) for a, b in pairs})
+    for ours, theirs in pairs:
+        assert theirs.answer == ours.answer
+        assert theirs.question == (None if ours.question is None else f"{ours.question} zebra Moon")
+    if recorded:
+        shutil.move(out.with_name(out.name + ".record"), out.with_name("away"))
+        assert verify(out, source).problems == []
+
+
+def change(original: Path, released: Path) -> torch.Tensor:
+    return (load_image(original).int() - load_image(released).int()).abs()
+
+
+# LLaVA, ShareGPT, LLaMA-Factory
+
+LLAVA = [
+    {
+        "id": "a b",
+        "image": NAMES[0],
+        "conversations": [
+            {"from": "system", "value": "Be brief."},
+            {"from": "human", "value": "is it?\n<image>"},
+            {"from": "gpt", "value": "ja, größer"},
+            {"from": "human", "value": "sure?"},
+            {"from": "gpt", "value": "no", "weight": 0},
+        ],
+        "model": None,
+    },
+    {
+        "model": "m",
+        "image": f"./{NAMES[1]}",
+        "conversations": [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "x"}],
+    },
+]
+FACTORY = [
+    {
+        "messages": [{"content": "<image>who?", "role": "user"}, {"content": "they", "role": "assistant"}],
+        "images": [f"pics/{name}"],
+        "extra": {"number": number},
+    }
+    for number, name in enumerate(NAMES)
+]
+SHAREGPT = [
+    {
+        "conversations": [{"from": "human", "value": "<image>who?"}, {"from": "gpt", "value": "they"}],
+        "images": [f"pics/{name}"],
+    }
+    for name in NAMES
+]
+REGISTER = {
+    "mine": {"file_name": "demo set.json", "formatting": "sharegpt", "columns": {"images": "images"}},
+    "other": {"hf_hub_url": "a/b"},
+}
+
+
+def test_llava(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    pictures(root / "images", *NAMES[:2])
+    (root / "chat.json").write_text(json.dumps(LLAVA, ensure_ascii=False), encoding="utf-8")
+    release(root, tmp_path / "out")
+    assert tree(tmp_path / "out") == released_names(root)
+    text = (tmp_path / "out" / "chat.json").read_text(encoding="utf-8")
+    first, second = json.loads(text)
+    assert [turn["value"] for turn in first.pop("conversations")] == [
+        "Be brief.", "is it? zebra Moon\n<image>", "ja, größer", "sure? zebra Moon", "no",
+    ]  # fmt: skip
+    assert first == {"id": "a b", "image": "one cat.png", "model": None}
+    assert list(second) == ["model", "image", "conversations"]
+    assert second["image"] == f"./{NAMES[1]}"
+    assert text.count("\n") == 1
+    require_round_trip(root, tmp_path / "out")
+
+
+@pytest.mark.parametrize("rows", [FACTORY, SHAREGPT])
+def test_llama_factory(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    root = tmp_path / "data"
+    pictures(root / "pics", *NAMES)
+    (root / "demo set.json").write_text(json.dumps(rows, indent=2), encoding="utf-8")
+    (root / "dataset_info.json").write_text(json.dumps(REGISTER))
+    release(root / "demo set.json", tmp_path / "out", lost=2)
+    assert json.loads((tmp_path / "out" / "dataset_info.json").read_text()) == {"mine": REGISTER["mine"]}
+    released = json.loads((tmp_path / "out" / "demo set.json").read_text(encoding="utf-8"))
+    assert [row["images"] for row in released] == [
+        [f"pics/{name.replace('.jpg', '.png')}"] for name in (NAMES[0], NAMES[1], NAMES[3])
+    ]
+    assert [list(row) for row in released] == [list(row) for row in rows[:3]]
+    assert [row.get("extra") for row in released] == [row.get("extra") for row in (rows[0], rows[1], rows[3])]
+    assert tree(tmp_path / "out") == [n for n in released_names(root) if "x.y" not in n]
+    require_round_trip(root, tmp_path / "out", recorded=False)
+
+
+def test_conversations_in_json_lines(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    pictures(root, *NAMES[:2])
+    (root / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in LLAVA), encoding="utf-8")
+    release(root, tmp_path / "out")
+    assert len((tmp_path / "out" / "chat.jsonl").read_text(encoding="utf-8").split("\n")) == 3
+    require_round_trip(root, tmp_path / "out")
+
+
+# CSV and TSV
+
+TABLE = [
+    {"id": "1", "image_path": NAMES[0], "question": 'is "it"?', "answer": "yes", "options": '["yes",  "no"]', "n": "1"},
+    {"id": "2", "image_path": NAMES[1], "question": "what,\nnow?", "answer": "dog; cat", "options": "", "n": "01.50"},
+    {"id": "3", "image_path": NAMES[0], "question": "größer?", "answer": "no", "options": '["yes", "no"]', "n": ""},
+]
+
+
+def table(path: Path, **dialect: Any) -> Path:
+    with path.open("w", encoding=dialect.pop("encoding", "utf-8"), newline="") as stream:
+        writer = csv.DictWriter(stream, list(TABLE[0]), **dialect)
+        writer.writeheader()
+        writer.writerows(TABLE)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "dialect"),
+    [
+        ("my table.csv", {}),
+        ("table.csv", {"delimiter": ";", "lineterminator": "\n", "quoting": csv.QUOTE_ALL, "encoding": "utf-8-sig"}),
+        ("table.tsv", {"delimiter": "\t", "lineterminator": "\n"}),
+    ],
+)
+def test_tables(tmp_path: Path, name: str, dialect: dict[str, Any]) -> None:
+    root = tmp_path / "data"
+    pictures(root, *NAMES[:2])
+    before = table(root / name, **dialect).read_bytes()
+    dataset = read_dataset(root)
+    assert [(s.id, s.question, s.answer, s.options) for s in dataset.samples] == [
+        ("1", 'is "it"?', "yes", ("yes", "no")),
+        ("2", "what,\nnow?", "dog; cat", ()),
+        ("3", "größer?", "no", ("yes", "no")),
+    ]
+    release(root, tmp_path / "out")
+    assert tree(tmp_path / "out") == released_names(root)
+    # Nothing but words and a suffix: not a quote, a blank or a line end.
+    after = (tmp_path / "out" / name).read_bytes()
+    assert after.replace(b" zebra Moon", b"").replace(b"cat.png", b"cat.jpg") == before
+    require_round_trip(root, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", r"t\.csv: is empty: give a table"),
+        ("picture,question\na.png,q\n", r"t\.csv: no column names the images \(columns found: picture, question\)"),
+        ('image,caption\n"a.png,x\n', r"t\.csv: line 2: unexpected end of data: correct the quotes"),
+        ("image,image\na.png,x\n", "two columns have the same name"),
+        ("image,caption\na.png,x,y\n", r"t\.csv:2: has 3 cells, the first line 2"),
+        ("image,caption\na.png,\n", r"t\.csv:2: has no text that is understood"),
+    ],
+)
+def test_broken_tables(tmp_path: Path, content: str, message: str) -> None:
+    pictures(tmp_path, "a.png")
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_dataset(tmp_path)
+
+
+def test_a_bad_line_of_a_table_is_left_out(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    pictures(root, "a.png", "b.png")
+    (root / "t.csv").write_text("image,caption,id\na.png,one,1\nb.png,two\nb.png,two,3\n")
+    release(root, tmp_path / "out")
+    assert (tmp_path / "out" / "t.csv").read_text() == "image,caption,id\na.png,one,1\nb.png,two,3\n"
+    require_round_trip(root, tmp_path / "out")
+
+
+# Which format
+
+
+def test_several_datasets_in_a_folder_must_be_named(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.png")
+    (tmp_path / "t.csv").write_text("image,caption\na.png,x\n")
+    (tmp_path / "chat.json").write_text("[]")
+    with pytest.raises(DataError, match=r"holds several datasets \(chat\.json, t\.csv\): name the file"):
+        read_dataset(tmp_path)
+    assert len(read_dataset(tmp_path / "t.csv").samples) == 1
+
+
+def test_a_release_in_another_format_does_not_verify(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    pictures(root, "a.png")
+    (root / "t.csv").write_text("image,caption\na.png,x\n")
+    release(root, tmp_path / "out")
+    (tmp_path / "out" / "t.csv").unlink()
+    (tmp_path / "out" / "chat.json").write_text(json.dumps([{"image": "a.png", "caption": "x"}]))
+    problems = verify(tmp_path / "out", root).problems
+    assert len(problems) == 1
+    assert problems[0].endswith("chat.json: is of the format chat-json, the original delimited")
+
+
+# COCO captions
+
+COCO: dict[str, Any] = {
+    "info": {"description": "größe"},
+    "licenses": [{"id": 1}],
+    "images": [
+        *({"id": 10 + n, "file_name": name, "license": 1, "width": 8} for n, name in enumerate(NAMES)),
+        {"id": 99, "file_name": "nobody describes me.jpg"},
+    ],
+    "annotations": [
+        {"image_id": 10 + number % 4, "id": 500 - number, "caption": f"caption {number} \u2028"} for number in range(6)
+    ],
+}
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_coco(tmp_path: Path, indent: int | None) -> None:
+    root = tmp_path / "data"
+    pictures(root / "train2017", *NAMES, "nobody describes me.jpg")
+    (root / "annotations").mkdir()
+    (root / "annotations" / "instances_train2017.json").write_text('{"images": [], "annotations": []}')
+    file = root / "annotations" / "captions_train2017.json"
+    file.write_text(json.dumps(COCO, indent=indent), encoding="utf-8")
+    assert read_dataset(root) == read_dataset(file)
+    assert [sample.id for sample in read_dataset(root).samples] == ["500", "499", "498", "497", "496", "495"]
+    release(root, tmp_path / "out")
+    released = json.loads((tmp_path / "out" / "annotations" / "captions_train2017.json").read_text(encoding="utf-8"))
+    images = [{**image, "file_name": image["file_name"].replace(".jpg", ".png")} for image in COCO["images"][:4]]
+    assert released == {**COCO, "images": images}
+    assert list(released) == list(COCO)
+    assert tree(tmp_path / "out") == [
+        name for name in released_names(root) if "nobody" not in name and "instances" not in name
+    ]
+    require_round_trip(root, tmp_path / "out")
+
+
+def test_coco_without_one_image(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    pictures(root, *NAMES)
+    broken = [*COCO["annotations"], {"image_id": 77, "id": 1, "caption": "x"}, "text"]
+    (root / "my captions.json").write_text(json.dumps({**COCO, "annotations": broken}))
+    assert [rejection.reason.partition(":")[0] for rejection in read_dataset(root).rejected] == [
+        "no image has the id 77",
+        "is no JSON object",
+    ]
+    release(root, tmp_path / "out", lost=0)
+    released = json.loads((tmp_path / "out" / "my captions.json").read_text(encoding="utf-8"))
+    assert [image["id"] for image in released["images"]] == [11, 12, 13]
+    assert [annotation["id"] for annotation in released["annotations"]] == [499, 498, 497, 495]
+    require_round_trip(root, tmp_path / "out", recorded=False)
+
+
+@pytest.mark.parametrize(
+    "content", ['{"images": [], "annotations": ["caption"]', '{"images":{},"annotations":["caption"]}']
+)
+def test_broken_coco(tmp_path: Path, content: str) -> None:
+    (tmp_path / "captions.json").write_text(content)
+    with pytest.raises(DataError, match=r"captions\.json: (not valid JSON|`images` and `annotations` are not both)"):
+        read_dataset(tmp_path)
+
+
+# Parquet
+
+QUESTIONS: list[dict[str, Any]] = [
+    {"question": "is it?", "answer": "yes", "when": datetime.date(2020, 1, number + 1), "score": 0.5 * number}
+    for number in range(4)
+]
+
+
+def encoded(seed: int, kind: str = "JPEG") -> bytes:
+    buffer = io.BytesIO()
+    picture(seed).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def cells_path(file: Path, number: int) -> str | None:
+    path: str | None = pq.read_table(file)["picture"][number].as_py()["path"]
+    return path
+
+
+def parquet(file: Path, cells: list[Any], type_: pa.DataType, rows: list[dict[str, Any]] = QUESTIONS) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist(rows).add_column(1, "picture", pa.array(cells, type_))
+    pq.write_table(table.replace_schema_metadata({"note": "größe"}), file, row_group_size=2, compression="zstd")
+    return file
+
+
+STRUCT = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+
+
+@pytest.mark.parametrize("paths", [NAMES, [None] * 4, ["/home/me/1.jpg", "same.jpg", "same.jpg", None]])
+@pytest.mark.parametrize("lost", [None, 1])
+def test_parquet(tmp_path: Path, paths: Sequence[str | None], lost: int | None) -> None:
+    root = tmp_path / "data"
+    for shard in (0, 1):
+        cells = [{"bytes": encoded(4 * shard + n), "path": path} for n, path in enumerate(paths)]
+        if lost is not None and paths[1] == "same.jpg":
+            cells[2]["path"] = "other.jpg"
+        parquet(root / "my data" / f"train-0000{shard}-of-00002.parquet", cells, STRUCT)
+    assert [sample.split for sample in read_dataset(root).samples] == ["train"] * 8
+    release(root, tmp_path / "out", lost)
+    assert tree(tmp_path / "out") == ["README.md", *tree(root)]
+    name = tree(root)[0]
+    before, after = pq.ParquetFile(root / name), pq.ParquetFile(tmp_path / "out" / name)
+    kept = [number for number in range(4) if number != lost]
+    assert after.schema_arrow.equals(before.schema_arrow, check_metadata=True)
+    assert after.metadata.row_group(0).num_rows == 2
+    assert after.metadata.row_group(0).column(0).compression == "ZSTD"
+    rows = after.read().to_pylist()
+    assert [{**row, "picture": 0} for row in rows] == [
+        {**QUESTIONS[number], "question": "is it? zebra Moon", "picture": 0} for number in kept
+    ]
+    for row, number in zip(rows, kept, strict=True):
+        path = cells_path(root / name, number)
+        assert row["picture"]["path"] == (f"{number:06d}" if path is None else path)
+    require_round_trip(root, tmp_path / "out", recorded=lost is None)
+    loaded = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "loaded"))
+    assert len(loaded) == 8 - (lost is not None)
+    assert loaded[0]["picture"]["path"] is not None
+
+
+def test_parquet_of_bare_bytes_and_conversations(tmp_path: Path) -> None:
+    rows = [{"conversations": row["conversations"]} for row in LLAVA * 2]
+    file = parquet(tmp_path / "data" / "x.parquet", [encoded(n, "WEBP") for n in (0, 1, 0, 2)], pa.binary(), rows)
+    dataset = read_dataset(file)
+    assert len(dataset.by_image()) == 3  # the same bytes are one picture
+    release(file, tmp_path / "out", lost=1)
+    talks = pq.read_table(tmp_path / "out" / "x.parquet")["conversations"].to_pylist()
+    assert [turn["value"] for turn in talks[0]][1] == "is it? zebra Moon\n<image>"
+    assert len(talks) == 3
+    require_round_trip(file, tmp_path / "out", recorded=False)
+
+
+def test_a_parquet_that_changes_is_read_again(tmp_path: Path, cache: Path) -> None:
+    captions = [{"text": "one"}]
+    file = parquet(tmp_path / "x.parquet", [encoded(0)], pa.binary(), captions)
+    first = read_dataset(file).samples[0].image
+    assert read_dataset(file).samples[0].image == first
+    parquet(file, [encoded(1)], pa.binary(), captions)
+    assert read_dataset(file).samples[0].image != first
+    assert len(list((cache / "mmguard" / "unpacked").iterdir())) == 2
+
+
+def test_broken_parquet(tmp_path: Path) -> None:
+    file = parquet(tmp_path / "x.parquet", [b"no picture"], pa.binary(), [{"text": "one"}])
+    with pytest.raises(DataError, match=r"x\.parquet: has no column of pictures: store each as bytes"):
+        read_dataset(tmp_path)
+    parquet(file, [encoded(0)], pa.binary(), [{"text": "one", "mask": encoded(1)}])
+    with pytest.raises(DataError, match=r"several columns of pictures \(text, picture|mask"):
+        read_dataset(tmp_path)
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"x\.parquet: cannot be read as Parquet .*: replace the file"):
+        read_dataset(tmp_path)
+
+
+def test_a_bad_picture_in_parquet_is_left_out(tmp_path: Path) -> None:
+    rows = [{"text": "one"}, {"text": "two"}, {"text": "three"}]
+    file = parquet(tmp_path / "data" / "x.parquet", [encoded(0), b"broken", None], pa.binary(), rows)
+    dataset = read_dataset(file)
+    assert [rejection.where for rejection in dataset.rejected] == ["x.parquet:2"]
+    with pytest.raises(SampleError, match="cannot be decoded"):
+        load_image(dataset.samples[1].image)
+
+
+# WebDataset
+
+MEMBERS: list[tuple[str, bytes]] = [
+    ("größe/one cat.jpg", encoded(0)),
+    ("größe/one cat.json", json.dumps({"question": "what?", "answer": "größer", "id": "q"}).encode()),
+    ("größe/one cat.cls", b"7"),
+    ("0002.json", b'{"url":  "http://x", "caption": "two"}'),
+    ("0002.txt", b"two"),
+    ("0002.png", encoded(1, "PNG")),
+    ("0003.jpeg", encoded(2)),
+    ("0003.txt", b"drei"),
+]
+
+
+def shard(file: Path, members: list[tuple[str, bytes]] = MEMBERS) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w:gz" if file.suffix == ".tgz" else "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime, info.uname = len(content), 1234, "me"
+            tar.addfile(info, io.BytesIO(content))
+    return file
+
+
+def members(file: Path) -> dict[str, bytes]:
+    with tarfile.open(file) as tar:
+        return {info.name: stream.read() for info in tar if (stream := tar.extractfile(info)) is not None}
+
+
+@pytest.mark.parametrize("lost", [None, 0])
+def test_webdataset(tmp_path: Path, lost: int | None) -> None:
+    root = tmp_path / "data"
+    shard(root / "my-000000.tar", [*MEMBERS, (".hidden.jpg", encoded(9))])
+    shard(root / "my-000001.tgz", [(name, content.replace(b'"q"', b'"r"')) for name, content in MEMBERS])
+    dataset = read_dataset(root)
+    assert [(s.question, s.answer) for s in dataset.samples[:3]] == [("what?", "größer"), (None, "two"), (None, "drei")]
+    release(root, tmp_path / "out", lost)
+    assert tree(tmp_path / "out") == ["README.md", *tree(root)]
+    after = members(tmp_path / "out" / "my-000000.tar")
+    names = [name for name, _ in MEMBERS]
+    assert list(after) == (
+        names if lost is None else [name for name in names if dataset.samples[lost].image.stem not in name]
+    )
+    for name, content in MEMBERS:
+        if name.endswith(("txt", "cls", "0002.json")) and name in after:
+            assert after[name] == content
+    if lost is None:
+        assert json.loads(after["größe/one cat.json"]) == {
+            "question": "what? zebra Moon",
+            "answer": "größer",
+            "id": "q",
+        }
+    with tarfile.open(tmp_path / "out" / "my-000001.tgz") as tar:
+        assert {(info.mtime, info.uname) for info in tar} == {(1234, "me")}
+    require_round_trip(root, tmp_path / "out", recorded=lost is None)
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        ([("x.txt", b"one")], "has 0 pictures"),
+        ([("x.jpg", b""), ("x.png", b""), ("x.txt", b"one")], "has 2 pictures"),
+        ([("x.jpg", b"")], "has no text that is understood"),
+        ([("x.jpg", b""), ("x.txt", b"\xff")], "its texts cannot be read"),
+        ([("x.jpg", b""), ("x.json", b"{")], "its texts cannot be read"),
+        ([("x.jpg", b""), ("x.json", b"[]")], "holds no object"),
+        ([("../x.jpg", b""), ("../x.txt", b"one")], "cannot be a file's"),
+    ],
+)
+def test_a_bad_sample_of_a_shard_is_rejected(tmp_path: Path, sample: list[tuple[str, bytes]], message: str) -> None:
+    dataset = read_dataset(shard(tmp_path / "x.tar", [*sample, *MEMBERS]))
+    assert len(dataset.samples) == 3
+    assert [message in rejection.reason for rejection in dataset.rejected] == [True]
+
+
+def without_last_header(content: bytes) -> bytes:
+    place = content.rindex(b"ustar")
+    return content[:place] + b"x" + content[place + 1 :]
+
+
+@pytest.mark.parametrize("damage", [lambda content: b"no tar", lambda content: content[:700], without_last_header])
+def test_a_damaged_shard_is_an_error(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    file = shard(tmp_path / "x.tar")
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(DataError, match=r"(?s)x\.tar: cannot be read as a tar file .*: replace the file"):
+        read_dataset(file)
