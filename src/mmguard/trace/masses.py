@@ -27,7 +27,7 @@ from mmguard.errors import ReleaseError, SurrogateError
 from mmguard.lvlm.attention import attending_layers
 from mmguard.lvlm.prompt import Example
 from mmguard.lvlm.surrogate import Surrogate, load_surrogate
-from mmguard.release.layout import METADATA, sha256
+from mmguard.release.layout import sha256
 from mmguard.runtime.progress import progress
 from mmguard.runtime.provenance import commit, versions
 from mmguard.trace.regions import token_boxes
@@ -140,11 +140,10 @@ def trace(
             shares.append(tracer.shares(ours, after))
             advance(1)
     masses = list(_masses(np.stack(shares), pairing, tracer.boxed, seed))
-    metadata = released.root / METADATA
     provenance = {
         "versions": versions("mmguard", "torch", "transformers"),
         "commit": commit(),
-        "release metadata sha256": sha256(metadata) if metadata.is_file() else None,
+        "release data sha256": sha256(*released.files),
         "layers": len(tracer.layers),
         "tau": tau,
         "seed": seed,
