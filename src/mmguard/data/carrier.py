@@ -20,7 +20,8 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from mmguard.config import ImageFormat
 from mmguard.data.images import Picture
-from mmguard.data.metadata import Container, Metadata, save_options
+from mmguard.data.metadata import Container, Metadata, declared, fitted, read_metadata, save_options, settled
+from mmguard.errors import SampleError
 
 SUFFIXES: dict[Container, str] = {"PNG": ".png", "WEBP": ".webp", "JPEG": ".jpg"}
 Mode = Literal["L", "LA", "RGB", "RGBA", "I;16"]
@@ -84,22 +85,27 @@ def carrier_for(path: Path, wanted: ImageFormat) -> Carrier:
         wanted: the format that the owner asked for; another one is taken, with a note, where it cannot hold the picture.
 
     Raises:
-        OSError: Pillow cannot open the file.
+        SampleError: it can no longer be opened.
     """
-    with Image.open(path) as file:
-        mode, notes = _mode(file, path)
-        container = _container(file, wanted, mode, notes)
-        orientation = file.getexif().get(_ORIENTATION, 1)
-        orientation = orientation if orientation in range(1, 9) else 1
-        if mode == "I;16" and container != "PNG":
-            mode = "L"
-            notes.append(f"16-bit gray became 8-bit: {container} holds no more")
-        if container == "WEBP" and mode in ("L", "LA"):
-            mode = "RGB" if mode == "L" else "RGBA"
-            notes.append("gray was stored as RGB with equal channels: WebP holds no gray")
-        if container == "JPEG":
-            return Carrier(container, mode, _settings(file, mode, orientation), 1, tuple(notes))
-        return Carrier(container, mode, None, orientation, tuple(notes))
+    try:
+        with Image.open(path) as file:
+            return _carrier(file, path, wanted)
+    except OSError as error:
+        raise SampleError(str(path), f"cannot be opened ({error}): replace the file, or remove the row") from error
+
+
+def carried_metadata(path: Path, carrier: Carrier, declare: bool) -> tuple[Metadata, list[str]]:
+    """What the released file is to say beside its pixels, and notes on what of the original was left out.
+
+    Args:
+        path: the original.
+        carrier: how it is stored.
+        declare: whether to declare that training is prohibited.
+    """
+    metadata, notes = read_metadata(path)
+    metadata, removed = settled(metadata, carrier.orientation)
+    metadata, lost = fitted(declared(metadata) if declare else metadata, carrier.container, carrier.gray)
+    return metadata, [*notes, *removed, *lost]
 
 
 def encode(carrier: Carrier, picture: Picture, protected: Tensor, metadata: Metadata) -> bytes:
@@ -145,6 +151,22 @@ def unturned(shown: Tensor, orientation: int) -> Tensor:
     return turned(shown, {6: 8, 8: 6}.get(orientation, orientation))
 
 
+def _carrier(file: Image.Image, path: Path, wanted: ImageFormat) -> Carrier:
+    mode, notes = _mode(file, path)
+    container = _container(file, path, wanted, mode, notes)
+    orientation = file.getexif().get(_ORIENTATION, 1)
+    orientation = orientation if orientation in range(1, 9) else 1
+    if mode == "I;16" and container != "PNG":
+        mode = "L"
+        notes.append(f"16-bit gray became 8-bit: {container} holds no more")
+    if container == "WEBP" and mode in ("L", "LA"):
+        mode = "RGB" if mode == "L" else "RGBA"
+        notes.append("gray was stored as RGB with equal channels: WebP holds no gray")
+    if container == "JPEG":
+        return Carrier(container, mode, _settings(file, mode, orientation), 1, tuple(notes))
+    return Carrier(container, mode, None, orientation, tuple(notes))
+
+
 def _mode(file: Image.Image, path: Path) -> tuple[Mode, list[str]]:
     notes = []
     if file.mode.startswith("I"):
@@ -180,7 +202,7 @@ def _bits(file: Image.Image, path: Path) -> int:
     return 8
 
 
-def _container(file: Image.Image, wanted: ImageFormat, mode: Mode, notes: list[str]) -> Container:
+def _container(file: Image.Image, path: Path, wanted: ImageFormat, mode: Mode, notes: list[str]) -> Container:
     container: Container = "PNG"
     if wanted == "webp" or (wanted == "keep" and file.format == "WEBP"):
         container = "WEBP"
@@ -194,20 +216,17 @@ def _container(file: Image.Image, wanted: ImageFormat, mode: Mode, notes: list[s
         return "PNG"
     if wanted == "keep" and container == "PNG" and file.format != "PNG":
         notes.append(f"{file.format} was saved as PNG")
-    if wanted == "keep" and container == "WEBP" and b"VP8 " in _head(file):
+    if wanted == "keep" and container == "WEBP" and _is_lossy_webp(path):
         notes.append("lossy WebP was saved without loss")
     return container
 
 
-def _head(file: Image.Image) -> bytes:
-    """The beginning of a WebP file, up to where its pixels begin, ICC profile aside."""
-    content = Path(file.filename).read_bytes() if isinstance(file, Image.Image) and hasattr(file, "filename") else b""
-    place, names = 12, []
-    while place + 8 <= len(content):
-        names.append(content[place : place + 4])
+def _is_lossy_webp(path: Path) -> bool:
+    content, place = path.read_bytes(), 12
+    while (name := content[place : place + 4]) not in (b"VP8 ", b"VP8L", b""):
         size = int.from_bytes(content[place + 4 : place + 8], "little")
         place += 8 + size + size % 2
-    return b"".join(names)
+    return name == b"VP8 "
 
 
 def _settings(file: Image.Image, mode: Mode, orientation: int) -> Jpeg:

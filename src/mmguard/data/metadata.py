@@ -78,37 +78,13 @@ def read_metadata(path: Path) -> tuple[Metadata, list[str]]:
 
     Returns:
         The metadata as it stands in the file, and notes on what of it can never be carried over.
-
-    Raises:
-        OSError: Pillow cannot open the file.
     """
-    with Image.open(path) as file:
-        if file.format == "PNG":
-            file.load()  # text may stand behind the pixels
-        info, notes = file.info, []
-        text = {str(name): value for name, value in getattr(file, "text", {}).items()}
-        profiles = {name: _raw_profile(text.pop(f"Raw profile type {name}", "")) for name in ("exif", "iptc", "xmp")}
-        xmp = info.get("xmp") or text.get(_XMP_RESOURCE) or profiles["xmp"]
-        text.pop(_XMP_RESOURCE, None)
-        if comment := info.get("comment") if file.format != "PNG" else None:
-            text["Comment"] = comment.decode("utf-8", "replace") if isinstance(comment, bytes) else str(comment)
-        if file.format == "TIFF":
-            exif = _exif_of_tiff(file)
-        else:
-            exif = (info.get("exif") or profiles["exif"]).removeprefix(b"Exif\0\0")
-        iptc = info.get("photoshop", {}).get(0x0404) or _iptc_of_tiff(file) or profiles["iptc"]
-        dpi = info.get("dpi")
-        notes += _left_segments(file)
-        metadata = Metadata(
-            exif=exif,
-            xmp=xmp.encode() if isinstance(xmp, str) else bytes(xmp),
-            iptc=bytes(iptc),
-            icc=info.get("icc_profile") or b"",
-            dpi=(float(dpi[0]), float(dpi[1])) if dpi and all(value > 0 for value in dpi) else None,
-            text=tuple(text.items()),
-            colour=tuple(_colour_chunks(path)) if file.format == "PNG" else (),
-        )
-    return metadata, notes
+    try:
+        with Image.open(path) as file:
+            return _read(file, path)
+    # Pixels are fine where this is called. Pillow raises half a dozen kinds of errors on other bad bytes.
+    except Exception as error:
+        return Metadata(), [f"metadata cannot be read and was left out ({type(error).__name__})"]
 
 
 def settled(metadata: Metadata, orientation: int) -> tuple[Metadata, list[str]]:
@@ -124,7 +100,8 @@ def settled(metadata: Metadata, orientation: int) -> tuple[Metadata, list[str]]:
     notes: list[str] = []
     try:
         exif, previews = _settled_exif(metadata.exif, orientation) if metadata.exif else (b"", False)
-    except (struct.error, KeyError, ValueError):
+        _exif_texts(exif)  # what Pillow cannot parse, others need not find
+    except Exception:  # as in `read_metadata`
         exif, previews = b"", False
         notes.append("EXIF is damaged and was left out")
     xmp, count = re.subn(rb"<xmp:Thumbnails\b.*?</xmp:Thumbnails>", b"", metadata.xmp, flags=re.S)
@@ -235,13 +212,44 @@ def save_options(metadata: Metadata, container: Container) -> dict[str, Any]:
 
 def differences(expected: Metadata, found: Metadata) -> list[str]:
     """Names of the parts in which two metadata differ; resolutions are stored as whole numbers of either unit."""
-    names = [name for name in ("exif", "xmp", "iptc", "icc", "colour") if getattr(expected, name) != getattr(found, name)]
+    names = [
+        name for name in ("exif", "xmp", "iptc", "icc", "colour") if getattr(expected, name) != getattr(found, name)
+    ]
     if dict(expected.text) != dict(found.text):
         names.append("text")
     pairs = zip(expected.dpi or (0.0, 0.0), found.dpi or (0.0, 0.0), strict=True)
     if any(abs(a - b) > 0.51 for a, b in pairs):
         names.append("dpi")
     return names
+
+
+def _read(file: Image.Image, path: Path) -> tuple[Metadata, list[str]]:
+    if file.format == "PNG":
+        file.load()  # text may stand behind the pixels
+    info, notes = file.info, []
+    text = {str(name): value for name, value in getattr(file, "text", {}).items()}
+    profiles = {name: _raw_profile(text.pop(f"Raw profile type {name}", "")) for name in ("exif", "iptc", "xmp")}
+    xmp = info.get("xmp") or text.get(_XMP_RESOURCE) or profiles["xmp"]
+    text.pop(_XMP_RESOURCE, None)
+    if comment := info.get("comment") if file.format != "PNG" else None:
+        text["Comment"] = comment.decode("utf-8", "replace") if isinstance(comment, bytes) else str(comment)
+    if file.format == "TIFF":
+        exif = _exif_of_tiff(file)
+    else:
+        exif = (info.get("exif") or profiles["exif"]).removeprefix(b"Exif\0\0")
+    iptc = info.get("photoshop", {}).get(0x0404) or _iptc_of_tiff(file) or profiles["iptc"]
+    dpi = info.get("dpi")
+    notes += _left_segments(file)
+    metadata = Metadata(
+        exif=exif,
+        xmp=xmp.encode() if isinstance(xmp, str) else bytes(xmp),
+        iptc=bytes(iptc),
+        icc=info.get("icc_profile") or b"",
+        dpi=(float(dpi[0]), float(dpi[1])) if dpi and all(value > 0 for value in dpi) else None,
+        text=tuple(text.items()),
+        colour=tuple(_colour_chunks(path)) if file.format == "PNG" else (),
+    )
+    return metadata, notes
 
 
 def _settled_exif(exif: bytes, orientation: int) -> tuple[bytes, bool]:
@@ -265,7 +273,9 @@ def _settled_exif(exif: bytes, orientation: int) -> tuple[bytes, bool]:
                 block[begin : begin + length] = bytes(len(block[begin : begin + length]))
         struct.pack_into(order + "I", block, following, 0)
     # Makers' notes hold larger previews, each maker in its own way, but all as JPEG.
-    blanked = re.sub(rb"\xff\xd8\xff[\xc0\xc4\xdb\xe0\xe1\xfe].*?\xff\xd9", lambda m: bytes(len(m[0])), block, flags=re.S)
+    blanked = re.sub(
+        rb"\xff\xd8\xff[\xc0\xc4\xdb\xe0\xe1\xfe].*?\xff\xd9", lambda m: bytes(len(m[0])), block, flags=re.S
+    )
     return bytes(blanked), bool(preview) or blanked != block
 
 
@@ -337,7 +347,15 @@ def _iptc_of_tiff(file: Image.Image) -> bytes:
 
 def _left_segments(file: Image.Image) -> list[str]:
     """Notes on application segments of a JPEG file that nothing here reads."""
-    known = (b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0", b"JFIF\0", b"Photoshop", b"Adobe", b"MPF\0")
+    known = (
+        b"Exif\0",
+        b"http://ns.adobe.com/xap/1.0/\0",
+        b"ICC_PROFILE\0",
+        b"JFIF\0",
+        b"Photoshop",
+        b"Adobe",
+        b"MPF\0",
+    )
     others = {name for name, data in getattr(file, "applist", []) if name != "COM" and not data.startswith(known)}
     notes = [f"segment {name} of the JPEG file was left out" for name in sorted(others)]
     if file.format == "MPO":

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from mmguard.config import ProtectConfig
-from mmguard.data.images import load_image
+from mmguard.data.carrier import Jpeg, carrier_for
+from mmguard.data.images import Picture, load_image, load_picture
 from mmguard.data.tasks import target_text
 from mmguard.errors import SampleError, SurrogateError
 from mmguard.lvlm.prompt import Example
 from mmguard.perturb import image as pgd
+from mmguard.perturb import jpeg as encoder
 from mmguard.perturb import trigger as hotflip
 from mmguard.perturb.budget import ImageBudget, apply, to_unit
 from mmguard.perturb.objective import Reference
@@ -36,6 +38,8 @@ class Item:
     """Present δ, int8 `(3, H, W)`; changed in place."""
     triggers: list[Trigger] = field(default_factory=list)
     """Present trigger of every sample; empty for captions."""
+    jpeg: Jpeg | None = None
+    """Settings of the encoder if it will be released as JPEG, which changes it once more."""
     lost: SampleError | None = None
     """Why its original could not be read any more, if so: nothing further is done with it."""
 
@@ -52,8 +56,12 @@ class Item:
         return load_image(self.path)
 
     def protected(self) -> Tensor:
-        """The image as it would be released now, uint8 `(3, H, W)`."""
+        """The image as it would be encoded now, uint8 `(3, H, W)`."""
         return apply(self.original(), self.delta)
+
+    def seen(self, image: Tensor) -> Tensor:
+        """What a reader of the released file sees of a protected image, both `[0,1]` float `(3, H, W)`."""
+        return encoder.seen(image, self.jpeg) if self.jpeg else image
 
 
 def optimise(
@@ -83,26 +91,26 @@ def optimise(
         ensemble.recompute = recompute
 
 
-def _originals(batch: Sequence[Item]) -> list[Tensor]:
+def _originals(batch: Sequence[Item]) -> list[Picture]:
     """The originals of the items that are not lost; an item whose file cannot be read any more is from now on."""
     images = []
     for item in batch:
         try:
             if item.lost is None:
-                images.append(item.original())
+                images.append(load_picture(item.path))
         except SampleError as error:
             item.lost = error
     return images
 
 
 def _protect(
-    batch: Sequence[Item], originals: Sequence[Tensor], ensemble: Ensemble, config: ProtectConfig, size: int
+    batch: Sequence[Item], pictures: Sequence[Picture], ensemble: Ensemble, config: ProtectConfig, size: int
 ) -> int:
     """The outer problem for one batch: both sides, one after the other, with the surrogates held.
 
     Args:
         batch: whole images.
-        originals: of each.
+        pictures: the original of each.
         ensemble: the adapted surrogates.
         config: what to do.
         size: samples that go through a surrogate together.
@@ -114,12 +122,13 @@ def _protect(
     Raises:
         SurrogateError: memory is not enough for one sample.
     """
+    originals = [picture.image for picture in pictures]
     while True:
         try:
             parts = _parts(batch, originals, ensemble, size)
             deltas = [item.delta for item in batch]
             if config.perturbs_images:
-                deltas = _perturb(deltas, originals, parts, ensemble, config)
+                deltas = _perturb(batch, deltas, pictures, parts, ensemble, config)
             if config.inserts_triggers:
                 _search_triggers(batch, deltas, originals, parts, ensemble)
             if config.perturbs_images:
@@ -151,7 +160,7 @@ def _inner_batches(
         for item, number in rng.sample(flat, min(config.inner_batch_size, len(flat))):
             for original in _originals([item]):
                 examples.append(item.examples[number])
-                images.append(to_unit(apply(original, item.delta)))
+                images.append(item.seen(to_unit(apply(original.image, item.delta))))
         if examples:
             yield examples, images
 
@@ -190,14 +199,16 @@ def _parts(batch: Sequence[Item], originals: Sequence[Tensor], ensemble: Ensembl
 
 
 def _perturb(
+    batch: Sequence[Item],
     deltas: Sequence[Tensor],
-    originals: Sequence[Tensor],
+    pictures: Sequence[Picture],
     parts: Sequence[_Part],
     ensemble: Ensemble,
     config: ProtectConfig,
 ) -> list[Tensor]:
     """Outer problem, image: PGD steps with the triggers held."""
-    budget = ImageBudget(config.eps)
+    originals = [picture.image for picture in pictures]
+    budgets = [ImageBudget(config.eps, picture.alpha) for picture in pictures]
 
     def backward(protected: list[Tensor]) -> None:
         for part in parts:
@@ -205,7 +216,7 @@ def _perturb(
 
     moved = list(deltas)
     for _ in range(config.pgd_steps):
-        moved = pgd.descend(backward, originals, moved, budget)
+        moved = pgd.descend(backward, originals, moved, budgets, [item.seen for item in batch])
     return moved
 
 
@@ -217,7 +228,9 @@ def _search_triggers(
     ensemble: Ensemble,
 ) -> None:
     """Outer problem, text: HotFlip with the images held."""
-    protected = [to_unit(apply(image, delta)) for image, delta in zip(originals, deltas, strict=True)]
+    protected = [
+        item.seen(to_unit(apply(image, delta))) for item, image, delta in zip(batch, originals, deltas, strict=True)
+    ]
     found: list[list[Trigger]] = [[] for _ in batch]
     for part in parts:
         better = ensemble.search(part.examples, [protected[k] for k in part.owners], part.references)
@@ -235,9 +248,9 @@ def start(path: Path, samples: Sequence[Sample], config: ProtectConfig, vocabula
     Raises:
         SampleError: the image cannot be read.
     """
-    image = load_image(path)
+    picture = load_picture(path)
     generator = torch.Generator().manual_seed(_seed_of(config.seed, samples[0].id))
-    budget = ImageBudget(config.eps if config.perturbs_images else 0)
+    budget = ImageBudget(config.eps if config.perturbs_images else 0, picture.alpha)
     random_start = budget.random_signs if config.variant == "random-noise" else budget.random
     words = config.trigger_words if config.inserts_triggers else 0
     triggers = [
@@ -246,7 +259,8 @@ def start(path: Path, samples: Sequence[Sample], config: ProtectConfig, vocabula
         else ()
         for sample in samples
     ]
-    return Item(path, list(samples), random_start(image, generator), triggers)
+    jpeg = carrier_for(path, config.format).jpeg if config.format in ("keep", "jpeg") else None
+    return Item(path, list(samples), random_start(picture.image, generator), triggers, jpeg)
 
 
 def _seed_of(seed: int, identifier: str) -> int:

@@ -52,6 +52,16 @@ def image_names(dataset: Dataset) -> dict[Path, str]:
     return {image: names[image] for image in sorted(names)}
 
 
+def released_name(name: str, suffix: str, dataset: Dataset) -> str:
+    """The name of `image_names` for a picture that is stored in a format with another suffix."""
+    return name if formats.named(dataset.format).contains else PurePosixPath(name).with_suffix(suffix).as_posix()
+
+
+def name_key(name: str, dataset: Dataset) -> str:
+    """What of a released image's name does not depend on the format that it is stored in."""
+    return released_name(name, "", dataset) if name else ""
+
+
 def relative(image: Path, dataset: Dataset) -> PurePosixPath:
     """The path of an image within its dataset."""
     return PurePosixPath(Path(os.path.relpath(image, dataset.image_root)).as_posix())

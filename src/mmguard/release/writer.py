@@ -20,13 +20,14 @@ from torch import Tensor
 from mmguard.config import ProtectConfig
 from mmguard.data import formats
 from mmguard.data.formats.base import Released, changes, write_text
-from mmguard.data.images import load_image, save_png
+from mmguard.data.images import Picture, load_picture
 from mmguard.data.rows import released_row
 from mmguard.data.text import is_admissible
 from mmguard.errors import BudgetError, ReleaseError, SampleError
 from mmguard.release import layout
 from mmguard.release.card import WARNING_TEXT, dataset_card
 from mmguard.release.origin import origin
+from mmguard.release.pictures import Stored, deviations, store, summary
 from mmguard.runtime.provenance import commit
 from mmguard.types import Dataset, Rejection, Sample
 
@@ -44,6 +45,8 @@ class Release:
     failed: list[Rejection]
     """What of the dataset was left out, and why."""
     config: ProtectConfig
+    pictures: dict[str, Any]
+    """Formats, file sizes and notes of the pictures, counted (`release/pictures.py`)."""
 
 
 class ReleaseWriter:
@@ -131,30 +134,52 @@ class ReleaseWriter:
         """
         if path not in self._names:
             raise ReleaseError(f"{path}: is no image of the dataset in {self.dataset.root}")
-        original, protected = load_image(path), protected.cpu()
+        picture, protected = load_picture(path), protected.cpu()
+        original = picture.image
         if protected.dtype != torch.uint8 or protected.shape != original.shape:
             raise BudgetError(
                 f"{path}: the protected image is {protected.dtype} {tuple(protected.shape)}, "
                 f"the original torch.uint8 {tuple(original.shape)}"
             )
-        reached, mean = layout.change(original, protected)
+        reached, _ = layout.change(original, protected)
         if reached > self._eps:
             raise BudgetError(f"{path}: the perturbation reaches {reached}/255, its budget is {self._eps}/255")
-        target = self._images / self._names[path]
+        stored = store(path, picture, protected, self.config, self._eps)
+        name = layout.released_name(self._names[path], stored.carrier.suffix, self.dataset)
+        target = self._images / name
         partial = target.with_name(target.name + ".partial")
         with _writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            save_png(protected, partial)
-            _require_same(partial, protected)
+            partial.write_bytes(stored.content)
+            released = self._read_back(path, picture, protected, partial, stored)
             os.replace(partial, target)
+            reached, mean = layout.change(original, released.image)
             self._written[path] = {
                 "original": layout.relative(path, self.dataset).as_posix(),
-                "released": self._names[path],
+                "released": name,
                 "original_sha256": layout.sha256(path),
                 "released_sha256": layout.sha256(target),
                 "eps": reached,
                 "mean_abs_delta": mean,
+                "original_bytes": path.stat().st_size,
+                **stored.facts(),
             }
+
+    def _read_back(self, path: Path, picture: Picture, protected: Tensor, written: Path, stored: Stored) -> Picture:
+        """What a reader sees of a file just written, and nobody may see anything else."""
+        try:
+            released = load_picture(written)
+        except SampleError as error:
+            raise ReleaseError(f"{written}: reads back differently from what was written: check the disk") from error
+        # JPEG and the low bits of 16-bit gray add something to δ, though never beyond ε.
+        exact = stored.carrier.jpeg is None and stored.carrier.mode != "I;16"
+        if (exact and not torch.equal(released.image, protected)) or layout.change(picture.image, released.image)[
+            0
+        ] > self._eps:
+            raise ReleaseError(f"{written}: reads back differently from what was written: check the disk")
+        if found := deviations(path, picture, written, released, self.config.declare_no_training):
+            raise ReleaseError(f"{path}: cannot be stored faithfully: its copy {'; '.join(found)}: please report this")
+        return released
 
     def finish(self, triggers: Mapping[str, tuple[str, ...]], failed: Sequence[Rejection]) -> Release:
         """Writes record, card and data files; the release is complete once the record is no longer `unfinished`.
@@ -213,10 +238,10 @@ class ReleaseWriter:
             self.deltas.unlink(missing_ok=True)
             shutil.rmtree(self.record / layout.IMAGES, ignore_errors=True)
             (self.record / layout.UNFINISHED).unlink()
-        return Release(self.path, self.record, len(kept), len(samples), skipped, self.config)
+        return Release(self.path, self.record, len(kept), len(samples), skipped, self.config, summary(images))
 
     def _released(self, number: int, image: Path, words: Mapping[int, Sequence[str]]) -> Released:
-        owner, name = self.dataset.rows[number], self._names[image]
+        owner, name = self.dataset.rows[number], self._written[image]["released"]
         row = released_row(owner, self.dataset.image_field, PurePosixPath(name).name, words)
         return Released(self.dataset.places[number], row, changes(owner, row), self._images / name)
 
@@ -243,7 +268,7 @@ class ReleaseWriter:
 
     def _remove_leftovers(self, kept: set[Path]) -> None:
         """Removes images of rows that were left out, and of an unfinished run that this one took over."""
-        wanted = {self._images / self._names[image] for image in kept}
+        wanted = {self._images / self._written[image]["released"] for image in kept}
         for file in sorted([*self.path.rglob("*"), *(self.record / layout.IMAGES).rglob("*")], reverse=True):
             with _writing(file):
                 if file.is_file() and file not in wanted:
@@ -257,15 +282,6 @@ def _trigger_record(sample: Sample, row: int, words: Sequence[str]) -> dict[str,
     first = len((sample.question or "").split())
     positions = list(range(first, first + len(words)))
     return {"id": sample.id, "row": row, "words": list(words), "positions": positions}
-
-
-def _require_same(path: Path, image: Tensor) -> None:
-    try:
-        same = torch.equal(load_image(path), image)
-    except SampleError:
-        same = False
-    if not same:
-        raise ReleaseError(f"{path}: reads back differently from what was written: check the disk")
 
 
 def _require_apart(folder: Path, root: Path) -> None:
