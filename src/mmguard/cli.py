@@ -404,6 +404,7 @@ def _release_dict(release: Release) -> dict[str, Any]:
         "images": release.images,
         "samples": release.samples,
         "failed": [{"where": f.where, "reason": f.reason} for f in release.failed],
+        "captions": release.captions,
     }
 
 
@@ -414,6 +415,14 @@ def _print_release(release: Release) -> None:
         f"Release: {release.path} ({release.images} images, {release.samples} samples, {len(release.failed)} left out)",
         highlight=False,
     )
+    if release.captions:
+        example = next(iter(release.captions.values()))
+        _out.print(
+            f"Texts:   {len(release.captions)} pictures came without; protected against the surrogate's own captions, "
+            f"which are in the record (the first: {example})",
+            highlight=False,
+            markup=False,
+        )
     _out.print(
         f"Record:  {release.record}  [bold]never publish this folder: it tells a thief how to undo the protection[/]",
         highlight=False,

@@ -146,7 +146,7 @@ def _assemble(source: Source, limit: int | None) -> Dataset:
             image = _locate(source, image_value(row, source.image_field), exists)
             if full and image not in chosen:
                 continue
-            samples = samples_of(row, len(dataset.rows), image)
+            samples = samples_of(row, len(dataset.rows), image, source.wordless)
             _require_new_ids(samples, ids)
         except ValueError as error:
             if not full:

@@ -49,13 +49,14 @@ def image_value(row: dict[str, Any], image_field: str) -> str:
     return value
 
 
-def samples_of(row: dict[str, Any], number: int, image: Path) -> list[Sample]:
+def samples_of(row: dict[str, Any], number: int, image: Path, wordless: bool = False) -> list[Sample]:
     """The training samples of a row: one, or one a turn for a chat row.
 
     Args:
         row: the row as read.
         number: its number in the dataset: the id where the row has no `id` of its own.
         image: absolute path of its image.
+        wordless: whether the row may do without any text; its answer is then empty.
 
     Raises:
         ValueError: the row cannot be used; the message says why and what to do.
@@ -86,6 +87,8 @@ def samples_of(row: dict[str, Any], number: int, image: Path) -> list[Sample]:
         question, options = None, ()
         answer = _text(row["text"], "`text`")
         answers = (answer,)
+    elif wordless:
+        question, answer, answers, options = None, "", ("",), ()
     else:
         raise ValueError(f"has no text that is understood (fields found: {', '.join(row)}; understood: {FORMS})")
     if options and option_index(answer, options) is None:

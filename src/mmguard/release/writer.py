@@ -44,6 +44,8 @@ class Release:
     failed: list[Rejection]
     """What of the dataset was left out, and why."""
     config: ProtectConfig
+    captions: dict[str, str]
+    """What the first surrogate says of pictures that came without text, by sample: what they were protected against."""
 
 
 class ReleaseWriter:
@@ -156,7 +158,12 @@ class ReleaseWriter:
                 "mean_abs_delta": mean,
             }
 
-    def finish(self, triggers: Mapping[str, tuple[str, ...]], failed: Sequence[Rejection]) -> Release:
+    def finish(
+        self,
+        triggers: Mapping[str, tuple[str, ...]],
+        failed: Sequence[Rejection],
+        captions: Mapping[str, str] | None = None,
+    ) -> Release:
         """Writes record, card and data files; the release is complete once the record is no longer `unfinished`.
 
         A row is left out if its image was not written, or if `failed` names it: by the id of one of its
@@ -165,6 +172,7 @@ class ReleaseWriter:
         Args:
             triggers: inserted words by sample id; samples not in it get none.
             failed: what could not be protected; `where` is a sample id or an image path.
+            captions: models' captions of pictures without text, by sample id, for the record; they are not released.
 
         Raises:
             BudgetError: a trigger is too long, inadmissible, or for a sample without a question (Eq. 16).
@@ -203,9 +211,10 @@ class ReleaseWriter:
         self._remove_leftovers(kept)
         images = [self._written[image] for image in self._names if image in kept]
         record = {**self._header, "images": images, "samples": samples, "left_out": left_out}
+        record["captions"] = dict(captions or {})
         _write_text(self.record / layout.RECORD, json.dumps(record, indent=1) + "\n")
-        captions = all(sample.question is None for sample in self.dataset.samples)
-        card = dataset_card([one.row for one in rows], len(kept), len(samples), captions, self._format)
+        targets_only = all(sample.question is None for sample in self.dataset.samples)
+        card = dataset_card([one.row for one in rows], len(kept), len(samples), targets_only, self._format)
         _write_text(self.path / layout.CARD, card)
         with _writing(self.path):
             self._format.write(self.dataset, rows, self.path)
@@ -213,7 +222,7 @@ class ReleaseWriter:
             self.deltas.unlink(missing_ok=True)
             shutil.rmtree(self.record / layout.IMAGES, ignore_errors=True)
             (self.record / layout.UNFINISHED).unlink()
-        return Release(self.path, self.record, len(kept), len(samples), skipped, self.config)
+        return Release(self.path, self.record, len(kept), len(samples), skipped, self.config, record["captions"])
 
     def _released(self, number: int, image: Path, words: Mapping[int, Sequence[str]]) -> Released:
         owner, name = self.dataset.rows[number], self._names[image]
