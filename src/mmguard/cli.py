@@ -39,7 +39,8 @@ _out, _err = Console(emoji=False), Console(stderr=True, emoji=False)
 
 _PROTECT, _AUDIT = field_help(ProtectConfig), field_help(AuditConfig)
 _DATASET = (
-    "A folder with metadata.jsonl, a LLaVA/ShareGPT JSON, a hub dataset id, a benchmark "
+    "A folder or file of a known format (an image folder, conversations as JSON, COCO captions, a table, Parquet, "
+    "WebDataset, pictures with or without captions), the URL of one, a hub dataset id, a benchmark "
     f"({', '.join(benchmarks.NAMES)}), easy-vqa[:train|test][:what|yes-no][:N], "
     "or a laboratory task drawings:DOMAIN[:train|test][:N]."
 )
@@ -153,6 +154,24 @@ def verify(
             )
         if not result.ok:
             raise typer.Exit(1)
+
+
+@app.command()
+def publish(
+    release: Annotated[Path, typer.Argument(help="Folder written by `mmguard protect`; never its record.")],
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Dataset of the Hugging Face hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Create it so that only its owner sees it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Upload a release to the Hugging Face hub, and nothing of its record."""
+    with _reporting(as_json):
+        from mmguard.release.publish import publish as run
+
+        url = run(release, repo, private)
+        if as_json:
+            _print_json({"url": url})
+        else:
+            _out.print(f"Published: {url}", highlight=False, markup=False)
 
 
 @app.command()
