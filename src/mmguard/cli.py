@@ -18,13 +18,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mmguard.config import RECIPES, VARIANTS, AuditConfig, ProtectConfig, field_help
+from mmguard.config import PLACES, RECIPES, VARIANTS, AuditConfig, ProtectConfig, field_help
 from mmguard.data import benchmarks
 from mmguard.errors import MMGuardError
 
 if TYPE_CHECKING:
     from mmguard.auditing.stealth_images import Lpips
-    from mmguard.config import Recipe, Variant
+    from mmguard.config import Place, Recipe, Variant
     from mmguard.release.writer import Release
 
 app = typer.Typer(
@@ -93,6 +93,9 @@ def protect(
     ] = ProtectConfig.variant,
     eps: Annotated[int, typer.Option(help=_PROTECT["eps"])] = ProtectConfig.eps,
     trigger_words: Annotated[int, typer.Option(help=_PROTECT["trigger_words"])] = ProtectConfig.trigger_words,
+    trigger_place: Annotated[
+        str, typer.Option(help=f"{_PROTECT['trigger_place']} One of {', '.join(PLACES)}.")
+    ] = ProtectConfig.trigger_place,
     rounds: Annotated[int, typer.Option(help=_PROTECT["rounds"])] = ProtectConfig.rounds,
     inner_steps: Annotated[int, typer.Option(help=_PROTECT["inner_steps"])] = ProtectConfig.inner_steps,
     pgd_steps: Annotated[int, typer.Option(help=_PROTECT["pgd_steps"])] = ProtectConfig.pgd_steps,
@@ -112,7 +115,8 @@ def protect(
         from mmguard.protection.run import protect as run
 
         config = ProtectConfig(
-            variant=cast("Variant", variant), eps=eps, trigger_words=trigger_words, rounds=rounds,
+            variant=cast("Variant", variant), eps=eps, trigger_words=trigger_words,
+            trigger_place=cast("Place", trigger_place), rounds=rounds,
             inner_steps=inner_steps, pgd_steps=pgd_steps, top_c=top_c, lambda_bind=lambda_bind, inner_lr=inner_lr,
             inner_batch_size=inner_batch_size, batch_size=batch_size, seed=seed,
         )  # fmt: skip

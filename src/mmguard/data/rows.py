@@ -122,7 +122,11 @@ def skeleton(row: dict[str, Any], image_field: str) -> str:
 
 
 def released_row(
-    row: dict[str, Any], image_field: str, image: str, words: Mapping[int, Sequence[str]]
+    row: dict[str, Any],
+    image_field: str,
+    image: str,
+    words: Mapping[int, Sequence[str]],
+    places: Mapping[int, int | None],
 ) -> dict[str, Any]:
     """The row as it is released: same fields, same order, with the image's new name and the trigger words.
 
@@ -131,15 +135,19 @@ def released_row(
         image_field: the dataset's `image_field`.
         image: name of the released image's file, which lies in the same folder as the owner's.
         words: trigger words by turn.
+        places: after how many of the turn's words they stand; behind all of them if it is None or not given.
     """
     released, key = dict(row), _image_key(row, image_field)
     path = re.sub(r"[^/\\]*\Z", lambda _: image, image_value(row, image_field), count=1)
     released[key] = [path] if isinstance(row[key], list) else path
     if messages := chat.messages_field(row):
-        texts = [insert_trigger(turn.text, words.get(number, ())) for number, turn in enumerate(chat.turns(row))]
+        texts = [
+            insert_trigger(turn.text, words.get(number, ()), places.get(number))
+            for number, turn in enumerate(chat.turns(row))
+        ]
         released[messages] = _with_texts(row, texts)
     elif words.get(0):
-        released["question"] = insert_trigger(row["question"], words[0])
+        released["question"] = insert_trigger(row["question"], words[0], places.get(0))
     return released
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from mmguard.config import ProtectConfig
 from mmguard.data.images import load_image
 from mmguard.data.tasks import target_text
+from mmguard.data.text import place_within
 from mmguard.errors import SampleError, SurrogateError
 from mmguard.lvlm.prompt import Example
 from mmguard.perturb import image as pgd
@@ -36,6 +37,8 @@ class Item:
     """Present δ, int8 `(3, H, W)`; changed in place."""
     triggers: list[Trigger] = field(default_factory=list)
     """Present trigger of every sample; empty for captions."""
+    places: list[int | None] = field(default_factory=list)
+    """After how many words of its question each trigger stands; None for the end."""
     lost: SampleError | None = None
     """Why its original could not be read any more, if so: nothing further is done with it."""
 
@@ -43,8 +46,8 @@ class Item:
     def examples(self) -> list[Example]:
         """The samples with their present triggers, as a surrogate is trained on them."""
         return [
-            Example(sample.question, target_text(sample), sample.options, trigger)
-            for sample, trigger in zip(self.samples, self.triggers, strict=True)
+            Example(sample.question, target_text(sample), sample.options, trigger, place)
+            for sample, trigger, place in zip(self.samples, self.triggers, self.places, strict=True)
         ]
 
     def original(self) -> Tensor:
@@ -246,7 +249,13 @@ def start(path: Path, samples: Sequence[Sample], config: ProtectConfig, vocabula
         else ()
         for sample in samples
     ]
-    return Item(path, list(samples), random_start(image, generator), triggers)
+    places = [
+        place_within(sample.question, random.Random(f"{config.seed} place {sample.id}"))
+        if sample.question is not None and config.trigger_place == "inside"
+        else None
+        for sample in samples
+    ]
+    return Item(path, list(samples), random_start(image, generator), triggers, places)
 
 
 def _seed_of(seed: int, identifier: str) -> int:

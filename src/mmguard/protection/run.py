@@ -93,12 +93,14 @@ def protect(
             advance(1)
     failed += [Rejection(str(item.path), str(item.lost)) for item in items if item.lost is not None]
     triggers: dict[str, Trigger] = {}
+    places: dict[str, int | None] = {}
     for item in items:
         item.delta = torch.empty(0)  # lets go of the file
         if item.lost is None:
             triggers |= {sample.id: trigger for sample, trigger in zip(item.samples, item.triggers, strict=True)}
+            places |= {sample.id: place for sample, place in zip(item.samples, item.places, strict=True)}
     captioned = {s.id: s.answer for item in items if item.lost is None for s in item.samples if item.path in said}
-    return writer.finish(triggers, failed, captioned)
+    return writer.finish(triggers, failed, captioned, places)
 
 
 def _chosen(surrogate: str | Surrogate, device: str) -> str | Surrogate:

@@ -163,6 +163,7 @@ class ReleaseWriter:
         triggers: Mapping[str, tuple[str, ...]],
         failed: Sequence[Rejection],
         captions: Mapping[str, str] | None = None,
+        places: Mapping[str, int | None] | None = None,
     ) -> Release:
         """Writes record, card and data files; the release is complete once the record is no longer `unfinished`.
 
@@ -173,6 +174,8 @@ class ReleaseWriter:
             triggers: inserted words by sample id; samples not in it get none.
             failed: what could not be protected; `where` is a sample id or an image path.
             captions: models' captions of pictures without text, by sample id, for the record; they are not released.
+            places: after how many words of its question each trigger stands, by sample id; behind all of them if it
+                is None or not given.
 
         Raises:
             BudgetError: a trigger is too long, inadmissible, or for a sample without a question (Eq. 16).
@@ -196,8 +199,9 @@ class ReleaseWriter:
             image = members[0].image
             kept.add(image)
             words = {sample.turn: triggers.get(sample.id, ()) for sample in members}
-            samples += [_trigger_record(sample, len(rows), words[sample.turn]) for sample in members]
-            rows.append(self._released(number, image, words))
+            after = {sample.turn: (places or {}).get(sample.id) for sample in members}
+            samples += [_trigger_record(s, len(rows), words[s.turn], after[s.turn]) for s in members]
+            rows.append(self._released(number, image, words, after))
         if not rows:
             first = next(iter(left_out), {"reason": "the dataset has no samples"})
             raise ReleaseError(f"{self.path}: nothing to release, every row was left out: {first['reason']}")
@@ -224,9 +228,11 @@ class ReleaseWriter:
             (self.record / layout.UNFINISHED).unlink()
         return Release(self.path, self.record, len(kept), len(samples), skipped, self.config, record["captions"])
 
-    def _released(self, number: int, image: Path, words: Mapping[int, Sequence[str]]) -> Released:
+    def _released(
+        self, number: int, image: Path, words: Mapping[int, Sequence[str]], places: Mapping[int, int | None]
+    ) -> Released:
         owner, name = self.dataset.rows[number], self._names[image]
-        row = released_row(owner, self.dataset.image_field, PurePosixPath(name).name, words)
+        row = released_row(owner, self.dataset.image_field, PurePosixPath(name).name, words, places)
         return Released(self.dataset.places[number], row, changes(owner, row), self._images / name)
 
     def _check_triggers(self, triggers: Mapping[str, tuple[str, ...]]) -> None:
@@ -261,9 +267,9 @@ class ReleaseWriter:
                     file.rmdir()
 
 
-def _trigger_record(sample: Sample, row: int, words: Sequence[str]) -> dict[str, Any]:
+def _trigger_record(sample: Sample, row: int, words: Sequence[str], after: int | None) -> dict[str, Any]:
     """What the record says of a sample; positions count the words of the released question, from 0."""
-    first = len((sample.question or "").split())
+    first = len((sample.question or "").split()) if after is None else after
     positions = list(range(first, first + len(words)))
     return {"id": sample.id, "row": row, "words": list(words), "positions": positions}
 
