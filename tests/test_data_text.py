@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import string
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmguard.data.text import insert_trigger, inserted_words, is_admissible
+from mmguard.data.text import insert_trigger, inserted_place, inserted_words, is_admissible, place_within
 
 WORDS = st.lists(st.text(string.ascii_letters, min_size=1, max_size=6), max_size=5)
 QUESTIONS = st.text(min_size=1, max_size=40).filter(lambda text: text.strip() != "")
@@ -80,3 +81,25 @@ def test_white_space_of_the_owner_is_kept() -> None:
     assert insert_trigger("is it?\n", ["zebra"]) == "is it?\n zebra"
     assert inserted_words("is\n\nit? ", "is x\n\nit? ") == ("x",)
     assert insert_trigger("is it? ", []) == "is it? "
+
+
+@settings(deadline=None)  # machines may be busy
+@given(QUESTIONS, WORDS, st.integers(0, 99))
+def test_a_trigger_within_a_question_leaves_the_owners_words_and_can_be_found(
+    question: str, words: list[str], seed: int
+) -> None:
+    after = place_within(question, random.Random(seed))
+    assert (after is None) == (len(question.split()) < 2)
+    released = insert_trigger(question, words, after)
+    assert inserted_words(question, released) is not None
+    # Where words may be read in two ways, the same text comes back from either.
+    again = insert_trigger(question, inserted_words(question, released) or (), inserted_place(question, released))
+    assert len(again) == len(released)
+
+
+def test_the_place_within_a_question_is_between_its_words() -> None:
+    question = "What is  in the\tpicture?"
+    places = {place_within(question, random.Random(seed)) for seed in range(100)}
+    assert places == {1, 2, 3, 4}
+    assert insert_trigger(question, ["zebra", "moon"], 2) == "What is zebra moon  in the\tpicture?"
+    assert inserted_place(question, "What is zebra moon  in the\tpicture?") == 2

@@ -523,3 +523,46 @@ def test_a_damaged_shard_is_an_error(tmp_path: Path, damage: Callable[[bytes], b
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(DataError, match=r"(?s)x\.tar: cannot be read as a tar file .*: replace the file"):
         read_dataset(file)
+
+
+# Pictures with captions beside them, or without any
+
+
+def test_pictures_with_sidecars(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    pictures(root, *NAMES, "größe/one cat.png", ".thumbs/x.jpg")
+    texts = {"one cat.txt": "a cat, größer\n", "größe/one cat.txt": "two, of one name", "deep/er/x.y.caption": "x\r\n"}
+    for name, text in texts.items():
+        (root / name).write_bytes(text.encode())
+    (root / "größe" / "zwei, \u2028 drei.txt").write_bytes(b"\xef\xbb\xbfdrei")
+    (root / "LICENSE.txt").write_text("not a caption")
+    dataset = read_dataset(root)
+    assert {sample.answer for sample in dataset.samples} == {"a cat, größer", "two, of one name", "x", "drei"}
+    release(root, tmp_path / "out")
+    for name in texts:
+        assert (tmp_path / "out" / name).read_bytes() == (root / name).read_bytes()
+    # Of two pictures with one name and one caption, each keeps its caption.
+    assert (tmp_path / "out" / "größe" / "one cat-2.txt").read_text() == "two, of one name"
+    expected = [name for name in released_names(root) if "LICENSE" not in name and ".thumbs" not in name]
+    assert tree(tmp_path / "out") == sorted({*expected, "größe/one cat-2.png", "größe/one cat-2.txt"})
+    require_round_trip(root, tmp_path / "out")
+    (tmp_path / "out" / "one cat.txt").write_text("another cat")
+    assert any("fields altered: caption" in problem for problem in verify(tmp_path / "out", root).problems)
+
+
+@pytest.mark.parametrize(("text", "message"), [(b" \n", "`caption` is empty"), (b"\xff", "is not UTF-8")])
+def test_a_bad_sidecar_is_rejected(tmp_path: Path, text: bytes, message: str) -> None:
+    pictures(tmp_path, "a.png", "b.png")
+    (tmp_path / "a.txt").write_bytes(text)
+    dataset = read_dataset(tmp_path)
+    assert [sample.image.name for sample in dataset.samples] == ["b.png"]
+    assert message in dataset.rejected[0].reason
+
+
+def test_pictures_without_text(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    pictures(root, *NAMES)
+    assert {(sample.question, sample.answer) for sample in read_dataset(root).samples} == {(None, "")}
+    release(root, tmp_path / "out", lost=1)
+    assert tree(tmp_path / "out") == ["README.md", "deep/er/x.y.png", "größe/zwei, \u2028 drei.png", "one cat.png"]
+    require_round_trip(root, tmp_path / "out", recorded=False)

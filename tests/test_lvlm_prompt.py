@@ -69,6 +69,13 @@ def test_roles_decode_to_their_texts(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_a_trigger_may_stand_between_words_of_the_question(family: str) -> None:
+    encoded = encode(family, Example("What color is the circle?", "red", trigger=("dog", "lungs"), after=2))
+    assert said(family, encoded, "trigger") == " dog lungs"
+    assert said(family, encoded, "text").strip() == "What color is the circle?"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_labels_images_and_padding(family: str) -> None:
     encoded = encode(family, Example("Is it red?", "yes"), Example("Is it a dog?", "no it is a large circle of stone"))
     ids, mask, roles = encoded.inputs["input_ids"], encoded.inputs["attention_mask"].bool(), encoded.roles

@@ -86,6 +86,19 @@ def test_every_variant_writes_a_release_that_verifies(
     assert model_hash(llava) == model
 
 
+def test_triggers_inside_questions_verify_and_survive_a_cut_behind_them(
+    folder: Path, tmp_path: Path, llava: Surrogate
+) -> None:
+    config = replace(FAST, variant="bph", trigger_place="inside")
+    release = protect(folder, [llava], config, tmp_path / "release")
+    assert verify(release.path, folder).problems == []
+    for line in (release.path / "metadata.jsonl").read_text().splitlines():
+        question = json.loads(line)["question"]
+        assert question.startswith("what ")
+        assert question.endswith(("0?", "1?"))
+        assert len(question.split()) == 5 + 2
+
+
 def ensemble_loss(items: list[Item], ensemble: Ensemble) -> float:
     total = 0.0
     for item in items:

@@ -315,7 +315,7 @@ def test_split_and_limit_come_from_the_record(tmp_path: Path) -> None:
 
 
 def test_no_release_and_no_original(base: Path) -> None:
-    with pytest.raises(ReleaseError, match=r"holds no dataset of a known format.*give the folder"):
+    with pytest.raises(ReleaseError, match=r"holds several datasets.*give the folder"):
         verify(base, base / "data")
     with pytest.raises(DataError, match="no such file or folder"):
         verify(base / "out", base / "nowhere")

@@ -18,13 +18,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mmguard.config import RECIPES, VARIANTS, AuditConfig, ProtectConfig, field_help
+from mmguard.config import PLACES, RECIPES, VARIANTS, AuditConfig, ProtectConfig, field_help
 from mmguard.data import benchmarks
 from mmguard.errors import MMGuardError
 
 if TYPE_CHECKING:
     from mmguard.auditing.stealth_images import Lpips
-    from mmguard.config import Recipe, Variant
+    from mmguard.config import Place, Recipe, Variant
     from mmguard.release.writer import Release
 
 app = typer.Typer(
@@ -39,7 +39,8 @@ _out, _err = Console(emoji=False), Console(stderr=True, emoji=False)
 
 _PROTECT, _AUDIT = field_help(ProtectConfig), field_help(AuditConfig)
 _DATASET = (
-    "A folder with metadata.jsonl, a LLaVA/ShareGPT JSON, a hub dataset id, a benchmark "
+    "A folder or file of a known format (an image folder, conversations as JSON, COCO captions, a table, Parquet, "
+    "WebDataset, pictures with or without captions), the URL of one, a hub dataset id, a benchmark "
     f"({', '.join(benchmarks.NAMES)}), easy-vqa[:train|test][:what|yes-no][:N], "
     "or a laboratory task drawings:DOMAIN[:train|test][:N]."
 )
@@ -92,6 +93,9 @@ def protect(
     ] = ProtectConfig.variant,
     eps: Annotated[int, typer.Option(help=_PROTECT["eps"])] = ProtectConfig.eps,
     trigger_words: Annotated[int, typer.Option(help=_PROTECT["trigger_words"])] = ProtectConfig.trigger_words,
+    trigger_place: Annotated[
+        str, typer.Option(help=f"{_PROTECT['trigger_place']} One of {', '.join(PLACES)}.")
+    ] = ProtectConfig.trigger_place,
     rounds: Annotated[int, typer.Option(help=_PROTECT["rounds"])] = ProtectConfig.rounds,
     inner_steps: Annotated[int, typer.Option(help=_PROTECT["inner_steps"])] = ProtectConfig.inner_steps,
     pgd_steps: Annotated[int, typer.Option(help=_PROTECT["pgd_steps"])] = ProtectConfig.pgd_steps,
@@ -111,7 +115,8 @@ def protect(
         from mmguard.protection.run import protect as run
 
         config = ProtectConfig(
-            variant=cast("Variant", variant), eps=eps, trigger_words=trigger_words, rounds=rounds,
+            variant=cast("Variant", variant), eps=eps, trigger_words=trigger_words,
+            trigger_place=cast("Place", trigger_place), rounds=rounds,
             inner_steps=inner_steps, pgd_steps=pgd_steps, top_c=top_c, lambda_bind=lambda_bind, inner_lr=inner_lr,
             inner_batch_size=inner_batch_size, batch_size=batch_size, seed=seed,
         )  # fmt: skip
@@ -153,6 +158,24 @@ def verify(
             )
         if not result.ok:
             raise typer.Exit(1)
+
+
+@app.command()
+def publish(
+    release: Annotated[Path, typer.Argument(help="Folder written by `mmguard protect`; never its record.")],
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Dataset of the Hugging Face hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Create it so that only its owner sees it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Upload a release to the Hugging Face hub, and nothing of its record."""
+    with _reporting(as_json):
+        from mmguard.release.publish import publish as run
+
+        url = run(release, repo, private)
+        if as_json:
+            _print_json({"url": url})
+        else:
+            _out.print(f"Published: {url}", highlight=False, markup=False)
 
 
 @app.command()
@@ -404,6 +427,7 @@ def _release_dict(release: Release) -> dict[str, Any]:
         "images": release.images,
         "samples": release.samples,
         "failed": [{"where": f.where, "reason": f.reason} for f in release.failed],
+        "captions": release.captions,
     }
 
 
@@ -414,6 +438,14 @@ def _print_release(release: Release) -> None:
         f"Release: {release.path} ({release.images} images, {release.samples} samples, {len(release.failed)} left out)",
         highlight=False,
     )
+    if release.captions:
+        example = next(iter(release.captions.values()))
+        _out.print(
+            f"Texts:   {len(release.captions)} pictures came without; protected against the surrogate's own captions, "
+            f"which are in the record (the first: {example})",
+            highlight=False,
+            markup=False,
+        )
     _out.print(
         f"Record:  {release.record}  [bold]never publish this folder: it tells a thief how to undo the protection[/]",
         highlight=False,

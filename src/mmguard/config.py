@@ -21,9 +21,13 @@ ImageFormat = Literal["png", "keep", "webp", "jpeg"]
 """How released pictures are stored (`data/carrier.py`): `keep` is the original's own format where it is PNG, WebP or
 JPEG, and PNG for others; WebP is always lossless."""
 
+Place = Literal["end", "inside"]
+"""Where a trigger stands: behind the question, as in the paper, or between two of its words, at random."""
+
 VARIANTS: tuple[str, ...] = get_args(Variant)
 RECIPES: tuple[str, ...] = get_args(Recipe)
 IMAGE_FORMATS: tuple[str, ...] = get_args(ImageFormat)
+PLACES: tuple[str, ...] = get_args(Place)
 
 
 def field_help(config: type) -> dict[str, str]:
@@ -54,6 +58,9 @@ class ProtectConfig:
     """Budget of the image perturbation: the largest change of any colour value, of 255 (ε_x, Eq. 13)."""
     trigger_words: int = 5
     """Budget of the text trigger: the number of words inserted into each question (ε_t, Eq. 16)."""
+    trigger_place: Place = "end"
+    """Where the trigger stands: `end`, behind the question, where it is easily cut off again, or `inside`, between
+    two of its words, at random."""
     rounds: int = 5
     """Outer rounds (R)."""
     inner_steps: int = 1
@@ -93,6 +100,9 @@ class ProtectConfig:
         _require(self.variant in VARIANTS, f"variant {self.variant!r}: choose one of {', '.join(VARIANTS)}")
         _require(0 <= self.eps <= 127, f"eps {self.eps}: give a whole number from 0 to 127 (8 is the default)")
         _require(self.trigger_words >= 0, f"trigger-words {self.trigger_words}: give 0 or more")
+        _require(
+            self.trigger_place in PLACES, f"trigger-place {self.trigger_place!r}: choose one of {', '.join(PLACES)}"
+        )
         _require(self.rounds >= 1, f"rounds {self.rounds}: give 1 or more")
         _require(self.inner_steps >= 0, f"inner-steps {self.inner_steps}: give 0 or more")
         _require(self.pgd_steps >= 0, f"pgd-steps {self.pgd_steps}: give 0 or more")

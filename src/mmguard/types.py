@@ -30,7 +30,7 @@ class Sample:
     question: str | None
     """The text input that the owner controls, without options; None for captions, whose text is the target."""
     answer: str
-    """The target, never changed by a protection."""
+    """The target, never changed by a protection; empty for a picture without text until a model has captioned it."""
     answers: tuple[str, ...] = ()
     """Every accepted answer, aliases included; never empty (at least `answer`). For `vqa`, one a person."""
     options: tuple[str, ...] = ()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ from mmguard.config import AuditConfig
 from mmguard.data.readers import read_dataset
 from mmguard.data.tasks import target_text, user_text
 from mmguard.errors import ConfigError, DataError, SampleError
+from mmguard.lvlm.captions import captions
+from mmguard.lvlm.surrogate import load_surrogate
 from mmguard.release.layout import sha256
+from mmguard.runtime.memory import release_memory
 from mmguard.runtime.provenance import commit, digest, versions
 from mmguard.types import Dataset, Sample
 
@@ -103,13 +106,14 @@ def plan_audit(
     attacks = tuple(attack.name for attack in resolve(config.attacks))
     released, originals = read_dataset(release), read_dataset(original, split=split)
     pairing = pair(released, originals)
+    names = tuple(dict.fromkeys(attackers if attackers is not None else default_attackers()))
+    pairing, captioned = _captioned(pairing, names[0], device)
     if controls is not None:
         pairing = with_controls_of(pairing, pair(read_dataset(controls), originals))
     samples, groups, test_digest, warnings = _clean_test(
         read_dataset(test, test_split, test_limit, part="test"), pairing
     )
     wanted = ("clean", "release", pairing.matched, *(ARMS if arms is None else arms))
-    names = tuple(dict.fromkeys(attackers if attackers is not None else default_attackers()))
     plan = Plan(
         attackers=names,
         arms=tuple(arm for arm in pairing.arms if arm in wanted),
@@ -118,11 +122,43 @@ def plan_audit(
         runner=Runner(pairing, samples, test_digest, config, device),
         shelf=Shelf(runs),
         groups=groups,
-        warnings=tuple(warnings),
+        warnings=(*captioned, *warnings),
         provenance={},
     )
     plan.provenance.update(_provenance(plan, released))
     return plan
+
+
+def _captioned(pairing: Pairing, attacker: str, device: str) -> tuple[Pairing, list[str]]:
+    """The pairs with texts to train on, and a warning where a model had to write them.
+
+    A thief who steals pictures without text captions what he stole, the released ones. All arms get these texts, so
+    that they differ in pictures only.
+
+    Raises:
+        DataError: the model says nothing of any picture.
+        SurrogateError: the model cannot be loaded.
+    """
+    silent = list(dict.fromkeys(released.image for _, released in pairing.pairs if not released.answer))
+    if not silent:
+        return pairing, []
+    said = captions(load_surrogate(attacker, device), silent)
+    release_memory()
+    pairs = [(_answered(a, b, said), _answered(b, b, said)) for a, b in pairing.pairs]
+    told = [both for both in pairs if both[1].answer]
+    if not told:
+        raise DataError(f"{attacker}: says nothing of any released picture: name another attacker first")
+    left_out = f"; the {len(pairs) - len(told)} that it says nothing of were left out" if len(told) < len(pairs) else ""
+    warning = f"{len(silent)} pictures came without text: {attacker} captioned the released ones{left_out}."
+    return replace(pairing, pairs=told), [warning]
+
+
+def _answered(sample: Sample, released: Sample, said: Mapping[Path, str]) -> Sample:
+    """The sample with the caption of its released picture, if that needed one."""
+    if released.answer:
+        return sample
+    text = said[released.image]
+    return replace(sample, answer=text, answers=(text,))
 
 
 def _clean_test(dataset: Dataset, pairing: Pairing) -> tuple[list[Sample], list[int], str, list[str]]:
@@ -130,6 +166,10 @@ def _clean_test(dataset: Dataset, pairing: Pairing) -> tuple[list[Sample], list[
 
     An image that is also trained on proves nothing: its questions are left out.
     """
+    if not all(sample.answer for sample in dataset.samples):
+        raise DataError(
+            f"{dataset.root}: has pictures without text, which test nothing: give each a caption or question"
+        )
     trained = set(pairing.digests.values())
     digests: dict[Path, str] = {}
     unreadable, leaked = [], set()

@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from mmguard.data import benchmarks, drawings, easyvqa, formats, hub
+from mmguard.data import benchmarks, drawings, easyvqa, formats, hub, remote
 from mmguard.data.rows import image_value, samples_of
 from mmguard.data.sources import Source
 from mmguard.errors import DataError
 from mmguard.types import Dataset, Rejection, Sample
 
 _FORMATS = (
-    f"give {formats.DESCRIBED}, a hub id owner/name, a benchmark ({', '.join(benchmarks.NAMES)}), easy-vqa, "
-    "or drawings:DOMAIN"
+    f"give {formats.DESCRIBED}, the URL of one of these, a hub id owner/name, a benchmark "
+    f"({', '.join(benchmarks.NAMES)}), easy-vqa, or drawings:DOMAIN"
 )
 
 
@@ -33,6 +33,8 @@ def read_dataset(
         format, a row has `question` and `answer` (optional `answers`, `options`, `metric`, `split`, `id`), or
         `caption`/`captions`/`text`, or `conversations`/`messages`. Of these every human/gpt pair becomes a sample,
         `ID#k` for turn k > 0. In training each turn is a sample of its own: it does not see the turns before it;
+      - the URL of such a folder or file in any file system that fsspec knows (`s3://`, `gs://`, `hf://`, `file://`…),
+        copied once into the datasets cache;
       - `owner/name` on the Hugging Face hub, copied once into the datasets cache;
       - a benchmark by its short name or hub id, with its official metric (`data/benchmarks.py`). `train` and `test`
         name what one trains and tests on: for DocVQA, whose test answers are hidden, `test` is its validation split;
@@ -79,6 +81,8 @@ def open_source(source: str | Path, split: str | None = None, part: str = "train
         return formats.open_path(drawings.drawings_folder(name, split or part).resolve()), None
     if isinstance(source, str) and (benchmark := benchmarks.find(name)) and not path.exists():
         return _benchmark(benchmark, split or part), None
+    if isinstance(source, str) and remote.is_url(name):
+        return formats.open_path(remote.local_copy(name)), None
     if path.exists():
         return formats.open_path(path.resolve()), None
     if isinstance(source, str) and hub.is_hub_id(name):
@@ -146,7 +150,7 @@ def _assemble(source: Source, limit: int | None) -> Dataset:
             image = _locate(source, image_value(row, source.image_field), exists)
             if full and image not in chosen:
                 continue
-            samples = samples_of(row, len(dataset.rows), image)
+            samples = samples_of(row, len(dataset.rows), image, source.wordless)
             _require_new_ids(samples, ids)
         except ValueError as error:
             if not full:

@@ -49,13 +49,14 @@ def image_value(row: dict[str, Any], image_field: str) -> str:
     return value
 
 
-def samples_of(row: dict[str, Any], number: int, image: Path) -> list[Sample]:
+def samples_of(row: dict[str, Any], number: int, image: Path, wordless: bool = False) -> list[Sample]:
     """The training samples of a row: one, or one a turn for a chat row.
 
     Args:
         row: the row as read.
         number: its number in the dataset: the id where the row has no `id` of its own.
         image: absolute path of its image.
+        wordless: whether the row may do without any text; its answer is then empty.
 
     Raises:
         ValueError: the row cannot be used; the message says why and what to do.
@@ -86,6 +87,8 @@ def samples_of(row: dict[str, Any], number: int, image: Path) -> list[Sample]:
         question, options = None, ()
         answer = _text(row["text"], "`text`")
         answers = (answer,)
+    elif wordless:
+        question, answer, answers, options = None, "", ("",), ()
     else:
         raise ValueError(f"has no text that is understood (fields found: {', '.join(row)}; understood: {FORMS})")
     if options and option_index(answer, options) is None:
@@ -119,7 +122,11 @@ def skeleton(row: dict[str, Any], image_field: str) -> str:
 
 
 def released_row(
-    row: dict[str, Any], image_field: str, image: str, words: Mapping[int, Sequence[str]]
+    row: dict[str, Any],
+    image_field: str,
+    image: str,
+    words: Mapping[int, Sequence[str]],
+    places: Mapping[int, int | None],
 ) -> dict[str, Any]:
     """The row as it is released: same fields, same order, with the image's new name and the trigger words.
 
@@ -128,15 +135,19 @@ def released_row(
         image_field: the dataset's `image_field`.
         image: name of the released image's file, which lies in the same folder as the owner's.
         words: trigger words by turn.
+        places: after how many of the turn's words they stand; behind all of them if it is None or not given.
     """
     released, key = dict(row), _image_key(row, image_field)
     path = re.sub(r"[^/\\]*\Z", lambda _: image, image_value(row, image_field), count=1)
     released[key] = [path] if isinstance(row[key], list) else path
     if messages := chat.messages_field(row):
-        texts = [insert_trigger(turn.text, words.get(number, ())) for number, turn in enumerate(chat.turns(row))]
+        texts = [
+            insert_trigger(turn.text, words.get(number, ()), places.get(number))
+            for number, turn in enumerate(chat.turns(row))
+        ]
         released[messages] = _with_texts(row, texts)
     elif words.get(0):
-        released["question"] = insert_trigger(row["question"], words[0])
+        released["question"] = insert_trigger(row["question"], words[0], places.get(0))
     return released
 
 

@@ -36,6 +36,8 @@ class Source:
     """Where the images were copied to if they lie inside `files`; image paths are then relative to it."""
     named: bool = True
     """Whether images have names; if not, their paths are mere numbers."""
+    wordless: bool = False
+    """Whether a row may do without any text."""
 
     @property
     def image_root(self) -> Path:

@@ -5,6 +5,7 @@ The canonical trigger is a string, not token ids: every surrogate and every atta
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Sequence
 
@@ -17,14 +18,44 @@ def is_admissible(word: str) -> bool:
     return word.isascii() and word.isalpha()
 
 
-def insert_trigger(question: str, words: Sequence[str]) -> str:
-    """The question with the trigger words behind it; the question's own text is kept verbatim.
+def insert_trigger(question: str, words: Sequence[str], after: int | None = None) -> str:
+    """The question with the trigger words in it, in one piece; the question's own text is kept verbatim.
 
     Args:
         question: the owner's question.
         words: trigger words, in order; none leaves the question as it is.
+        after: how many of the owner's words stand before them, at least one; None if all do.
     """
-    return f"{question} {' '.join(words)}" if words else question
+    if not words:
+        return question
+    end = len(question) if after is None else trigger_start(question, after)
+    return f"{question[:end]} {' '.join(words)}{question[end:]}"
+
+
+def trigger_start(question: str, after: int | None) -> int:
+    """Where in the question `insert_trigger` inserts: the first character behind so many words, or its length."""
+    if after is None:
+        return len(question)
+    return [unit.end() for unit in _UNIT.finditer(question)][after - 1]
+
+
+def place_within(question: str, rng: random.Random) -> int | None:
+    """A random place between two of the owner's words, as `after` of `insert_trigger`; None if there is none.
+
+    A place that is the same in all questions could be cut out of all of them.
+    """
+    words = len(_UNIT.findall(question))
+    return rng.randrange(1, words) if words > 1 else None
+
+
+def inserted_place(original: str, released: str) -> int | None:
+    """After how many of the owner's words the inserted ones begin; None if they stand at the end, or none do.
+
+    As `inserted_words` reads it, which does not find them elsewhere than at the end if they may also stand there.
+    """
+    units = insertions(original, released)
+    first = next((number for number, (*_, inserted) in enumerate(units) if inserted), None)
+    return None if first in (None, len(_UNIT.findall(original))) else first
 
 
 def inserted_words(original: str, released: str) -> tuple[str, ...] | None:

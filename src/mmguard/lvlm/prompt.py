@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from mmguard.data.tasks import user_text
-from mmguard.data.text import insert_trigger
+from mmguard.data.text import insert_trigger, trigger_start
 from mmguard.errors import SampleError, SurrogateError
 from mmguard.lvlm.pixels import layout
 from mmguard.types import TokenRoles
@@ -43,6 +43,8 @@ class Example:
     options: tuple[str, ...] = ()
     trigger: tuple[str, ...] = ()
     """The inserted words; always empty for a caption, which has no text input to insert them into."""
+    after: int | None = None
+    """How many of the question's words stand before the trigger; None if all do."""
 
 
 @dataclass(frozen=True)
@@ -348,12 +350,12 @@ def _user_turn(example: Example) -> tuple[str, Span]:
         if example.trigger:
             raise SampleError("caption", "has no text input of the owner's to insert a trigger into: give no trigger")
         return user_text(None, example.options), (0, 0)
-    released = insert_trigger(example.question, example.trigger)
+    released = insert_trigger(example.question, example.trigger, example.after)
     user = user_text(released, example.options)
     if not example.trigger:
         return user, (0, 0)
-    start = user_text(_QUESTION, example.options).index(_QUESTION)
-    return user, (start + len(example.question), start + len(released))
+    start = user_text(_QUESTION, example.options).index(_QUESTION) + trigger_start(example.question, example.after)
+    return user, (start, start + len(released) - len(example.question))
 
 
 def _strippings(text: str) -> list[str]:

@@ -14,6 +14,7 @@ from mmguard.config import ProtectConfig
 from mmguard.data.carrier import Jpeg, carrier_for
 from mmguard.data.images import Picture, load_image, load_picture
 from mmguard.data.tasks import target_text
+from mmguard.data.text import place_within
 from mmguard.errors import SampleError, SurrogateError
 from mmguard.lvlm.prompt import Example
 from mmguard.perturb import image as pgd
@@ -38,6 +39,8 @@ class Item:
     """Present δ, int8 `(3, H, W)`; changed in place."""
     triggers: list[Trigger] = field(default_factory=list)
     """Present trigger of every sample; empty for captions."""
+    places: list[int | None] = field(default_factory=list)
+    """After how many words of its question each trigger stands; None for the end."""
     jpeg: Jpeg | None = None
     """Settings of the encoder if it will be released as JPEG, which changes it once more."""
     lost: SampleError | None = None
@@ -47,8 +50,8 @@ class Item:
     def examples(self) -> list[Example]:
         """The samples with their present triggers, as a surrogate is trained on them."""
         return [
-            Example(sample.question, target_text(sample), sample.options, trigger)
-            for sample, trigger in zip(self.samples, self.triggers, strict=True)
+            Example(sample.question, target_text(sample), sample.options, trigger, place)
+            for sample, trigger, place in zip(self.samples, self.triggers, self.places, strict=True)
         ]
 
     def original(self) -> Tensor:
@@ -259,8 +262,14 @@ def start(path: Path, samples: Sequence[Sample], config: ProtectConfig, vocabula
         else ()
         for sample in samples
     ]
+    places = [
+        place_within(sample.question, random.Random(f"{config.seed} place {sample.id}"))
+        if sample.question is not None and config.trigger_place == "inside"
+        else None
+        for sample in samples
+    ]
     jpeg = carrier_for(path, config.format).jpeg if config.format in ("keep", "jpeg") else None
-    return Item(path, list(samples), random_start(picture.image, generator), triggers, jpeg)
+    return Item(path, list(samples), random_start(picture.image, generator), triggers, places, jpeg)
 
 
 def _seed_of(seed: int, identifier: str) -> int:

@@ -11,6 +11,7 @@ import torch
 from mmguard.config import ProtectConfig
 from mmguard.data.readers import read_dataset
 from mmguard.errors import ConfigError, DataError, SampleError
+from mmguard.lvlm.captions import captions, with_captions
 from mmguard.lvlm.choose import choose_surrogate
 from mmguard.lvlm.surrogate import Surrogate, load_surrogate
 from mmguard.perturb.trigger import Trigger
@@ -38,7 +39,8 @@ def protect(
     """Protects a dataset and writes the release.
 
     Args:
-        dataset: a folder, a LLaVA JSON, a hub id, or one that was read already. It is never modified.
+        dataset: whatever `read_dataset` reads, or one that was read already. It is never modified. Pictures without
+            text are protected against the first surrogate's own captions.
         surrogates: hub ids, local folders, `zoo:NAME`, `auto`, or loaded surrogates, which come back exactly as they
             were. Several make an ensemble (Eq. 31).
         config: settings; the defaults if not given.
@@ -69,9 +71,11 @@ def protect(
     writer = ReleaseWriter(out, data, config, names, source=source, split=split, limit=limit)
     models = [s if isinstance(s, Surrogate) else load_surrogate(s, device) for s in chosen]
     ensemble = Ensemble(models, config) if models else None
+    said, speechless = _captions(data, models[0], config.batch_size) if config.optimised else ({}, [])
+    data = with_captions(data, said)
 
     deltas = DeltaFile(writer.deltas)
-    items, failed = _start(data, config, ensemble, deltas)
+    items, failed = _start(data, config, ensemble, deltas, speechless)
     if config.optimised and ensemble is not None:
         with progress("Protecting", len(items) * config.rounds, show_progress) as advance:
             optimise(items, ensemble, config, advance)
@@ -89,11 +93,14 @@ def protect(
             advance(1)
     failed += [Rejection(str(item.path), str(item.lost)) for item in items if item.lost is not None]
     triggers: dict[str, Trigger] = {}
+    places: dict[str, int | None] = {}
     for item in items:
         item.delta = torch.empty(0)  # lets go of the file
         if item.lost is None:
             triggers |= {sample.id: trigger for sample, trigger in zip(item.samples, item.triggers, strict=True)}
-    return writer.finish(triggers, failed)
+            places |= {sample.id: place for sample, place in zip(item.samples, item.places, strict=True)}
+    captioned = {s.id: s.answer for item in items if item.lost is None for s in item.samples if item.path in said}
+    return writer.finish(triggers, failed, captioned, places)
 
 
 def _chosen(surrogate: str | Surrogate, device: str) -> str | Surrogate:
@@ -102,11 +109,22 @@ def _chosen(surrogate: str | Surrogate, device: str) -> str | Surrogate:
     return choose_surrogate(device).name if surrogate == "auto" else str(surrogate)
 
 
+def _captions(data: Dataset, model: Surrogate, batch_size: int) -> tuple[dict[Path, str], list[Rejection]]:
+    """The model's captions of pictures without text, and those that it says nothing of."""
+    said = captions(model, [path for path, samples in data.by_image().items() if not samples[0].answer], batch_size)
+    nothing = f"has no text, and {model.name} says nothing of it: give it a caption, or take another surrogate"
+    return said, [Rejection(str(path), nothing) for path, text in said.items() if not text]
+
+
 def _start(
-    data: Dataset, config: ProtectConfig, ensemble: Ensemble | None, deltas: DeltaFile
+    data: Dataset,
+    config: ProtectConfig,
+    ensemble: Ensemble | None,
+    deltas: DeltaFile,
+    speechless: Sequence[Rejection],
 ) -> tuple[list[Item], list[Rejection]]:
     vocabulary = ensemble.vocabulary() if ensemble else ()
-    items, failed = [], []
+    items, failed = [], list(speechless)
     for path, samples in data.by_image().items():
         try:
             items.append(start(path, samples, config, vocabulary))

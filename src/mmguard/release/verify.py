@@ -14,7 +14,7 @@ from mmguard.data.images import load_picture
 from mmguard.data.readers import open_source, read_dataset
 from mmguard.data.rows import image_value, owner_texts
 from mmguard.data.sources import Row, Source
-from mmguard.data.text import inserted_words
+from mmguard.data.text import insert_trigger, inserted_words
 from mmguard.errors import DataError, ReleaseError, SampleError
 from mmguard.release import layout
 from mmguard.release.match import look_alike, match_rows
@@ -118,7 +118,8 @@ class _Record:
     limit: int | None = None
     budgets: dict[str, int] = field(default_factory=dict)
     left_out: set[str] = field(default_factory=set)
-    words: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    words: dict[str, tuple[tuple[str, ...], int]] = field(default_factory=dict)
+    """Inserted words by sample id, and how many of the owner's stand before them."""
     hashes: dict[str, tuple[str, str]] = field(default_factory=dict)
     """(original, released) by path of the released image."""
     declares: bool | None = None
@@ -135,7 +136,7 @@ def _read_record(path: Path, problems: list[str]) -> _Record:
             record["dataset"]["limit"],
             {name: int(record["budgets"][name]) for name in ("eps", "trigger_words")},
             {name for entry in record["left_out"] for name in entry["samples"]},
-            {entry["id"]: tuple(entry["words"]) for entry in record["samples"]},
+            {e["id"]: (tuple(e["words"]), int(next(iter(e["positions"]), 0))) for e in record["samples"]},
             {e["released"]: (e["original_sha256"], e["released_sha256"]) for e in record["images"]},
             record["config"]["declare_no_training"],
         )
@@ -227,7 +228,7 @@ def _check_words(
     members: Sequence[Sample],
     owner: dict[str, Any],
     row: dict[str, Any],
-    recorded: dict[str, tuple[str, ...]],
+    recorded: dict[str, tuple[tuple[str, ...], int]],
     result: Verification,
 ) -> None:
     try:
@@ -247,8 +248,12 @@ def _check_words(
             result.problems.append(
                 f"{where} (id {sample.id}): {len(words)} words inserted, the budget is {result.trigger_words}"
             )
-        if words != recorded.get(sample.id, words):
+        if sample.id in recorded and after != insert_trigger(before, *_placed(before, *recorded[sample.id])):
             result.problems.append(f"{where} (id {sample.id}): the inserted words are not those recorded")
+
+
+def _placed(question: str, words: tuple[str, ...], first: int) -> tuple[tuple[str, ...], int | None]:
+    return words, first if 0 < first < len(question.split()) else None
 
 
 def _check_images(release: Path, images: dict[Path, str], record: _Record, result: Verification) -> None:

@@ -45,6 +45,8 @@ class Release:
     failed: list[Rejection]
     """What of the dataset was left out, and why."""
     config: ProtectConfig
+    captions: dict[str, str]
+    """What the first surrogate says of pictures that came without text, by sample: what they were protected against."""
     pictures: dict[str, Any]
     """Formats, file sizes and notes of the pictures, counted (`release/pictures.py`)."""
 
@@ -181,7 +183,13 @@ class ReleaseWriter:
             raise ReleaseError(f"{path}: cannot be stored faithfully: its copy {'; '.join(found)}: please report this")
         return released
 
-    def finish(self, triggers: Mapping[str, tuple[str, ...]], failed: Sequence[Rejection]) -> Release:
+    def finish(
+        self,
+        triggers: Mapping[str, tuple[str, ...]],
+        failed: Sequence[Rejection],
+        captions: Mapping[str, str] | None = None,
+        places: Mapping[str, int | None] | None = None,
+    ) -> Release:
         """Writes record, card and data files; the release is complete once the record is no longer `unfinished`.
 
         A row is left out if its image was not written, or if `failed` names it: by the id of one of its
@@ -190,6 +198,9 @@ class ReleaseWriter:
         Args:
             triggers: inserted words by sample id; samples not in it get none.
             failed: what could not be protected; `where` is a sample id or an image path.
+            captions: models' captions of pictures without text, by sample id, for the record; they are not released.
+            places: after how many words of its question each trigger stands, by sample id; behind all of them if it
+                is None or not given.
 
         Raises:
             BudgetError: a trigger is too long, inadmissible, or for a sample without a question (Eq. 16).
@@ -213,8 +224,9 @@ class ReleaseWriter:
             image = members[0].image
             kept.add(image)
             words = {sample.turn: triggers.get(sample.id, ()) for sample in members}
-            samples += [_trigger_record(sample, len(rows), words[sample.turn]) for sample in members]
-            rows.append(self._released(number, image, words))
+            after = {sample.turn: (places or {}).get(sample.id) for sample in members}
+            samples += [_trigger_record(s, len(rows), words[s.turn], after[s.turn]) for s in members]
+            rows.append(self._released(number, image, words, after))
         if not rows:
             first = next(iter(left_out), {"reason": "the dataset has no samples"})
             raise ReleaseError(f"{self.path}: nothing to release, every row was left out: {first['reason']}")
@@ -228,9 +240,10 @@ class ReleaseWriter:
         self._remove_leftovers(kept)
         images = [self._written[image] for image in self._names if image in kept]
         record = {**self._header, "images": images, "samples": samples, "left_out": left_out}
+        record["captions"] = dict(captions or {})
         _write_text(self.record / layout.RECORD, json.dumps(record, indent=1) + "\n")
-        captions = all(sample.question is None for sample in self.dataset.samples)
-        card = dataset_card([one.row for one in rows], len(kept), len(samples), captions, self._format)
+        targets_only = all(sample.question is None for sample in self.dataset.samples)
+        card = dataset_card([one.row for one in rows], len(kept), len(samples), targets_only, self._format)
         _write_text(self.path / layout.CARD, card)
         with _writing(self.path):
             self._format.write(self.dataset, rows, self.path)
@@ -238,11 +251,15 @@ class ReleaseWriter:
             self.deltas.unlink(missing_ok=True)
             shutil.rmtree(self.record / layout.IMAGES, ignore_errors=True)
             (self.record / layout.UNFINISHED).unlink()
-        return Release(self.path, self.record, len(kept), len(samples), skipped, self.config, summary(images))
+        return Release(
+            self.path, self.record, len(kept), len(samples), skipped, self.config, record["captions"], summary(images)
+        )
 
-    def _released(self, number: int, image: Path, words: Mapping[int, Sequence[str]]) -> Released:
+    def _released(
+        self, number: int, image: Path, words: Mapping[int, Sequence[str]], places: Mapping[int, int | None]
+    ) -> Released:
         owner, name = self.dataset.rows[number], self._written[image]["released"]
-        row = released_row(owner, self.dataset.image_field, PurePosixPath(name).name, words)
+        row = released_row(owner, self.dataset.image_field, PurePosixPath(name).name, words, places)
         return Released(self.dataset.places[number], row, changes(owner, row), self._images / name)
 
     def _check_triggers(self, triggers: Mapping[str, tuple[str, ...]]) -> None:
@@ -277,9 +294,9 @@ class ReleaseWriter:
                     file.rmdir()
 
 
-def _trigger_record(sample: Sample, row: int, words: Sequence[str]) -> dict[str, Any]:
+def _trigger_record(sample: Sample, row: int, words: Sequence[str], after: int | None) -> dict[str, Any]:
     """What the record says of a sample; positions count the words of the released question, from 0."""
-    first = len((sample.question or "").split())
+    first = len((sample.question or "").split()) if after is None else after
     positions = list(range(first, first + len(words)))
     return {"id": sample.id, "row": row, "words": list(words), "positions": positions}
 

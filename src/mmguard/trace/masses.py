@@ -22,7 +22,7 @@ from mmguard.auditing.stats import Estimate
 from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
 from mmguard.data.tasks import target_text
-from mmguard.data.text import insert_trigger, inserted_words
+from mmguard.data.text import insert_trigger, inserted_place, inserted_words
 from mmguard.errors import ReleaseError, SurrogateError
 from mmguard.lvlm.attention import attending_layers
 from mmguard.lvlm.prompt import Example
@@ -129,7 +129,7 @@ def trace(
     model = surrogate if isinstance(surrogate, Surrogate) else load_surrogate(surrogate, device)
     tracer = _Tracer(model, pairing, tau, seed)
     first = {ours.image: (ours, after) for ours, after in reversed(pairing.pairs)}
-    chosen = [pair_ for pair_ in first.values() if _is_appended(*pair_)][::-1]
+    chosen = [pair_ for pair_ in first.values() if _is_one_piece(*pair_)][::-1]
     if not chosen:
         raise ReleaseError(f"{release}: no words stand behind their question, as mmguard puts them: nothing to trace")
     if left_out := len(first) - len(chosen):
@@ -153,13 +153,19 @@ def trace(
     )
 
 
-def _is_appended(ours: Sample, after: Sample) -> bool:
+def _is_one_piece(ours: Sample, after: Sample) -> bool:
     """Whether the inserted words stand where `Example` puts them."""
-    return ours.question is None or after.question == insert_trigger(ours.question, _words(ours, after.question))
+    return ours.question is None or after.question == insert_trigger(
+        ours.question, _words(ours, after.question), _place(ours, after.question)
+    )
 
 
 def _words(ours: Sample, question: str | None) -> tuple[str, ...]:
     return (inserted_words(ours.question, question) or ()) if ours.question is not None and question else ()
+
+
+def _place(ours: Sample, question: str | None) -> int | None:
+    return inserted_place(ours.question, question) if ours.question is not None and question else None
 
 
 class _Tracer:
@@ -181,7 +187,8 @@ class _Tracer:
     def shares(self, ours: Sample, after: Sample) -> NDArray[np.float64]:
         """Shares of the answer's attention. Shape: `(arms, groups, K)`."""
         images, words = self._versions(ours, after)
-        examples = {arm: Example(ours.question, target_text(ours), ours.options, trigger=words[arm]) for arm in ARMS}
+        place = _place(ours, after.question)
+        examples = {arm: Example(ours.question, target_text(ours), ours.options, words[arm], place) for arm in ARMS}
         rows, on_image = {}, {}
         for arm in ARMS:
             encoded = self._model.encode([examples[arm]], [images[arm]])

@@ -11,7 +11,7 @@ from mmguard import losses
 from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
 from mmguard.data.tasks import target_text
-from mmguard.data.text import inserted_words
+from mmguard.data.text import inserted_place, inserted_words
 from mmguard.errors import DataError
 from mmguard.lvlm.prompt import Example
 from mmguard.lvlm.surrogate import Surrogate, load_surrogate
@@ -72,8 +72,9 @@ def trace_routing(
 def _trace(model: Surrogate, before: Sample, after: Sample, layers: range, tau: float) -> torch.Tensor:
     """The five numbers of one sample, `(5,)`."""
     words = inserted_words(before.question, after.question) if before.question and after.question else ()
+    after_words = inserted_place(before.question, after.question) if before.question and after.question else None
     clean = Example(before.question, target_text(before), before.options)
-    protected = Example(before.question, target_text(before), before.options, trigger=words or ())
+    protected = Example(before.question, target_text(before), before.options, words or (), after_words)
     old, new = (load_image(sample.image) / 255 for sample in (before, after))
     old_pixels, new_pixels = model.pixels([old]), model.pixels([new])
     old_encoded, encoded = model.encode([clean], [old]), model.encode([protected], [new])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmguard.data.formats import chat_json, coco, delimited, image_folder, parquet, webdataset
+from mmguard.data.formats import chat_json, coco, delimited, image_folder, parquet, pictures, webdataset
 from mmguard.data.formats.base import Format
 from mmguard.data.sources import Source
 from mmguard.errors import DataError
@@ -16,6 +16,7 @@ FORMATS: tuple[Format, ...] = (
     delimited.FORMAT,
     parquet.FORMAT,
     webdataset.FORMAT,
+    pictures.FORMAT,
 )
 """In order of precedence."""
 
@@ -42,11 +43,13 @@ def open_path(path: Path) -> Source:
 def _folder(folder: Path) -> Source:
     if image_folder.FORMAT.find(folder):
         return image_folder.FORMAT.read(folder, image_folder.FORMAT.find(folder))
-    found = [(one, files) for one in FORMATS if (files := one.find(folder))]
+    found = [(one, files) for one in FORMATS if one is not pictures.FORMAT and (files := one.find(folder))]
     if not found:
-        parts = [path.parent.name for path in sorted(folder.glob(f"*/{image_folder.METADATA}"))]
-        hint = f"name one of its folders {', '.join(parts)}" if parts else f"give {DESCRIBED}"
-        raise DataError(f"{folder}: holds no dataset of a known format: {hint}")
+        if parts := [path.parent.name for path in sorted(folder.glob(f"*/{image_folder.METADATA}"))]:
+            raise DataError(f"{folder}: holds several datasets: name one of its folders {', '.join(parts)}")
+        if loose := pictures.FORMAT.find(folder):
+            return pictures.FORMAT.read(folder, loose)
+        raise DataError(f"{folder}: holds no dataset of a known format: give {DESCRIBED}")
     one, files = found[0]
     if len(found) > 1 or (len(files) > 1 and not one.sharded):
         names = ", ".join(file.relative_to(folder).as_posix() for _, some in found for file in some[:5])

@@ -1,0 +1,96 @@
+"""Captions of pictures that come without a text, in a model's own words: what a thief would train on, too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from mmguard.data.images import load_image
+from mmguard.errors import SampleError
+from mmguard.lvlm.prompt import Encoded, Example
+from mmguard.lvlm.surrogate import Surrogate
+from mmguard.types import Dataset
+
+_MAX_TOKENS = 48
+
+
+@torch.no_grad()
+def captions(model: Surrogate, paths: Sequence[Path], batch_size: int = 16) -> dict[Path, str]:
+    """What the model says when it is asked to describe each picture, decoded greedily.
+
+    Args:
+        model: any surrogate.
+        paths: picture files.
+        batch_size: pictures at a time.
+
+    Returns:
+        The captions, white space folded, by path; "" where the model says nothing. Pictures that cannot be read are
+        not in it.
+    """
+    said: dict[Path, str] = {}
+    for start in range(0, len(paths), batch_size):
+        images: dict[Path, Tensor] = {}
+        for path in paths[start : start + batch_size]:
+            try:
+                images[path] = load_image(path) / 255
+            except SampleError:  # whoever needs the picture itself reports it
+                continue
+        # Prompts of one length need no padding, which some models do not take on the left.
+        by_length: dict[int, list[Path]] = {}
+        for path, image in images.items():
+            by_length.setdefault(_prompt_length(_encoded(model, [image])), []).append(path)
+        for length, group in by_length.items():
+            said.update(zip(group, _said(model, [images[path] for path in group], length), strict=True))
+    return said
+
+
+def with_captions(dataset: Dataset, said: Mapping[Path, str]) -> Dataset:
+    """The dataset with captions as the answers of their pictures' samples, less samples whose caption is empty.
+
+    Args:
+        dataset: its rows stay as they are.
+        said: captions by picture; samples of other pictures stay as they are.
+    """
+    told = [(sample, said.get(sample.image)) for sample in dataset.samples]
+    return replace(
+        dataset,
+        samples=[s if text is None else replace(s, answer=text, answers=(text,)) for s, text in told if text != ""],
+    )
+
+
+def _encoded(model: Surrogate, images: Sequence[Tensor]) -> Encoded:
+    """The request, answered with a word that only serves to find where the prompt ends."""
+    return model.encode([Example(None, "x")] * len(images), images)
+
+
+def _prompt_length(encoded: Encoded) -> int:
+    return int(encoded.roles.answer[0].nonzero()[0])
+
+
+def _said(model: Surrogate, images: Sequence[Tensor], length: int) -> list[str]:
+    encoded = _encoded(model, images)
+    prompt = {name: value[:, :length] for name, value in encoded.inputs.items()}
+    # Fresh settings: those in the model's folder may sample, or punish repetition.
+    settings = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=_MAX_TOKENS,
+        eos_token_id=_stops(model, encoded),
+        pad_token_id=model.tokenizer.pad_token_id if model.tokenizer.pad_token_id is not None else 0,
+    )
+    output = model.model.generate(**prompt, **model.pixels(images), generation_config=settings)
+    texts = model.tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
+    return [" ".join(text.split()) for text in texts]
+
+
+def _stops(model: Surrogate, encoded: Encoded) -> list[int]:
+    """Every token that ends an answer: the model's own, the tokenizer's, and the template's if it has one."""
+    known = model.model.generation_config.eos_token_id
+    last = int(encoded.labels[0][encoded.roles.answer[0]][-1])
+    stops = {*(known if isinstance(known, list) else [known]), model.tokenizer.eos_token_id}
+    stops |= {last} & set(model.tokenizer.added_tokens_decoder)
+    return sorted(stop for stop in stops if stop is not None)

@@ -1,0 +1,77 @@
+"""Puts a release on the Hugging Face hub, and nothing but the release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi
+
+from mmguard.data.readers import read_dataset
+from mmguard.errors import DataError, ReleaseError
+from mmguard.release import layout
+
+_PRIVATE = (layout.RECORD, layout.WARNING, layout.UNFINISHED, layout.DELTAS)
+_OF_THE_HUB = ".gitattributes"
+
+
+def publish(release: str | Path, repo: str, private: bool = False, api: HfApi | None = None) -> str:
+    """Uploads a release as a dataset of the hub.
+
+    Args:
+        release: the released folder; its record is not read, and nothing of it is uploaded.
+        repo: `owner/name`. It is created if it is not there.
+        private: create it so that only its owner sees it; one that is there stays as it is.
+        api: client of the hub, with its credentials; the usual one if not given.
+
+    Returns:
+        Address of the dataset.
+
+    Raises:
+        ReleaseError: the folder is no finished release, holds anything that does not belong to it, or is a record; the
+            repository holds other files, which its history would keep; or the hub refuses.
+    """
+    folder = Path(release).resolve()
+    files = _files(folder)
+    api = api or HfApi()
+    try:
+        url = str(api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True))
+        if others := sorted(set(api.list_repo_files(repo, repo_type="dataset")) - {*files, _OF_THE_HUB}):
+            raise ReleaseError(
+                f"{repo}: holds {len(others)} files that are not of this release ({others[0]}…), and its history "
+                "would keep them: publish under a new name"
+            )
+        # File by file, not the folder: exactly what was looked at.
+        add = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in files]
+        api.create_commit(repo, add, repo_type="dataset", commit_message="Add data")
+    # Of networks, permissions and names; ValueError is the hub's word for a bad name.
+    except (OSError, ValueError) as error:
+        raise ReleaseError(
+            f"{repo}: cannot be uploaded to ({error}): run `hf auth login` with a token that may write, or correct the "
+            "name; what was uploaded so far stays"
+        ) from error
+    return url
+
+
+def _files(folder: Path) -> list[str]:
+    """The files of a release by path, all of which belong to it."""
+    if not folder.is_dir():
+        raise ReleaseError(f"{folder}: is no folder: give the folder that `mmguard protect` wrote")
+    found = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    if private := next((path for path in found if path.name in _PRIVATE), None):
+        raise ReleaseError(
+            f"{private}: is of a private record, which must not be published: give the release beside it"
+        )
+    if not (folder / layout.CARD).is_file():
+        raise ReleaseError(
+            f"{folder}: has no {layout.CARD}, so that it is no release: give what `mmguard protect` wrote"
+        )
+    if (layout.record_folder(folder) / layout.UNFINISHED).exists():
+        raise ReleaseError(f"{folder}: is not finished: run `mmguard protect` again")
+    try:
+        data = read_dataset(folder)
+    except DataError as error:
+        raise ReleaseError(f"{error}; or give the folder that `mmguard protect` wrote") from error
+    belong = {folder / layout.CARD, *data.files, *(sample.image for sample in data.samples)}
+    if other := next((path for path in found if path.is_symlink() or path not in belong), None):
+        raise ReleaseError(f"{other}: does not belong to the release: remove it")
+    return [path.relative_to(folder).as_posix() for path in found]

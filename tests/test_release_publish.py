@@ -1,0 +1,133 @@
+"""Publishing: a release goes to the hub whole, and nothing else ever does."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import pytest
+from huggingface_hub import CommitOperationAdd, HfApi
+from PIL import Image
+from typer.testing import CliRunner
+
+from mmguard.cli import app
+from mmguard.config import ProtectConfig
+from mmguard.errors import ReleaseError
+from mmguard.protection.run import protect
+from mmguard.release import publish as module
+from mmguard.release.publish import publish
+
+
+class Hub:
+    """What a client of the hub does, on a dictionary of repositories."""
+
+    def __init__(self, **repos: list[str]) -> None:
+        self.files = {name.replace("__", "/"): files for name, files in repos.items()}
+        self.private: dict[str, bool] = {}
+
+    def create_repo(self, repo: str, *, repo_type: str, private: bool, exist_ok: bool) -> str:
+        assert (repo_type, exist_ok) == ("dataset", True)
+        if "/" not in repo:
+            raise ValueError(f"{repo} is no owner/name")
+        self.files.setdefault(repo, [".gitattributes"])
+        self.private.setdefault(repo, private)
+        return f"https://hub/datasets/{repo}"
+
+    def list_repo_files(self, repo: str, *, repo_type: str) -> list[str]:
+        return list(self.files[repo])
+
+    def create_commit(
+        self, repo: str, operations: list[CommitOperationAdd], *, repo_type: str, commit_message: str
+    ) -> None:
+        assert all(Path(str(operation.path_or_fileobj)).is_file() for operation in operations)
+        self.files[repo] += [operation.path_in_repo for operation in operations]
+
+    @property
+    def api(self) -> HfApi:
+        return cast("HfApi", self)
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    """Of two pictures with odd names and a caption."""
+    for number, name in enumerate(("größe/a [b].png", "c.png")):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6), (number, 90, 90)).save(tmp_path / "data" / name)
+    (tmp_path / "data" / "c.txt").write_text("a caption")
+    return protect(tmp_path / "data", [], ProtectConfig(variant="random-noise"), tmp_path / "out").path
+
+
+FILES = ["README.md", "c.png", "c.txt", "größe/a [b].png"]
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_all_of_a_release_and_nothing_else(release: Path, private: bool) -> None:
+    hub = Hub()
+    assert publish(release, "me/photos", private, hub.api) == "https://hub/datasets/me/photos"
+    assert sorted(hub.files["me/photos"]) == [".gitattributes", *FILES]
+    assert hub.private == {"me/photos": private}
+    publish(release, "me/photos", private, hub.api)  # again, over itself
+
+
+def copy_of_the_record(release: Path) -> None:
+    shutil.copy(release.with_name("out.record") / "record.json", release / "größe")
+
+
+def record_under_another_name(release: Path) -> None:
+    shutil.copy(release.with_name("out.record") / "record.json", release / "notes.json")
+
+
+def link_to_an_original(release: Path) -> None:
+    (release / "c.png").unlink()
+    (release / "c.png").symlink_to(release.with_name("data") / "c.png")
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (copy_of_the_record, r"record\.json: is of a private record"),
+        (record_under_another_name, r"notes\.json"),
+        (link_to_an_original, r"c\.png: does not belong to the release"),
+        (lambda release: (release / "README.md").unlink(), r"has no README\.md"),
+        (lambda release: (release / ".env").write_text("secret"), r"\.env: does not belong"),
+        (lambda release: (release.with_name("out.record") / "unfinished").write_text(""), "is not finished"),
+        (shutil.rmtree, "is no folder"),
+    ],
+)
+def test_what_is_not_the_release_is_refused(release: Path, tamper: Callable[[Path], object], message: str) -> None:
+    tamper(release)
+    hub = Hub()
+    with pytest.raises(ReleaseError, match=message):
+        publish(release, "me/photos", api=hub.api)
+    assert hub.files == {}
+
+
+def test_a_record_is_never_published(release: Path) -> None:
+    hub = Hub()
+    with pytest.raises(ReleaseError, match="private record, which must not be published"):
+        publish(release.with_name("out.record"), "me/photos", api=hub.api)
+    assert hub.files == {}
+
+
+def test_a_repository_with_originals_is_refused(release: Path) -> None:
+    hub = Hub(me__photos=["README.md", "original.jpg"])
+    with pytest.raises(ReleaseError, match=r"1 files that are not of this release \(original\.jpg…\).*new name"):
+        publish(release, "me/photos", api=hub.api)
+    assert hub.files["me/photos"] == ["README.md", "original.jpg"]
+
+
+def test_a_refusal_of_the_hub_has_a_cure(release: Path) -> None:
+    with pytest.raises(ReleaseError, match=r"photos is no owner/name.*hf auth login"):
+        publish(release, "photos", api=Hub().api)
+
+
+def test_the_command(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub()
+    monkeypatch.setattr(module, "HfApi", lambda: hub)
+    done = CliRunner().invoke(app, ["publish", str(release), "me/photos", "--private"])
+    assert done.exit_code == 0, done.output
+    assert "https://hub/datasets/me/photos" in done.output
+    assert hub.private == {"me/photos": True}
+    assert CliRunner().invoke(app, ["publish", str(release) + ".record", "me/photos"]).exit_code == 1
