@@ -91,7 +91,8 @@ class ProtectConfig:
     """Format of the released pictures: png, webp (both lossless), jpeg, or keep, which is the original's own, for JPEG
     with its own quality. In JPEG, what is optimised is what survives the encoder."""
     declare_no_training: bool = False
-    """Whether pictures declare in their metadata that training on them is prohibited (IPTC/PLUS data mining, TDMRep)."""
+    """Write into the pictures' metadata that training on them is prohibited, as IPTC (PLUS data mining) and the TDM
+    Reservation Protocol have it."""
     seed: int = 0
     """Seed of every random choice."""
 

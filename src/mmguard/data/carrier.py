@@ -1,7 +1,7 @@
 """How a protected picture is stored: in which format, with which channels, and what of the original is converted.
 
-A released file differs from the original's in its colours alone. Opacity, the low bits of 16-bit gray, the JPEG encoder's
-tables and the picture's size stay; what a format cannot hold is converted, with a note for the owner.
+A released file differs from the original's in its colours alone. Opacity, the low bits of 16-bit gray, the JPEG
+encoder's tables and the picture's size stay; what a format cannot hold is converted, with a note for the owner.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Jpeg:
     """0: colour at full resolution; 1: at half across; 2: at half across and down."""
     gray: bool = False
     orientation: int = 1
-    """EXIF orientation of the stored pixels. It stays in the file: turned pixels would not fit its tables and blocks."""
+    """EXIF orientation of the stored pixels. It stays in the file: turned pixels would not fit its tables and blocks.
+    """
     progressive: bool = False
 
     @property
@@ -67,14 +68,15 @@ class Carrier:
     """What is converted, for the owner."""
 
     @property
-    def suffix(self) -> str:
-        """The usual suffix of a file's name in this format."""
-        return SUFFIXES[self.container]
-
-    @property
     def gray(self) -> bool:
         """Whether the file holds gray levels instead of colours."""
         return self.mode in ("L", "LA", "I;16")
+
+
+def suffix_of(path: Path, container: Container) -> str:
+    """The suffix of a released file's name: the original's where that is one of the format's, else the usual one."""
+    known = Image.registered_extensions().get(path.suffix.lower()) == container
+    return path.suffix if known else SUFFIXES[container]
 
 
 def carrier_for(path: Path, wanted: ImageFormat) -> Carrier:
@@ -82,7 +84,7 @@ def carrier_for(path: Path, wanted: ImageFormat) -> Carrier:
 
     Args:
         path: the original, which `load_image` can decode.
-        wanted: the format that the owner asked for; another one is taken, with a note, where it cannot hold the picture.
+        wanted: what the owner asked for; another format is taken, with a note, where this cannot hold the picture.
 
     Raises:
         SampleError: it can no longer be opened.

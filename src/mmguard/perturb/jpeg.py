@@ -1,7 +1,8 @@
 """Perturbations that have to go through a JPEG encoder: seen as they survive it, and kept within the budget behind it.
 
-The encoder rounds coefficients of whole blocks, so what is read back is not what was optimised. While it is optimised,
-the model therefore sees the decoded file; what is released is shrunk, block by block, until the decoded file is within ε.
+The encoder rounds coefficients of whole blocks, so what is read back is not what was optimised. While it is
+optimised, the model therefore sees the decoded file; what is released is shrunk, block by block, until the decoded file
+is within ε.
 """
 
 from __future__ import annotations

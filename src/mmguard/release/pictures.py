@@ -17,8 +17,9 @@ from mmguard.data.carrier import SUFFIXES, Carrier, carried_metadata, carrier_fo
 from mmguard.data.images import Picture
 from mmguard.data.metadata import Container, Metadata, differences, read_metadata
 from mmguard.errors import BudgetError
-from mmguard.perturb.budget import is_gray
+from mmguard.perturb.budget import ImageBudget, is_gray
 from mmguard.perturb.jpeg import fit
+from mmguard.release.layout import change
 
 _WANTED: dict[Container, ImageFormat] = {"PNG": "png", "WEBP": "webp", "JPEG": "jpeg"}
 
@@ -49,11 +50,13 @@ def store(path: Path, picture: Picture, protected: Tensor, config: ProtectConfig
         eps: ε_x, of 255, which the decoded JPEG file must keep.
 
     Raises:
-        BudgetError: a gray original has a protected image with colours.
+        BudgetError: a gray original has a protected image with colours, or one that no colour beneath the original's
+            opacity can show.
         SampleError: the original can no longer be read.
     """
-    if is_gray(picture.image) and not is_gray(protected):
-        raise BudgetError(f"{path}: the original is gray, the protected image is not: please report this")
+    delta = protected.to(torch.int16) - picture.image.to(torch.int16)
+    if not torch.equal(ImageBudget(eps, picture.alpha).project(picture.image, delta).to(torch.int16), delta):
+        raise BudgetError(f"{path}: its perturbation colours a gray picture, or changes what is transparent")
     carrier = carrier_for(path, config.format)
     if carrier.jpeg is not None:
         protected, carrier = _fitted(path, picture.image, protected, carrier, eps)
@@ -62,14 +65,17 @@ def store(path: Path, picture: Picture, protected: Tensor, config: ProtectConfig
     return Stored(content, carrier, (*carrier.notes, *lost, *_exposed(metadata)))
 
 
-def deviations(original: Path, before: Picture, released: Path, after: Picture, declares: bool | None) -> list[str]:
-    """In what but its colours a released file differs from what the original's should be like.
+def deviations(
+    original: Path, before: Picture, released: Path, after: Picture, eps: int, declares: bool | None
+) -> list[str]:
+    """In what but the colours that are shown a released file differs from what the original's should be like.
 
     Args:
         original: the owner's file.
         before: its content.
         released: the released file.
         after: its content, of the same size.
+        eps: ε_x, of 255, which colours beneath an opacity must keep, too.
         declares: whether it should declare that training is prohibited; None if either may be.
     """
     found: list[str] = []
@@ -78,8 +84,10 @@ def deviations(original: Path, before: Picture, released: Path, after: Picture, 
             return [f"is {file.format}, not one of {', '.join(SUFFIXES)}"]
         container: Container = file.format
     carrier = carrier_for(original, _WANTED[container])
-    if before.alpha is not None and not torch.equal(before.alpha, _opacity(after)):
+    if not torch.equal(_opacity(before), _opacity(after)):
         found.append("its opacity is not the original's")
+    elif before.colour is not None and (beneath := change(before.colour, _colour(after))[0]) > eps:
+        found.append(f"the colours beneath its opacity differ by {beneath}/255, the budget is {eps}/255")
     if carrier.mode == "I;16" and (after.deep is None or not torch.equal(_low(before), _low(after))):
         found.append("its low bits are not those of the 16-bit original")
     if is_gray(before.image) and not is_gray(after.image):
@@ -88,8 +96,16 @@ def deviations(original: Path, before: Picture, released: Path, after: Picture, 
     choices = (False, True) if declares is None else (declares,)
     wrong = [differences(carried_metadata(original, carrier, choice)[0], there) for choice in choices]
     if all(wrong):
-        found.append(f"metadata is not the original's ({', '.join(min(wrong, key=len))})")
+        fewest = min(wrong, key=lambda names: len(names))
+        found.append(f"its metadata is not the original's ({', '.join(fewest)})")
     return found
+
+
+def misnamed(released: Path) -> str | None:
+    """What a released file is, if its name says something else."""
+    with Image.open(released) as file:
+        named = Image.registered_extensions().get(released.suffix.lower())
+        return None if file.format == named else f"is {file.format}, by its name {named or 'no picture'}"
 
 
 def summary(pictures: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -134,6 +150,10 @@ def _opacity(picture: Picture) -> Tensor:
     """Opacity of any picture: WebP drops a channel that is 255 throughout."""
     alpha = picture.alpha
     return torch.full(picture.image.shape[1:], 255, dtype=torch.uint8) if alpha is None else alpha
+
+
+def _colour(picture: Picture) -> Tensor:
+    return picture.image if picture.colour is None else picture.colour
 
 
 def _low(picture: Picture) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmguard.config import ProtectConfig
+from mmguard.data import formats
 from mmguard.data.images import load_picture
 from mmguard.data.readers import open_source, read_dataset
 from mmguard.data.rows import image_value, owner_texts
@@ -18,7 +19,7 @@ from mmguard.data.text import insert_trigger, inserted_words
 from mmguard.errors import DataError, ReleaseError, SampleError
 from mmguard.release import layout
 from mmguard.release.match import look_alike, match_rows
-from mmguard.release.pictures import deviations
+from mmguard.release.pictures import deviations, misnamed
 from mmguard.types import Dataset, Rejection, Sample
 
 
@@ -67,11 +68,11 @@ def verify(
 ) -> Verification:
     """Checks that a release is the original dataset, changed within its budgets and in nothing else.
 
-    Re-reads every file: each image has the original's size, `‖δ‖∞ ≤ ε_x` exactly as it is decoded (Eq. 13), and the
-    original's opacity, low bits, grayness and metadata as far as its format holds them; in each question the owner's words stand untouched with at most ε_t admissible words among them
-    (Eq. 16); answers and all other fields are identical; every id is there once, in order; nothing else lies
-    in the folder. Where the private record lies beside the release, files and words must also be those that
-    were recorded.
+    Re-reads every file: each image has the original's size, `‖δ‖∞ ≤ ε_x` exactly as it is decoded (Eq. 13), and
+    the original's opacity, low bits, grayness and metadata as far as its format holds them; in each question the
+    owner's words stand untouched with at most ε_t admissible words among them (Eq. 16); answers and all other fields
+    are identical; every id is there once, in order; nothing else lies in the folder. Where the private record lies
+    beside the release, files and words must also be those that were recorded.
 
     Args:
         release: the released folder.
@@ -138,7 +139,7 @@ def _read_record(path: Path, problems: list[str]) -> _Record:
             {name for entry in record["left_out"] for name in entry["samples"]},
             {e["id"]: (tuple(e["words"]), int(next(iter(e["positions"]), 0))) for e in record["samples"]},
             {e["released"]: (e["original_sha256"], e["released_sha256"]) for e in record["images"]},
-            record["config"]["declare_no_training"],
+            record["config"].get("declare_no_training"),
         )
     # Whatever is wrong with it is one problem of the release; the files themselves can still be checked.
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -198,7 +199,7 @@ def _check_rows(source: Source, original: Dataset, record: _Record, result: Veri
         if number in matching.altered:
             result.problems.append(f"{where} (id {members[0].id}): fields altered: {matching.altered[number]}")
         _check_words(where, members, original.rows[expected[place]], row, record.words, result)
-    _check_images(source.image_root, images, record, result)
+    _check_images(source, images, record, result)
     wanted = {source.root / layout.CARD, *source.files, *(source.image_root / name for name in images.values())}
     _check_no_other_files(source.root, wanted, result)
 
@@ -256,10 +257,12 @@ def _placed(question: str, words: tuple[str, ...], first: int) -> tuple[tuple[st
     return words, first if 0 < first < len(question.split()) else None
 
 
-def _check_images(release: Path, images: dict[Path, str], record: _Record, result: Verification) -> None:
+def _check_images(source: Source, images: dict[Path, str], record: _Record, result: Verification) -> None:
+    contained = formats.named(source.format).contains
     for original, name in images.items():
+        file = source.image_root / name
         try:
-            before, after = load_picture(original), load_picture(release / name)
+            before, after = load_picture(original), load_picture(file)
         except SampleError as error:
             result.problems.append(str(error))
             continue
@@ -272,12 +275,14 @@ def _check_images(release: Path, images: dict[Path, str], record: _Record, resul
         result.max_eps = max(result.max_eps, reached)
         if reached > result.eps:
             result.problems.append(f"{name}: differs by {reached}/255, the budget is {result.eps}/255")
-        found = deviations(original, before, release / name, after, record.declares)
+        found = deviations(original, before, file, after, result.eps, record.declares)
+        if not contained and (says := misnamed(file)):
+            found.append(says)
         result.problems += [f"{name}: {deviation}" for deviation in found]
         if name in record.hashes:
-            for file, recorded in zip((original, release / name), record.hashes[name], strict=True):
-                if layout.sha256(file) != recorded:
-                    result.problems.append(f"{file}: is not the file that was recorded")
+            for path, recorded in zip((original, file), record.hashes[name], strict=True):
+                if layout.sha256(path) != recorded:
+                    result.problems.append(f"{path}: is not the file that was recorded")
 
 
 def _check_no_other_files(release: Path, wanted: set[Path], result: Verification) -> None:

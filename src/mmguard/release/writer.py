@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mmguard.config import ProtectConfig
 from mmguard.data import formats
+from mmguard.data.carrier import suffix_of
 from mmguard.data.formats.base import Released, changes, write_text
 from mmguard.data.images import Picture, load_picture
 from mmguard.data.rows import released_row
@@ -147,7 +148,7 @@ class ReleaseWriter:
         if reached > self._eps:
             raise BudgetError(f"{path}: the perturbation reaches {reached}/255, its budget is {self._eps}/255")
         stored = store(path, picture, protected, self.config, self._eps)
-        name = layout.released_name(self._names[path], stored.carrier.suffix, self.dataset)
+        name = layout.released_name(self._names[path], suffix_of(path, stored.carrier.container), self.dataset)
         target = self._images / name
         partial = target.with_name(target.name + ".partial")
         with _writing(target):
@@ -168,18 +169,17 @@ class ReleaseWriter:
             }
 
     def _read_back(self, path: Path, picture: Picture, protected: Tensor, written: Path, stored: Stored) -> Picture:
-        """What a reader sees of a file just written, and nobody may see anything else."""
+        """What a reader sees of a file just written: the protected picture, and all else as in the original."""
         try:
             released = load_picture(written)
         except SampleError as error:
             raise ReleaseError(f"{written}: reads back differently from what was written: check the disk") from error
         # JPEG and the low bits of 16-bit gray add something to δ, though never beyond ε.
         exact = stored.carrier.jpeg is None and stored.carrier.mode != "I;16"
-        if (exact and not torch.equal(released.image, protected)) or layout.change(picture.image, released.image)[
-            0
-        ] > self._eps:
+        same = torch.equal(released.image, protected) if exact else released.image.shape == protected.shape
+        if not same or layout.change(picture.image, released.image)[0] > self._eps:
             raise ReleaseError(f"{written}: reads back differently from what was written: check the disk")
-        if found := deviations(path, picture, written, released, self.config.declare_no_training):
+        if found := deviations(path, picture, written, released, self._eps, self.config.declare_no_training):
             raise ReleaseError(f"{path}: cannot be stored faithfully: its copy {'; '.join(found)}: please report this")
         return released
 
@@ -241,6 +241,7 @@ class ReleaseWriter:
         images = [self._written[image] for image in self._names if image in kept]
         record = {**self._header, "images": images, "samples": samples, "left_out": left_out}
         record["captions"] = dict(captions or {})
+        record["pictures"] = summary(images)
         _write_text(self.record / layout.RECORD, json.dumps(record, indent=1) + "\n")
         targets_only = all(sample.question is None for sample in self.dataset.samples)
         card = dataset_card([one.row for one in rows], len(kept), len(samples), targets_only, self._format)
@@ -252,7 +253,14 @@ class ReleaseWriter:
             shutil.rmtree(self.record / layout.IMAGES, ignore_errors=True)
             (self.record / layout.UNFINISHED).unlink()
         return Release(
-            self.path, self.record, len(kept), len(samples), skipped, self.config, record["captions"], summary(images)
+            self.path,
+            self.record,
+            len(kept),
+            len(samples),
+            skipped,
+            self.config,
+            record["captions"],
+            record["pictures"],
         )
 
     def _released(
@@ -328,7 +336,7 @@ def _require_room(release: Path, folder: Path, images: Mapping[Path, str]) -> No
     for image in images:
         # An image that cannot be read is reported when it is protected.
         with contextlib.suppress(Exception), Image.open(image) as file:
-            needed += 2 * 3 * file.width * file.height
+            needed += (max(3, len(file.getbands())) + 3) * file.width * file.height
     disk = next(folder for folder in (release, *release.parents) if folder.exists())
     available = shutil.disk_usage(disk).free
     if needed > available:
