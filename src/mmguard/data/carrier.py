@@ -7,7 +7,7 @@ encoder's tables and the picture's size stay; what a format cannot hold is conve
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,16 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from mmguard.config import ImageFormat
 from mmguard.data.images import Picture
-from mmguard.data.metadata import Container, Metadata, declared, fitted, read_metadata, save_options, settled
+from mmguard.data.metadata import (
+    Container,
+    Metadata,
+    declared,
+    exif_of,
+    fitted,
+    read_metadata,
+    save_options,
+    settled,
+)
 from mmguard.errors import SampleError
 
 SUFFIXES: dict[Container, str] = {"PNG": ".png", "WEBP": ".webp", "JPEG": ".jpg"}
@@ -106,6 +115,9 @@ def carried_metadata(path: Path, carrier: Carrier, declare: bool) -> tuple[Metad
     """
     metadata, notes = read_metadata(path)
     metadata, removed = settled(metadata, carrier.orientation)
+    if carrier.jpeg is not None and carrier.jpeg.orientation != 1 and not metadata.exif:
+        # It said so where it is left out, or in XMP.
+        metadata = replace(metadata, exif=exif_of(carrier.jpeg.orientation))
     metadata, lost = fitted(declared(metadata) if declare else metadata, carrier.container, carrier.gray)
     return metadata, [*notes, *removed, *lost]
 
@@ -164,9 +176,11 @@ def _carrier(file: Image.Image, path: Path, wanted: ImageFormat) -> Carrier:
     if container == "WEBP" and mode in ("L", "LA"):
         mode = "RGB" if mode == "L" else "RGBA"
         notes.append("gray was stored as RGB with equal channels: WebP holds no gray")
+    jpeg = None
     if container == "JPEG":
-        return Carrier(container, mode, _settings(file, mode, orientation), 1, tuple(notes))
-    return Carrier(container, mode, None, orientation, tuple(notes))
+        jpeg = _settings(file, mode == "L", orientation)
+        orientation = 1 if jpeg.orientation == orientation else orientation
+    return Carrier(container, mode, jpeg, orientation, tuple(notes))
 
 
 def _mode(file: Image.Image, path: Path) -> tuple[Mode, list[str]]:
@@ -231,10 +245,9 @@ def _is_lossy_webp(path: Path) -> bool:
     return name == b"VP8 "
 
 
-def _settings(file: Image.Image, mode: Mode, orientation: int) -> Jpeg:
-    gray = mode == "L"
+def _settings(file: Image.Image, gray: bool, orientation: int) -> Jpeg:
     if not isinstance(file, JpegImagePlugin.JpegImageFile):
-        return Jpeg(_standard(_JPEG_QUALITY), 0, gray, orientation)
+        return Jpeg(_standard(_JPEG_QUALITY), 0, gray)
     tables = tuple(tuple(file.quantization[key]) for key in sorted(file.quantization))[:2]
     # Pillow names only the common samplings; any other is saved at full resolution.
     subsampling = 0 if gray else max(0, JpegImagePlugin.get_sampling(file))

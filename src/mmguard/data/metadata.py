@@ -6,8 +6,10 @@ what would be wrong is changed in place: orientation that was applied, and previ
 
 from __future__ import annotations
 
+import os
 import re
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,15 +23,17 @@ _PLUS = "http://ns.useplus.org/ldf/xmp/1.0/"
 _PROHIBITED = "http://ns.useplus.org/ldf/vocab/DMI-PROHIBITED-AIMLTRAINING"
 _TDM = "http://www.w3.org/ns/tdmrep/"
 _EMPTY_XMP = (
-    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
-    '<x:xmpmeta xmlns:x="adobe:ns:meta/">\n<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">\n'
-    '</rdf:RDF>\n</x:xmpmeta>\n<?xpacket end="w"?>'
+    b'<?xpacket begin="\xef\xbb\xbf" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/">\n<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">\n'
+    b'</rdf:RDF>\n</x:xmpmeta>\n<?xpacket end="w"?>'
 )
+_RDF_END = re.compile(rb"</(\w+):RDF>")
 
 _IPTC_NAA, _XMP_RESOURCE = 33723, "XML:com.adobe.xmp"
 _MARKER = 65_533
 """Most bytes in one segment of a JPEG file."""
 _COLOUR_CHUNKS = (b"cHRM", b"cICP", b"gAMA", b"sRGB")
+_READ_CHUNKS = (*_COLOUR_CHUNKS, b"iCCP", b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"pHYs", b"tRNS", b"acTL", b"fcTL")
 _DESCRIPTIVE = {
     270: "ImageDescription", 271: "Make", 272: "Model", 282: "XResolution", 283: "YResolution", 296: "ResolutionUnit",
     305: "Software", 306: "DateTime", 315: "Artist", 316: "HostComputer", 33432: "Copyright", 40091: "XPTitle",
@@ -104,7 +108,10 @@ def settled(metadata: Metadata, orientation: int) -> tuple[Metadata, list[str]]:
     except Exception:  # as in `read_metadata`
         exif, previews = b"", False
         notes.append("EXIF is damaged and was left out")
-    xmp, count = re.subn(rb"<xmp:Thumbnails\b.*?</xmp:Thumbnails>", b"", metadata.xmp, flags=re.S)
+    xmp, count = re.subn(rb"<(\w+):Thumbnails\b.*?</\1:Thumbnails>", b"", metadata.xmp, flags=re.S)
+    if xmp and not (_is_utf8(xmp) and _RDF_END.search(xmp)):
+        xmp = b""
+        notes.append("XMP is damaged or empty and was left out")
     if previews or count:
         notes.append("preview of the unprotected picture in its metadata was removed")
     if orientation != 1:
@@ -129,56 +136,56 @@ def fitted(metadata: Metadata, container: Container, gray: bool) -> tuple[Metada
     Returns:
         The metadata as it will be read back, and notes on what was left out.
     """
-    lost: list[str] = []
+    kept, lost = metadata, list[str]()
 
-    def drop(name: str, what: str) -> None:
+    def drop(name: str, what: str, left: Any = None) -> None:
+        nonlocal kept
         if getattr(kept, name):
-            lost.append(f"{what} left out: {container} cannot hold it here")
-        empty[name] = getattr(Metadata(), name)
+            kept = replace(kept, **{name: left or getattr(Metadata(), name)})
+            lost.append(f"{what} left out: {container} holds none")
 
-    empty: dict[str, Any] = {}
-    kept = metadata
     if metadata.icc and metadata.icc[16:20] != (b"GRAY" if gray else b"RGB "):
-        drop("icc", "ICC profile of another colour space")
+        kept = replace(kept, icc=b"")
+        lost.append("ICC profile left out: it is of another colour space than the released file")
     if container == "PNG":
-        if metadata.icc and "icc" not in empty:  # PNG allows one of the two
-            empty["colour"] = tuple(chunk for chunk in metadata.colour if chunk[0] != b"sRGB")
-        if not _is_utf8(metadata.xmp):
-            drop("xmp", "XMP that is not UTF-8")
+        if kept.icc:  # PNG allows one of the two
+            kept = replace(kept, colour=tuple(chunk for chunk in kept.colour if chunk[0] != b"sRGB"))
     else:
-        drop("colour", "PNG colour chunks (gAMA, cHRM, sRGB, cICP)")
+        drop("colour", "colour chunks of PNG (gAMA, cHRM, sRGB, cICP)")
     if container == "WEBP":
         drop("iptc", "IPTC")
         drop("text", "text fields and comments")
-        drop("dpi", "resolution")
+        drop("dpi", "resolution outside EXIF")
     if container == "JPEG":
-        if any(name != "Comment" for name, _ in metadata.text):
-            drop("text", "text fields")
-            empty["text"] = tuple(item for item in metadata.text if item[0] == "Comment")
-        for name, room in (("exif", _MARKER - 6), ("xmp", _MARKER - 29), ("iptc", _MARKER - 28)):
-            if len(getattr(metadata, name)) > room:
+        comment = tuple(item for item in metadata.text if item[0] == "Comment")
+        if comment != metadata.text:
+            drop("text", "text fields", comment)
+        for name, header in (("exif", 6), ("xmp", 29), ("iptc", 28)):
+            if len(getattr(metadata, name)) > _MARKER - header:
                 drop(name, f"{name.upper()} of more than 64 kB")
-    return replace(metadata, **empty), lost
+    return kept, lost
 
 
 def declared(metadata: Metadata) -> Metadata:
     """Adds a prohibition of training to the XMP packet: PLUS data mining, as in the IPTC standard, and TDMRep.
 
+    Args:
+        metadata: as `settled` made it; another declaration in it is replaced.
+
     References: IPTC Photo Metadata Standard 2023.1, "Data Mining"; TDM Reservation Protocol, W3C community group, 2024.
     """
-    text = metadata.xmp.decode("utf-8", "ignore") or _EMPTY_XMP
-    for name in ("plus:DataMining", "tdm:reservation"):
-        text = re.sub(rf"\s{name}\s*=\s*(\"[^\"]*\"|'[^']*')|<{name}\b[^>]*(/>|>.*?</{name}>)", "", text, flags=re.S)
-    close = re.search(r"</(\w+):RDF>", text)
-    if close is None:
-        text, close = _EMPTY_XMP, re.search(r"</(\w+):RDF>", _EMPTY_XMP)
-        assert close is not None
-    rdf = close[1]
+    xmp = metadata.xmp or _EMPTY_XMP
+    for name in (b"plus:DataMining", b"tdm:reservation"):
+        attribute, element = rb"\s%b\s*=\s*(\"[^\"]*\"|'[^']*')" % name, rb"<%b\b[^>]*(/>|>.*?</%b>)" % (name, name)
+        xmp = re.sub(attribute + b"|" + element, b"", xmp, flags=re.S)
+    end = _RDF_END.search(xmp)
+    assert end is not None
+    rdf = end[1].decode()
     declaration = (
         f'<{rdf}:Description {rdf}:about="" xmlns:plus="{_PLUS}" xmlns:tdm="{_TDM}" '
         f'plus:DataMining="{_PROHIBITED}" tdm:reservation="1"/>\n'
     )
-    return replace(metadata, xmp=(text[: close.start()] + declaration + text[close.start() :]).encode())
+    return replace(metadata, xmp=xmp[: end.start()] + declaration.encode() + xmp[end.start() :])
 
 
 def save_options(metadata: Metadata, container: Container) -> dict[str, Any]:
@@ -237,9 +244,12 @@ def _read(file: Image.Image, path: Path) -> tuple[Metadata, list[str]]:
         exif = _exif_of_tiff(file)
     else:
         exif = (info.get("exif") or profiles["exif"]).removeprefix(b"Exif\0\0")
-    iptc = info.get("photoshop", {}).get(0x0404) or _iptc_of_tiff(file) or profiles["iptc"]
+    iptc = info.get("photoshop", {}).get(0x0404) or _iptc_of_tiff(file) or _iptc_of_photoshop(profiles["iptc"])
     dpi = info.get("dpi")
-    notes += _left_segments(file)
+    if file.format in ("JPEG", "MPO") and info.get("jfif_unit") not in (1, 2):
+        dpi = None  # which Pillow took from EXIF, where it stays
+    chunks = list(_chunks(path)) if file.format == "PNG" else []
+    notes += [*_left_segments(file), *_left_chunks(chunks)]
     metadata = Metadata(
         exif=exif,
         xmp=xmp.encode() if isinstance(xmp, str) else bytes(xmp),
@@ -247,7 +257,7 @@ def _read(file: Image.Image, path: Path) -> tuple[Metadata, list[str]]:
         icc=info.get("icc_profile") or b"",
         dpi=(float(dpi[0]), float(dpi[1])) if dpi and all(value > 0 for value in dpi) else None,
         text=tuple(text.items()),
-        colour=tuple(_colour_chunks(path)) if file.format == "PNG" else (),
+        colour=tuple(sorted(chunk for chunk in chunks if chunk[0] in _COLOUR_CHUNKS)),
     )
     return metadata, notes
 
@@ -261,6 +271,7 @@ def _settled_exif(exif: bytes, orientation: int) -> tuple[bytes, bool]:
         _put(block, order, tags[0x0112], 1)
     if orientation >= 5:
         _swap(block, tags, 0x0100, 0x0101)
+        _swap(block, tags, 0x011A, 0x011B)
         if 0x8769 in tags:
             details, _ = _directory(block, order, struct.unpack_from(order + "I", block, tags[0x8769] + 8)[0])
             _swap(block, details, 0xA002, 0xA003)
@@ -358,6 +369,8 @@ def _left_segments(file: Image.Image) -> list[str]:
     )
     others = {name for name, data in getattr(file, "applist", []) if name != "COM" and not data.startswith(known)}
     notes = [f"segment {name} of the JPEG file was left out" for name in sorted(others)]
+    if set(file.info.get("photoshop", {})) - {0x0404}:
+        notes.append("resources of Photoshop other than IPTC were left out")
     if file.format == "MPO":
         notes.append("further pictures in the JPEG file (preview or depth map) were left out")
     return notes
@@ -371,22 +384,44 @@ def _raw_profile(text: str) -> bytes:
         return b""
 
 
-def _colour_chunks(path: Path) -> list[tuple[bytes, bytes]]:
-    chunks = []
+def _iptc_of_photoshop(data: bytes) -> bytes:
+    """ImageMagick wraps IPTC into Photoshop's resource; others do not."""
+    place = data.find(b"8BIM\x04\x04\0\0")
+    if data.startswith(b"\x1c") or place < 0:
+        return data
+    (size,) = struct.unpack_from(">I", data, place + 8)
+    return data[place + 12 : place + 12 + size]
+
+
+def _chunks(path: Path) -> Iterator[tuple[bytes, bytes]]:
+    """Names and contents of the chunks of a PNG file, those of its pixels aside."""
     with path.open("rb") as file:
         file.seek(8)
-        while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
-            data = file.read(int.from_bytes(head[:4], "big"))
-            file.read(4)
-            if head[4:] in _COLOUR_CHUNKS:
-                chunks.append((head[4:], data))
-    return sorted(chunks)
+        while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+            size = int.from_bytes(head[:4], "big")
+            if head[4:] in (b"IHDR", b"PLTE", b"IDAT"):
+                file.seek(size, os.SEEK_CUR)
+            else:
+                yield head[4:], file.read(size)
+            file.seek(4, os.SEEK_CUR)
+
+
+def _left_chunks(chunks: Iterable[tuple[bytes, bytes]]) -> list[str]:
+    others = {name.decode("ascii", "replace") for name, _ in chunks if name not in _READ_CHUNKS}
+    return [f"chunk {name} of the PNG file was left out" for name in sorted(others)]
 
 
 def _photoshop_segment(iptc: bytes) -> bytes:
     """IPTC as Photoshop's resource 0x0404 in the segment of a JPEG file where everybody looks for it."""
     data = b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0" + struct.pack(">I", len(iptc)) + iptc + b"\0" * (len(iptc) % 2)
     return b"\xff\xed" + struct.pack(">H", len(data) + 2) + data
+
+
+def exif_of(orientation: int) -> bytes:
+    """EXIF that says nothing but how stored pixels are to be turned."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return exif.tobytes().removeprefix(b"Exif\0\0")
 
 
 def _is_utf8(data: bytes) -> bool:
