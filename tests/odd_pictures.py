@@ -53,6 +53,7 @@ class Odd:
         options: dict[str, Any] = {"icc_profile": self.profile} if self.profile else {}
         if special == ["transparent"]:
             options["transparency"] = (1, 2, 3) if mode == "RGB" else 3
+            image.paste(options["transparency"], (0, 0, 5, 5))
         if self.suffix == "png":
             options |= {"pnginfo": _png_texts(self.orientation), "exif": exif(self.orientation), "dpi": (300, 300)}
         elif self.suffix == "jpg":
@@ -162,3 +163,30 @@ def _tiff_tags(orientation: int) -> TiffImagePlugin.ImageFileDirectory_v2:
         tags.tagtype[tag] = TiffTags.BYTE
         tags[tag] = data
     return tags
+
+
+def inks_to(light: int, a: int, b: int) -> bytes:
+    """A colour profile by which full cyan is one colour of CIELAB, and no ink is white.
+
+    An ICC profile of version 2 with a table of two steps an ink; see ICC.1:2001-04, section 6.5.9.
+    """
+    curves = bytes(range(256))
+    corners = b"".join(
+        bytes((round(light * 2.55), 128 + a, 128 + b)) if number & 8 else bytes((255, 128, 128)) for number in range(16)
+    )
+    matrix = struct.pack(">9i", *(65536 if number % 4 == 0 else 0 for number in range(9)))
+    table = b"mft1\0\0\0\0" + bytes((4, 3, 2, 0)) + matrix + curves * 4 + corners + curves * 3
+    white = b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)
+    name = b"desc\0\0\0\0" + struct.pack(">I", 5) + b"inks\0" + bytes(78)
+    rights = b"text\0\0\0\0none\0"
+    tags, content, place = [], b"", 128 + 4 + 12 * 4
+    for tag, data in ((b"A2B0", table), (b"wtpt", white), (b"desc", name), (b"cprt", rights)):
+        data += bytes(-len(data) % 4)
+        tags.append(tag + struct.pack(">II", place + len(content), len(data)))
+        content += data
+    size = place + len(content)
+    head = (
+        struct.pack(">I", size) + b"lcms" + b"\x02\x40\0\0" + b"prtrCMYKLab " + struct.pack(">6H", 2024, 1, 1, 0, 0, 0)
+    )
+    head += b"acsp" + bytes(28) + struct.pack(">3i", 63190, 65536, 54061)
+    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + b"".join(tags) + content

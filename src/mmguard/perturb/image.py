@@ -9,8 +9,14 @@ from torch import Tensor
 
 from mmguard.perturb.budget import ImageBudget, apply, to_unit
 
-Seen = Callable[[Tensor], Tensor]
-"""What a reader of the released file sees of a protected image, `[0,1]` float `(3, H, W)`, with a gradient."""
+Seen = Callable[[Tensor, Tensor], Tensor]
+"""Of an original, uint8 `(3, H, W)`, and its protected image, `[0,1]` float: what a reader of the released file sees,
+with a gradient."""
+
+
+def as_it_is(original: Tensor, image: Tensor) -> Tensor:
+    """`Seen` of formats that lose nothing."""
+    return image
 
 
 def descend(
@@ -36,7 +42,7 @@ def descend(
         The new perturbations.
     """
     protected = [to_unit(apply(image, delta)).requires_grad_(True) for image, delta in zip(images, deltas, strict=True)]
-    views = [view(unit) for view, unit in zip(seen, protected, strict=True)] if seen else protected
+    views = [view(*pair) for view, *pair in zip(seen or [as_it_is] * len(images), images, protected, strict=True)]
     # Leaves of their own: the graph of the encoder is walked once, however often that of the model is.
     leaves = [view.detach().requires_grad_(True) for view in views]
     backward(leaves)

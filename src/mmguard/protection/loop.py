@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mmguard.config import ProtectConfig
-from mmguard.data.carrier import Jpeg, carrier_for
+from mmguard.data.carrier import carrier_for
 from mmguard.data.images import Picture, load_image, load_picture
 from mmguard.data.tasks import target_text
 from mmguard.data.text import place_within
@@ -41,8 +42,8 @@ class Item:
     """Present trigger of every sample; empty for captions."""
     places: list[int | None] = field(default_factory=list)
     """After how many words of its question each trigger stands; None for the end."""
-    jpeg: Jpeg | None = None
-    """Settings of the encoder if it will be released as JPEG, which changes it once more."""
+    seen: pgd.Seen = pgd.as_it_is
+    """What a reader of the released file sees: JPEG changes pictures once more."""
     lost: SampleError | None = None
     """Why its original could not be read any more, if so: nothing further is done with it."""
 
@@ -61,10 +62,6 @@ class Item:
     def protected(self) -> Tensor:
         """The image as it would be encoded now, uint8 `(3, H, W)`."""
         return apply(self.original(), self.delta)
-
-    def seen(self, image: Tensor) -> Tensor:
-        """What a reader of the released file sees of a protected image, both `[0,1]` float `(3, H, W)`."""
-        return encoder.seen(image, self.jpeg) if self.jpeg else image
 
 
 def optimise(
@@ -163,7 +160,7 @@ def _inner_batches(
         for item, number in rng.sample(flat, min(config.inner_batch_size, len(flat))):
             for original in _originals([item]):
                 examples.append(item.examples[number])
-                images.append(item.seen(to_unit(apply(original.image, item.delta))))
+                images.append(item.seen(original.image, to_unit(apply(original.image, item.delta))))
         if examples:
             yield examples, images
 
@@ -232,7 +229,8 @@ def _search_triggers(
 ) -> None:
     """Outer problem, text: HotFlip with the images held."""
     protected = [
-        item.seen(to_unit(apply(image, delta))) for item, image, delta in zip(batch, originals, deltas, strict=True)
+        item.seen(image, to_unit(apply(image, delta)))
+        for item, image, delta in zip(batch, originals, deltas, strict=True)
     ]
     found: list[list[Trigger]] = [[] for _ in batch]
     for part in parts:
@@ -269,7 +267,8 @@ def start(path: Path, samples: Sequence[Sample], config: ProtectConfig, vocabula
         for sample in samples
     ]
     jpeg = carrier_for(path, config.format).jpeg if config.format in ("keep", "jpeg") else None
-    return Item(path, list(samples), random_start(picture.image, generator), triggers, places, jpeg)
+    seen = partial(encoder.seen, jpeg=jpeg, eps=budget.eps) if jpeg is not None else pgd.as_it_is
+    return Item(path, list(samples), random_start(picture.image, generator), triggers, places, seen)
 
 
 def _seed_of(seed: int, identifier: str) -> int:
