@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -232,6 +237,32 @@ def test_pictures_declare_that_training_is_prohibited(data: Path, tmp_path: Path
         done = subprocess.run(["exiftool", "-j", "-n", "-XMP-plus:all", str(release.path)], capture_output=True)
         values = [one["DataMining"] for one in json.loads(done.stdout) if "DataMining" in one]
         assert values == ["http://ns.useplus.org/ldf/vocab/DMI-PROHIBITED-AIMLTRAINING"] * len(ODD)
+
+
+def test_pictures_inside_data_files_keep_their_formats_and_names(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    files = [path for path in data.iterdir() if path.suffix in (".jpg", ".png", ".webp")]
+    (tmp_path / "tar").mkdir()
+    with tarfile.open(tmp_path / "tar" / "0.tar", "w") as tar:
+        for path in files:
+            tar.add(path, path.name)
+            caption = tarfile.TarInfo(f"{path.stem}.txt")
+            caption.size = 3
+            tar.addfile(caption, io.BytesIO(b"odd"))
+    cells = [{"bytes": path.read_bytes(), "path": path.name} for path in files]
+    (tmp_path / "parquet").mkdir()
+    pq.write_table(pa.table({"image": cells, "caption": ["odd"] * len(cells)}), tmp_path / "parquet" / "0.parquet")
+    for kind in ("tar", "parquet"):
+        release = released(tmp_path / kind, tmp_path / f"{kind}-out", ProtectConfig(eps=EPS, format="keep"))
+        assert verify(release.path, tmp_path / kind).problems == []
+        assert release.pictures["formats"] == {
+            name: sum(path.suffix == suffix for path in files)
+            for name, suffix in (("JPEG", ".jpg"), ("PNG", ".png"), ("WEBP", ".webp"))
+        }
+        pairs = pair(read_dataset(release.path), read_dataset(tmp_path / kind)).pairs
+        assert sorted(ours.image.name for _, ours in pairs) == sorted(path.name for path in files)
 
 
 # What the owner is told
