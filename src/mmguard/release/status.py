@@ -6,14 +6,10 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from io import StringIO
-from typing import Any, Literal, get_args
+from typing import Any
 
 from mmguard.release import layout
-from mmguard.types import Dataset, Sample
-
-Status = Literal["left out", "unchanged", "protected"]
-"""What wants attention first comes first."""
-STATUSES: tuple[Status, ...] = get_args(Status)
+from mmguard.types import Dataset, Sample, Status
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ Advance = Callable[[float], None]
 _MEMORY = 24 * 3600.0
 """Seconds of the past that a bar's pace is taken from: where a batch takes minutes, and stages take turns, the
 default of 30 seconds would know of no pace at all."""
+_LOG_EVERY = 60.0
+"""Seconds between lines of the log that say how far a stage is."""
 
 _log = logging.getLogger(__name__)
 
@@ -48,13 +50,13 @@ def progress(description: str, total: float, enabled: bool = True) -> Iterator[A
 def stages(totals: Mapping[Name, float], enabled: bool = True) -> Iterator[Callable[[Name, float], None]]:
     """As `progress`, with one bar for each of several stages that take turns.
 
-    Beginning, end and every tenth of each also go to the log.
+    Their beginning and end also go to the log, and meanwhile, once a minute, how far they are.
 
     Args:
         totals: units of work of each, by description.
         enabled: whether to show anything.
     """
-    began, done = time.monotonic(), dict.fromkeys(totals, 0.0)
+    began = logged = time.monotonic()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -67,17 +69,13 @@ def stages(totals: Mapping[Name, float], enabled: bool = True) -> Iterator[Calla
     tasks = {name: bars.add_task(name, total=total) for name, total in totals.items()}
 
     def advance(name: Name, amount: float) -> None:
-        before, done[name] = _tenths(done[name], totals[name]), done[name] + amount
+        nonlocal logged
         bars.advance(tasks[name], amount)
-        if (now := _tenths(done[name], totals[name])) > before:
-            _log.info("%s: %d %%", name, 10 * now)
+        if time.monotonic() - logged >= _LOG_EVERY:
+            logged = time.monotonic()
+            _log.info("%s: %d %%", name, bars.tasks[tasks[name]].percentage)
 
     _log.info("begins: %s", ", ".join(totals))
     with bars if enabled else nullcontext():
         yield advance
     _log.info("ends: %s, after %.1f s", ", ".join(totals), time.monotonic() - began)
-
-
-def _tenths(done: float, total: float) -> int:
-    # A sum of fractions may fall short of the whole by a hair.
-    return int(10 * done / total + 1e-6) if total else 10
