@@ -1,7 +1,7 @@
 """The command line: it parses, calls the Python API of the same names and prints. Heavy imports wait for a command.
 
 Exit codes: 0 done; 1 failed (an error, or `verify` found a problem); 2 wrong usage; 3 done, but some samples or
-experiments were left out.
+experiments were left out; a dry run of `protect` exits as the run would.
 """
 
 from __future__ import annotations
