@@ -36,7 +36,7 @@ COLORS = {"red": (220, 10, 20), "blue": (0, 30, 240)}
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory) -> list[Sample]:
-    """Eight pictures of noise in red or blue, some with black and white pixels."""
+    """Eight pictures of noise in red or blue, some of it cut off at black and white."""
     root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     made = []
     for number in range(8):
@@ -265,6 +265,8 @@ def test_adversarial_features_raise_the_loss_within_their_length(rows, family) -
     assert loss() == plain  # no hook is left
     # The first module's input is not changed by what happens to another's output.
     before, after = outputs[0][0], outputs[1][0]
+    if isinstance(before, list):  # one an image
+        before, after = torch.cat(before), torch.cat(after)
     share = (after - before).norm(dim=-1) / before.norm(dim=-1)
     assert share.max().item() == pytest.approx(0.05, rel=1e-3)
     assert len(outputs[0]) == len(outputs[1]) > 0

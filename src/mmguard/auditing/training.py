@@ -109,26 +109,26 @@ def adversarial_features(share: float, modules: Sequence[nn.Module]) -> Adversar
 
     Args:
         share: length of the step of each feature vector, in terms of its own length (L2).
-        modules: those whose output, `(..., D)`, are the features.
+        modules: those whose output, `(..., D)` or a list of such, are the features.
     """
 
     @contextmanager
     def adversary(model: nn.Module, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
         probes: list[Tensor] = []
 
-        def probe(module: nn.Module, args: Any, features: Tensor) -> Tensor:
+        def probe(features: Tensor) -> Tensor:
             probes.append(torch.zeros_like(features, requires_grad=True))
             return features + probes[-1]
 
-        with _hooked(modules, probe):
+        with _changed(modules, probe):
             loss = model(**inputs).loss
         slopes = iter(torch.autograd.grad(loss, probes))
 
-        def push(module: nn.Module, args: Any, features: Tensor) -> Tensor:
+        def push(features: Tensor) -> Tensor:
             direction = nn.functional.normalize(next(slopes), dim=-1, eps=torch.finfo(features.dtype).tiny)
             return features + share * features.detach().norm(dim=-1, keepdim=True) * direction
 
-        with _hooked(modules, push):
+        with _changed(modules, push):
             yield inputs
 
     return adversary
@@ -149,7 +149,12 @@ def _learning(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 @contextmanager
-def _hooked(modules: Sequence[nn.Module], hook: Callable[[nn.Module, Any, Tensor], Tensor]) -> Iterator[None]:
+def _changed(modules: Sequence[nn.Module], change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Lets modules put out what a function makes of their output."""
+
+    def hook(module: nn.Module, args: Any, output: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+        return [change(one) for one in output] if isinstance(output, list) else change(output)
+
     with ExitStack() as stack:
         for module in modules:
             handle = module.register_forward_hook(hook)
