@@ -258,7 +258,8 @@ def test_adversarial_features_raise_the_loss_within_their_length(rows, family) -
         return found
 
     plain = loss()
-    with adversarial_features(0.05, modules)(attacker.model, batch) as harder:
+    # Short: a single step is sure to go up only as far as the loss is straight, which in MiniCPM-V's toy ends at 0.01.
+    with adversarial_features(0.003, modules)(attacker.model, batch) as harder:
         assert harder is batch
         raised = loss()
     assert raised > plain
@@ -268,7 +269,7 @@ def test_adversarial_features_raise_the_loss_within_their_length(rows, family) -
     if isinstance(before, list):  # one an image
         before, after = torch.cat(before), torch.cat(after)
     share = (after - before).norm(dim=-1) / before.norm(dim=-1)
-    assert share.max().item() == pytest.approx(0.05, rel=1e-3)
+    assert share.max().item() == pytest.approx(0.003, rel=1e-3)
     assert len(outputs[0]) == len(outputs[1]) > 0
 
 
