@@ -29,6 +29,7 @@ from mmguard.release import layout
 from mmguard.release.card import WARNING_TEXT, dataset_card
 from mmguard.release.origin import origin
 from mmguard.release.pictures import Stored, deviations, store, summary
+from mmguard.release.status import FileStatus, statuses, to_csv
 from mmguard.runtime.provenance import commit
 from mmguard.types import Dataset, Rejection, Sample
 
@@ -50,6 +51,8 @@ class Release:
     """What the first surrogate says of pictures that came without text, by sample: what they were protected against."""
     pictures: dict[str, Any]
     """Formats, file sizes and notes of the pictures, counted (`release/pictures.py`)."""
+    files: list[FileStatus]
+    """What became of every file."""
 
 
 class ReleaseWriter:
@@ -91,8 +94,7 @@ class ReleaseWriter:
         self._eps, self._trigger_words = layout.budgets(config)
         self._format = formats.named(dataset.format)
         self._names = layout.image_names(dataset)
-        # Images that belong inside data files wait beside the release.
-        self._images = self.record / layout.IMAGES if self._format.contains else self.path
+        self._images = layout.images_folder(self.path, dataset)
         self._written: dict[Path, dict[str, Any]] = {}
         self._header = {
             "mmguard": version("mmguard"),
@@ -107,10 +109,7 @@ class ReleaseWriter:
             **origin(dataset, config, surrogates),
             "commit": commit(),
         }
-        for folder in (self.path, self.record):
-            _require_apart(folder, dataset.root.resolve())
-        _require_free(self.path, self.record)
-        _require_room(self.path, self._images, self._names)
+        require_place(self.path, dataset)
         for folder in (self.path, self.record):
             with _writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -243,6 +242,8 @@ class ReleaseWriter:
         record["captions"] = dict(captions or {})
         record["pictures"] = summary(images)
         _write_text(self.record / layout.RECORD, json.dumps(record, indent=1) + "\n")
+        files = statuses(self.dataset, record)
+        _write_text(self.record / layout.FILES, to_csv(files))
         targets_only = all(sample.question is None for sample in self.dataset.samples)
         card = dataset_card([one.row for one in rows], len(kept), len(samples), targets_only, self._format)
         _write_text(self.path / layout.CARD, card)
@@ -261,6 +262,7 @@ class ReleaseWriter:
             self.config,
             record["captions"],
             record["pictures"],
+            files,
         )
 
     def _released(
@@ -309,7 +311,30 @@ def _trigger_record(sample: Sample, row: int, words: Sequence[str], after: int |
     return {"id": sample.id, "row": row, "words": list(words), "positions": positions}
 
 
-def _require_apart(folder: Path, root: Path) -> None:
+def require_place(out: Path, dataset: Dataset) -> None:
+    """Makes sure that a release can be written, without touching the disk.
+
+    Args:
+        out: absolute folder of the release.
+        dataset: what is protected.
+
+    Raises:
+        ReleaseError: as `ReleaseWriter`.
+    """
+    record = layout.record_folder(out)
+    for folder in (out, record):
+        require_apart(folder, dataset)
+    _require_free(out, record)
+    _require_room(out, layout.images_folder(out, dataset), list(dataset.by_image()))
+
+
+def require_apart(folder: Path, dataset: Dataset) -> None:
+    """Refuses a folder in which, or around which, the owner's files lie.
+
+    Raises:
+        ReleaseError: it is such a folder.
+    """
+    root = dataset.root.resolve()
     if folder == root or folder in root.parents or root in folder.parents:
         raise ReleaseError(
             f"{folder}: overlaps the dataset's folder {root}, whose files must stay as they are: "
@@ -328,7 +353,7 @@ def _require_free(release: Path, record: Path) -> None:
             raise ReleaseError(f"{folder}: is not empty: choose another folder, or remove it")
 
 
-def _require_room(release: Path, folder: Path, images: Mapping[Path, str]) -> None:
+def _require_room(release: Path, folder: Path, images: Sequence[Path]) -> None:
     """A PNG needs hardly more than its pixels, and with noise of a few levels nearly as much; so does its δ."""
     # What an unfinished run left is written over.
     left = [*folder.rglob("*"), layout.record_folder(release) / layout.DELTAS]
