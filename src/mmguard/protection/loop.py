@@ -26,6 +26,7 @@ from mmguard.perturb.budget import ImageBudget, apply, to_unit
 from mmguard.perturb.objective import Reference
 from mmguard.perturb.trigger import Trigger
 from mmguard.protection.ensemble import Ensemble
+from mmguard.protection.journal import Journal
 from mmguard.runtime.memory import is_out_of_memory, release_memory
 from mmguard.runtime.prefetch import prefetched
 from mmguard.types import Sample
@@ -75,6 +76,7 @@ def optimise(
     ensemble: Ensemble,
     config: ProtectConfig,
     advance: Advance = lambda stage, amount: None,
+    journal: Journal | None = None,
 ) -> None:
     """Algorithm 1, in place on δ and triggers of the items.
 
@@ -83,19 +85,38 @@ def optimise(
         ensemble: the surrogates.
         config: R rounds of Q inner steps, PGD steps and trigger search.
         advance: called whenever an inner step is done, the surrogates are adapted, or a batch is through a stage.
+        journal: keeps what is done, and what an earlier run left there is not done again; nothing is kept without one.
     """
-    recompute = ensemble.recompute
+    journal, recompute = journal or Journal(), ensemble.recompute
+    groups = list(batches(items, config.batch_size))
+    through = [journal.restore(number, group) for number, group in enumerate(groups)]
+    _tell_of_earlier(through, groups, config, advance)
     try:
         with ensemble.adaptable():
-            for round_ in range(config.rounds):
+            for round_ in range(min(through), config.rounds):
                 size = config.batch_size
-                with ensemble.adapted(_inner_batches(items, config, round_, advance), seed=config.seed + round_):
+                _adapt(items, ensemble, config, round_, advance, journal)
+                left = [(number, group) for number, group in enumerate(groups) if through[number] <= round_]
+                with ensemble.adapted():
                     advance("Adapting", 1)
-                    for batch, originals in prefetched(batches(items, config.batch_size), _originals):
-                        present, done = [i for i in batch if i.lost is None], _once(advance, len(batch))
+                    for (number, group), originals in prefetched(left, lambda job: _originals(job[1])):
+                        present, done = [i for i in group if i.lost is None], _once(advance, len(group))
                         size = _protect(present, originals, ensemble, config, size, done)
+                        journal.keep(number, group, round_ + 1)
     finally:
         ensemble.recompute = recompute
+
+
+def _adapt(
+    items: Sequence[Item], ensemble: Ensemble, config: ProtectConfig, round_: int, advance: Advance, journal: Journal
+) -> None:
+    """The inner problem, or what an earlier run made of it."""
+    if (weights := journal.adaptation(round_)) is not None:
+        ensemble.readapt(weights)
+        advance("Adapting", config.inner_steps)
+        return
+    ensemble.adapt(_inner_batches(items, config, round_, advance), seed=config.seed + round_)
+    journal.keep_adaptation(round_, ensemble.adaptation())
 
 
 def work(items: Sequence[Item], config: ProtectConfig) -> dict[Stage, int]:
@@ -107,6 +128,17 @@ def work(items: Sequence[Item], config: ProtectConfig) -> dict[Stage, int]:
     if config.inserts_triggers:
         units["Searching"] = config.rounds * len(items)
     return units
+
+
+def _tell_of_earlier(
+    through: Sequence[int], groups: Sequence[Sequence[Item]], config: ProtectConfig, advance: Advance
+) -> None:
+    """Tells of the rounds that batches are through from an earlier run."""
+    images = sum(rounds * len(group) for rounds, group in zip(through, groups, strict=True))
+    done: dict[Stage, int] = {"Adapting": min(through) * (config.inner_steps + 1)}
+    done |= {"Perturbing": images, "Searching": images}
+    for stage in work([], config).keys() & done.keys():
+        advance(stage, done[stage])
 
 
 def _once(advance: Advance, amount: float) -> Callable[[Stage], None]:

@@ -24,6 +24,10 @@ IMAGES = "images"
 """In the record folder until the release is complete, where images lie inside data files."""
 DELTAS = "deltas.int8"
 """In the record folder while perturbations are optimised."""
+STATE = "state"
+"""In the record folder until the release is complete: how far its optimisation is."""
+LOCK = "lock"
+"""In the record folder: held by the process that writes the release."""
 
 
 def record_folder(release: Path) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
 
@@ -59,11 +60,11 @@ class ReleaseWriter:
     """Writes a release image by image, then its rows, card and record.
 
     Nothing of the original dataset is ever changed or copied. Until `finish`, the record folder holds a file
-    `unfinished`; as long as it is there, a new writer may take the same folder over and write its images
-    again.
+    `unfinished` that says what the release is made from; as long as it is there, a new writer of the same may take the
+    folder over, go on with its `state`, and write its images again.
 
     Args:
-        out: folder to write; must not exist, be empty, or be an unfinished release.
+        out: folder to write; must not exist, be empty, or be an unfinished release of the same.
         dataset: what is protected.
         config: settings of the run; its budgets are enforced.
         surrogates: names of the surrogates, for the record.
@@ -106,15 +107,37 @@ class ReleaseWriter:
                 "split": split,
                 "limit": limit,
             },
-            **origin(dataset, config, surrogates),
+            **(made_from := origin(dataset, config, surrogates)),
             "commit": commit(),
         }
         require_place(self.path, dataset)
+        _require_same_origin(self.path, made_from)
         for folder in (self.path, self.record):
             with _writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.record / layout.LOCK)
+        self._take_lock()
         _write_text(self.record / layout.WARNING, WARNING_TEXT)
-        _write_text(self.record / layout.UNFINISHED, "")
+        _write_text(self.record / layout.UNFINISHED, json.dumps(made_from, indent=1) + "\n")
+
+    def _take_lock(self) -> None:
+        """One process at a time; the system takes the lock from one that dies."""
+        try:
+            with _writing(self.record):
+                self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ReleaseError(
+                f"{self.path}: another run is writing it: wait until it is done, or choose another folder"
+            ) from error
+
+    def close(self) -> None:
+        """Lets another writer go on with the release, finished or not."""
+        self._lock.release()
+
+    @property
+    def state(self) -> Path:
+        """Folder for what a later writer of the same may go on with; it is gone once the release is finished."""
+        return self.record / layout.STATE
 
     @property
     def deltas(self) -> Path:
@@ -251,8 +274,10 @@ class ReleaseWriter:
             self._format.write(self.dataset, rows, self.path)
         with _writing(self.record):
             self.deltas.unlink(missing_ok=True)
-            shutil.rmtree(self.record / layout.IMAGES, ignore_errors=True)
             (self.record / layout.UNFINISHED).unlink()
+            for folder in (layout.IMAGES, layout.STATE):
+                shutil.rmtree(self.record / folder, ignore_errors=True)
+        self.close()
         return Release(
             self.path,
             self.record,
@@ -349,19 +374,44 @@ def _require_free(release: Path, record: Path) -> None:
     if (record / layout.UNFINISHED).is_file():
         return
     for folder in (release, record):
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(path.name != layout.LOCK for path in folder.iterdir()):
             raise ReleaseError(f"{folder}: is not empty: choose another folder, or remove it")
 
 
+def _require_same_origin(release: Path, made_from: Mapping[str, Any]) -> None:
+    """Refuses to go on with a release that was begun with other settings, surrogates, data or versions."""
+    unfinished = layout.record_folder(release) / layout.UNFINISHED
+    before: dict[str, Any] = json.loads(unfinished.read_text(encoding="utf-8") or "{}") if unfinished.is_file() else {}
+    if changed := _differences(before, made_from):
+        raise ReleaseError(
+            f"{release}: holds an unfinished release, and not of the same: {'; '.join(changed)}. Run again as before "
+            f"to finish it, choose another folder, or remove {release} and {unfinished.parent} to begin anew"
+        )
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> list[str]:
+    """What has another value now, by its path, as in `config.seed: 0, now 1`."""
+    found: list[str] = []
+    for name in before.keys() | now.keys() if before else ():
+        one, other = before.get(name), now.get(name)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += _differences(one, other, f"{within}{name}.")
+        elif one != other:
+            found.append("the data has changed" if name == "data" else f"{within}{name}: {one}, now {other}")
+    return sorted(found)
+
+
 def _require_room(release: Path, folder: Path, images: Sequence[Path]) -> None:
-    """A PNG needs hardly more than its pixels, and with noise of a few levels nearly as much; so does its δ."""
+    """A PNG needs hardly more than its pixels, and with noise of a few levels nearly as much; so does its δ, which is
+    kept twice."""
     # What an unfinished run left is written over.
-    left = [*folder.rglob("*"), layout.record_folder(release) / layout.DELTAS]
+    record = layout.record_folder(release)
+    left = [*folder.rglob("*"), record / layout.DELTAS, *(record / layout.STATE).rglob("*")]
     needed = -sum(file.stat().st_size for file in left if file.is_file())
     for image in images:
         # An image that cannot be read is reported when it is protected.
         with contextlib.suppress(Exception), Image.open(image) as file:
-            needed += (max(3, len(file.getbands())) + 3) * file.width * file.height
+            needed += (max(3, len(file.getbands())) + 2 * 3) * file.width * file.height
     disk = next(folder for folder in (release, *release.parents) if folder.exists())
     available = shutil.disk_usage(disk).free
     if needed > available:
