@@ -87,7 +87,7 @@ def test_what_would_be_done_is_said_and_nothing_is_written(
     reasons = {os.path.basename(one["where"]): one["reason"] for one in found["left_out"]}
     assert "missing.png is not in" in reasons["metadata.jsonl:7"]
     assert "cannot be decoded" in reasons["broken.png"]
-    assert found["cost"]["working_bytes"] == 3 * (40 * 40 + 32 * 32 + 30 * 20)
+    assert found["cost"]["working_bytes"] == 2 * 3 * (40 * 40 + 32 * 32 + 30 * 20)
     assert list(found["cost"]["seconds"]) == ["Loading", "Reading", "Adapting", "Perturbing", "Searching", "Writing"]
     assert "One round was timed on 2 of the pictures" in found["cost"]["method"]
 

@@ -292,6 +292,7 @@ def test_an_unfinished_release_is_taken_over(dataset: Dataset, tmp_path: Path) -
     first = ReleaseWriter(tmp_path / "out", dataset, CONFIG, [])
     first.write_image(dataset.samples[0].image, shifted(dataset.samples[0].image, 1))
     (tmp_path / "out" / "stale.png.partial").write_text("")
+    first.close()
     second = ReleaseWriter(tmp_path / "out", dataset, CONFIG, [])
     image = dataset.samples[1].image
     second.write_image(image, shifted(image, 2))
@@ -304,7 +305,7 @@ def test_an_unfinished_release_is_taken_over(dataset: Dataset, tmp_path: Path) -
 
 def test_too_little_room_is_noticed_up_front(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    needed = 2 * 2 * 3 * 5 * 7  # two images, each with its PNG and its δ
+    needed = 2 * 3 * 3 * 5 * 7  # two images, each with its PNG and twice its δ
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, needed - 1))
     with pytest.raises(ReleaseError, match=r"2 images need up to .* MB are available: free space"):
         ReleaseWriter(tmp_path / "out", dataset, CONFIG, [])

@@ -111,8 +111,9 @@ def estimate(
         },
         method=_method(timed, len(items), config),
         release_bytes=round(files.bytes * size) + (0 if contained else sum(f.stat().st_size for f in data.files)),
-        # δ twice, and pictures that wait for their data file.
-        working_bytes=(2 * 3 * size if config.perturbs_images else 0) + (round(files.bytes * size) if contained else 0),
+        # δ, twice while it is optimised, and pictures that wait for their data file.
+        working_bytes=(3 * size * (1 + config.optimised) if config.perturbs_images else 0)
+        + (round(files.bytes * size) if contained else 0),
     )
 
 

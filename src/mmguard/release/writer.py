@@ -110,25 +110,28 @@ class ReleaseWriter:
             **(made_from := origin(dataset, config, surrogates)),
             "commit": commit(),
         }
-        require_place(self.path, dataset)
+        require_place(self.path, dataset, config)
         _require_same_origin(self.path, made_from)
         for folder in (self.path, self.record):
             with _writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.record / layout.LOCK)
         self._take_lock()
+        # Again: another run may have begun or finished in between.
+        _require_free(self.path, self.record)
+        _require_same_origin(self.path, made_from)
         _write_text(self.record / layout.WARNING, WARNING_TEXT)
         _write_text(self.record / layout.UNFINISHED, json.dumps(made_from, indent=1) + "\n")
 
     def _take_lock(self) -> None:
         """One process at a time; the system takes the lock from one that dies."""
-        try:
-            with _writing(self.record):
+        with _writing(self.record):
+            try:
                 self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ReleaseError(
-                f"{self.path}: another run is writing it: wait until it is done, or choose another folder"
-            ) from error
+            except Timeout as error:  # which is an OSError, too
+                raise ReleaseError(
+                    f"{self.path}: another run is writing it: wait until it is done, or choose another folder"
+                ) from error
 
     def close(self) -> None:
         """Lets another writer go on with the release, finished or not."""
@@ -274,10 +277,12 @@ class ReleaseWriter:
             self._format.write(self.dataset, rows, self.path)
         with _writing(self.record):
             self.deltas.unlink(missing_ok=True)
+            # First, so that no part of the state is ever taken for the whole; what follows may be left lying.
             (self.record / layout.UNFINISHED).unlink()
             for folder in (layout.IMAGES, layout.STATE):
                 shutil.rmtree(self.record / folder, ignore_errors=True)
-        self.close()
+            self.close()
+            (self.record / layout.LOCK).unlink(missing_ok=True)
         return Release(
             self.path,
             self.record,
@@ -336,12 +341,13 @@ def _trigger_record(sample: Sample, row: int, words: Sequence[str], after: int |
     return {"id": sample.id, "row": row, "words": list(words), "positions": positions}
 
 
-def require_place(out: Path, dataset: Dataset) -> None:
+def require_place(out: Path, dataset: Dataset, config: ProtectConfig) -> None:
     """Makes sure that a release can be written, without touching the disk.
 
     Args:
         out: absolute folder of the release.
         dataset: what is protected.
+        config: settings of the run.
 
     Raises:
         ReleaseError: as `ReleaseWriter`.
@@ -350,7 +356,7 @@ def require_place(out: Path, dataset: Dataset) -> None:
     for folder in (out, record):
         require_apart(folder, dataset)
     _require_free(out, record)
-    _require_room(out, layout.images_folder(out, dataset), list(dataset.by_image()))
+    _require_room(out, layout.images_folder(out, dataset), list(dataset.by_image()), config.optimised)
 
 
 def require_apart(folder: Path, dataset: Dataset) -> None:
@@ -401,9 +407,9 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], within: str 
     return sorted(found)
 
 
-def _require_room(release: Path, folder: Path, images: Sequence[Path]) -> None:
-    """A PNG needs hardly more than its pixels, and with noise of a few levels nearly as much; so does its δ, which is
-    kept twice."""
+def _require_room(release: Path, folder: Path, images: Sequence[Path], optimised: bool) -> None:
+    """A PNG needs hardly more than its pixels, and with noise of a few levels nearly as much; so does its δ, which
+    is kept twice while it is optimised."""
     # What an unfinished run left is written over.
     record = layout.record_folder(release)
     left = [*folder.rglob("*"), record / layout.DELTAS, *(record / layout.STATE).rglob("*")]
@@ -411,7 +417,7 @@ def _require_room(release: Path, folder: Path, images: Sequence[Path]) -> None:
     for image in images:
         # An image that cannot be read is reported when it is protected.
         with contextlib.suppress(Exception), Image.open(image) as file:
-            needed += (max(3, len(file.getbands())) + 2 * 3) * file.width * file.height
+            needed += (max(3, len(file.getbands())) + 3 * (1 + optimised)) * file.width * file.height
     disk = next(folder for folder in (release, *release.parents) if folder.exists())
     available = shutil.disk_usage(disk).free
     if needed > available:
