@@ -91,7 +91,7 @@ def test_descent_through_the_encoder_does_more_behind_it(tmp_path: Path) -> None
     original, generator = jpeg_roundtrip(photograph(96, 128), jpeg), torch.Generator().manual_seed(2)
     soft = interpolate(torch.randn(1, 1, 24, 32, generator=generator), original.shape[1:], mode="bilinear")[0]
     height, width = torch.meshgrid(torch.arange(96), torch.arange(128), indexing="ij")
-    colours = torch.tensor([0.0, -0.114, 0.587])[:, None, None]  # of no brightness
+    colours = torch.tensor([0.0, -1.0, 1.0])[:, None, None]  # whose slope is zero along gray
     wanted = soft + 8 * colours * (-1.0) ** (height + width)
 
     def backward(images: list[Tensor]) -> None:
@@ -107,7 +107,7 @@ def test_descent_through_the_encoder_does_more_behind_it(tmp_path: Path) -> None
         return float((change * soft).sum())
 
     through, past = reached([partial(seen, jpeg=jpeg, eps=EPS)]), reached(None)
-    assert through < 1.1 * past < 0
+    assert through < 1.2 * past < 0
 
 
 @pytest.mark.parametrize("quality", [30, 75, 95])

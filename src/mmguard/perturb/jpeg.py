@@ -30,7 +30,7 @@ def seen(original: Tensor, image: Tensor, jpeg: Jpeg, eps: int) -> Tensor:
 
     The value is that of the real encoder and decoder. The gradient goes straight through its rounding, back through
     its subsampling of colour, and is zero where the budget is exceeded. (Smooth rounding, as in kornia's differentiable
-    JPEG, did less in our measurements: its gradient vanishes at whole coefficients, where every JPEG original lies.)
+    JPEG, did no better on the whole: its gradient vanishes at whole coefficients, where every JPEG original lies.)
 
     Args:
         original: uint8 `(3, H, W)`.
