@@ -19,10 +19,10 @@ from mmguard.perturb.budget import to_unit
 
 _BLOCK = 16
 """Pixels that are encoded together, with colour at half resolution."""
+_ROOMS = (1.0, 0.6)
+"""Shares of a perturbation that are tried: at high quality less does more, since corrections spoil less of it."""
 _CORRECTIONS = 40
 """Where this many do not suffice, perturbations are shrunk."""
-_ROOMS = (1.0, 0.6)
-"""Shares of a perturbation that are tried at first. At high quality less does more: corrections then spoil less of it."""
 _SHRINKINGS, _SHRINK = 10, 0.7
 """After all of them nothing is left of 8 levels: 8 · 0.7¹⁰ < 0.5."""
 
@@ -53,9 +53,9 @@ def fit(original: Tensor, protected: Tensor, jpeg: Jpeg, eps: int) -> tuple[Tens
     """What to encode, and how, so that the decoded file is within the budget of the decoded original.
 
     What is read back beyond ε is subtracted from what is encoded, again and again; where that does not converge, the
-    perturbation of the block is shrunk. Both the whole perturbation and a part of it are tried, and the one of which more
-    is left is taken. If not even that helps, as where the encoder alone errs by more, settings become finer:
-    colour at full resolution, then tables of a half, a quarter, and all ones.
+    perturbation of the block is shrunk. Both the whole perturbation and a part of it are tried; what keeps more of it
+    is taken. If not even that helps, as where the encoder alone errs by more, settings become finer: colour at full
+    resolution, then tables of a half, a quarter, and all ones.
 
     Args:
         original: uint8 `(3, H, W)`.
