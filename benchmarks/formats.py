@@ -2,7 +2,7 @@
 
     python benchmarks/formats.py
 
-δ is noise of ±ε, pixel by pixel or in cells of four by four.
+δ is noise of ±ε, of single pixels or in patches about four pixels wide.
 """
 
 from __future__ import annotations
@@ -26,30 +26,31 @@ PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 ENCODERS = ({"quality": 75, "subsampling": 2}, {"quality": 85, "subsampling": 2}, {"quality": 95, "subsampling": 0})
 
 
-def noise(image: Tensor, cell: int) -> Tensor:
-    """An image with as much noise as the budget allows, in square cells."""
+def noise(image: Tensor, patch: int) -> Tensor:
+    """An image with as much noise as the budget allows."""
     height, width = image.shape[1:]
-    drawn = torch.randn(1, 3, -(-height // cell), -(-width // cell), generator=torch.Generator().manual_seed(0))
-    signs = interpolate(drawn, scale_factor=cell)[0, :, :height, :width].sign()
+    coarse = [-(-side // patch) for side in (height, width)]
+    drawn = torch.randn(1, 3, *coarse, generator=torch.Generator().manual_seed(0))
+    signs = interpolate(drawn, (height, width), mode="bilinear")[0].sign()
     return apply(image, ImageBudget(EPS).project(image, (signs * EPS).to(torch.int16)))
 
 
 def main() -> None:
     """Prints a table: largest and mean change as decoded, and the file's size by the original's."""
-    print("| photograph | original | cell | format | max | mean | size |\n|---|---|---|---|---|---|---|")
+    print("| photograph | original | patch | format | max | mean | size |\n|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for name in PHOTOGRAPHS:
             for options in ENCODERS:
                 path = Path(folder, "original.jpg")
                 Image.fromarray(getattr(skimage.data, name)()).save(path, **options)
                 original = load_picture(path)
-                for cell in (1, 4):
-                    protected = noise(original.image, cell)
+                for patch in (1, 4):
+                    protected = noise(original.image, patch)
                     for config in (ProtectConfig(format="keep"), ProtectConfig(), ProtectConfig(format="webp")):
                         stored = store(path, original, protected, config, EPS)
                         change = (picture_of(stored.content, path).image.int() - original.image.int()).abs()
                         facts = (
-                            name, f"{options['quality']} {'4:2:0' if options['subsampling'] else '4:4:4'}", cell,
+                            name, f"{options['quality']} {'4:2:0' if options['subsampling'] else '4:4:4'}", patch,
                             stored.carrier.container, change.max().item(), f"{change.float().mean():.1f}",
                             f"{len(stored.content) / path.stat().st_size:.1f}",
                         )  # fmt: skip

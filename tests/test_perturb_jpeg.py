@@ -143,6 +143,23 @@ def test_settings_stay_where_they_suffice_and_become_finer_where_they_do_not(tmp
     assert sum(fitting[1].tables[0]) < sum(jpeg.tables[0])
 
 
+def test_more_is_kept_where_the_encoder_is_left_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jpeg = encoder(tmp_path, 95, 0)
+    original = jpeg_roundtrip(photograph(96, 128), jpeg)
+    coarse = torch.randn(1, 3, 24, 32, generator=torch.Generator().manual_seed(1))
+    wanted = interpolate(coarse, scale_factor=4, mode="bilinear")[0].sign() * EPS
+    protected = apply(original, ImageBudget(EPS).project(original, wanted.to(torch.int16)))
+
+    def kept() -> float:
+        fitting = fit(original, protected, jpeg, EPS)
+        assert fitting is not None
+        return float(((jpeg_roundtrip(*fitting).float() - original.float()) * wanted.sign()).mean())
+
+    with_room = kept()
+    monkeypatch.setattr("mmguard.perturb.jpeg._ROOMS", (1.0,))
+    assert with_room > 1.1 * kept() > 0
+
+
 def test_colours_that_no_file_holds_exactly_are_given_up(tmp_path: Path) -> None:
     noise = torch.randint(0, 256, (3, 32, 32), generator=torch.Generator().manual_seed(1)).byte()
     assert fit(noise, noise, encoder(tmp_path, 75, 2), 0) is None
