@@ -39,8 +39,7 @@ def load_image(path: Path) -> Tensor:
         uint8 `(3, H, W)`, RGB, 0…255, at native size.
 
     Raises:
-        SampleError: the file is missing, truncated, no image, animated, or larger than Pillow's
-        decompression-bomb
+        SampleError: the file is missing, truncated, no image, animated, or larger than Pillow's decompression-bomb
             limit (about 89 million pixels).
     """
     return load_picture(path).image
@@ -54,19 +53,20 @@ def load_picture(path: Path) -> Picture:
     """
     if not path.is_file():
         raise SampleError(str(path), "no such image file: correct the path in the dataset, or remove the row")
-    try:
-        with Image.open(path) as file:
-            _require_still(file, path)
-            _require_sane_size(file.size, path)
-            return _picture(ImageOps.exif_transpose(file), path)
-    except SampleError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise SampleError(str(path), f"{error}: scale the image down") from error
-    # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more on bad
-    # bytes.
-    except Exception as error:
-        raise SampleError(str(path), f"cannot be decoded ({error}): replace the file, or remove the row") from error
+    return _decoded(path, path)
+
+
+def picture_of(content: bytes, path: Path) -> Picture:
+    """Decodes the content of an image file that is not on disk, as `load_picture` does.
+
+    Args:
+        content: the file's bytes.
+        path: what to call it in errors.
+
+    Raises:
+        SampleError: as for `load_image`.
+    """
+    return _decoded(io.BytesIO(content), path)
 
 
 def save_png(image: Tensor, path: Path) -> None:
@@ -85,9 +85,23 @@ def save_png(image: Tensor, path: Path) -> None:
     to_pil_image(image.cpu()).save(path, format="PNG")
 
 
+def _decoded(source: Path | io.BytesIO, path: Path) -> Picture:
+    try:
+        with Image.open(source) as file:
+            _require_still(file, path)
+            _require_sane_size(file.size, path)
+            return _picture(ImageOps.exif_transpose(file), path)
+    except SampleError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise SampleError(str(path), f"{error}: scale the image down") from error
+    # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more on bad bytes.
+    except Exception as error:
+        raise SampleError(str(path), f"cannot be decoded ({error}): replace the file, or remove the row") from error
+
+
 def _require_still(file: Image.Image, path: Path) -> None:
-    # An MPO file is a phone's JPEG photo with a preview or depth map behind it: every reader shows the first
-    # frame.
+    # An MPO file is a phone's JPEG photo with a preview or depth map behind it: every reader shows the first frame.
     frames = getattr(file, "n_frames", 1)
     if frames > 1 and file.format != "MPO":
         raise SampleError(str(path), f"holds {frames} frames or pages: save the one you mean as a single image")

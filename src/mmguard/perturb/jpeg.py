@@ -19,6 +19,8 @@ from mmguard.perturb.budget import to_unit
 
 _BLOCK = 16
 """Pixels that are encoded together, with colour at half resolution."""
+_ROOMS = (1.0, 0.6)
+"""Shares of a perturbation that are tried: at high quality less does more, since corrections spoil less of it."""
 _CORRECTIONS = 40
 """Where this many do not suffice, perturbations are shrunk."""
 _SHRINKINGS, _SHRINK = 10, 0.7
@@ -30,7 +32,7 @@ def seen(original: Tensor, image: Tensor, jpeg: Jpeg, eps: int) -> Tensor:
 
     The value is that of the real encoder and decoder. The gradient goes straight through its rounding, back through
     its subsampling of colour, and is zero where the budget is exceeded. (Smooth rounding, as in kornia's differentiable
-    JPEG, did less in our measurements: its gradient vanishes at whole coefficients, where every JPEG original lies.)
+    JPEG, did no better on the whole: its gradient vanishes at whole coefficients, where every JPEG original lies.)
 
     Args:
         original: uint8 `(3, H, W)`.
@@ -51,8 +53,9 @@ def fit(original: Tensor, protected: Tensor, jpeg: Jpeg, eps: int) -> tuple[Tens
     """What to encode, and how, so that the decoded file is within the budget of the decoded original.
 
     What is read back beyond ε is subtracted from what is encoded, again and again; where that does not converge, the
-    perturbation of the block is shrunk. If not even that helps, as where the encoder alone errs by more, settings
-    become finer: colour at full resolution, then tables of a half, a quarter, and all ones.
+    perturbation of the block is shrunk. Both the whole perturbation and a part of it are tried; what keeps more of it
+    is taken. If not even that helps, as where the encoder alone errs by more, settings become finer: colour at full
+    resolution, then tables of a half, a quarter, and all ones.
 
     Args:
         original: uint8 `(3, H, W)`.
@@ -64,14 +67,17 @@ def fit(original: Tensor, protected: Tensor, jpeg: Jpeg, eps: int) -> tuple[Tens
         The image to encode and the settings; None if no settings suffice.
     """
     base, changed = (unturned(image, jpeg.orientation).to(torch.int16) for image in (original, protected))
+    delta = (changed - base).float()
     for settings in _finer(replace(jpeg, orientation=1)):
-        stored = _fit(base, (changed - base).float(), settings, eps)
-        if stored is not None:
+        fitting = [found for room in _ROOMS if (found := _fit(base, room * delta, settings, eps)) is not None]
+        if fitting:
+            stored, _ = max(fitting, key=lambda found: float((found[1] * delta).sum()))
             return turned(stored, jpeg.orientation).contiguous(), replace(settings, orientation=jpeg.orientation)
     return None
 
 
-def _fit(base: Tensor, delta: Tensor, jpeg: Jpeg, eps: int) -> Tensor | None:
+def _fit(base: Tensor, delta: Tensor, jpeg: Jpeg, eps: int) -> tuple[Tensor, Tensor] | None:
+    """What to encode, and its change as it is decoded."""
     height, width = base.shape[-2:]
     share = torch.ones(-(-height // _BLOCK), -(-width // _BLOCK))
     for attempt in range(_CORRECTIONS + _SHRINKINGS):
@@ -80,7 +86,7 @@ def _fit(base: Tensor, delta: Tensor, jpeg: Jpeg, eps: int) -> Tensor | None:
         error = jpeg_roundtrip(stored, jpeg).to(torch.int16) - base
         excess = error - error.clamp(-eps, eps)
         if not excess.any():
-            return stored
+            return stored, error
         if attempt < _CORRECTIONS:
             delta = delta - excess
         else:
