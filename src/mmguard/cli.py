@@ -18,14 +18,24 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mmguard.config import IMAGE_FORMATS, PLACES, RECIPES, VARIANTS, AuditConfig, ProtectConfig, field_help
+from mmguard.config import (
+    ENGINES,
+    IMAGE_FORMATS,
+    PLACES,
+    RECIPES,
+    VARIANTS,
+    AuditConfig,
+    EngineConfig,
+    ProtectConfig,
+    field_help,
+)
 from mmguard.data import benchmarks
 from mmguard.errors import ConfigError, MMGuardError
 from mmguard.screen import files_table, survey_tables, totals
 
 if TYPE_CHECKING:
     from mmguard.auditing.stealth_images import Lpips
-    from mmguard.config import ImageFormat, Place, Recipe, Variant
+    from mmguard.config import EngineName, ImageFormat, Place, Recipe, Variant
     from mmguard.release.writer import Release
 
 app = typer.Typer(
@@ -38,7 +48,7 @@ app = typer.Typer(
 # Without emoji: rich reads one in `easy-vqa:train:what`.
 _out, _err = Console(emoji=False), Console(stderr=True, emoji=False)
 
-_PROTECT, _AUDIT = field_help(ProtectConfig), field_help(AuditConfig)
+_PROTECT, _AUDIT, _ENGINE = map(field_help, (ProtectConfig, AuditConfig, EngineConfig))
 _DATASET = (
     "A folder or file of a known format (an image folder, conversations as JSON, COCO captions, a table, Parquet, "
     "WebDataset, pictures with or without captions), the URL of one, a hub dataset id, a benchmark "
@@ -119,6 +129,10 @@ def protect(
     limit: Limit = None,
     seed: Annotated[int, typer.Option(help=_PROTECT["seed"])] = ProtectConfig.seed,
     device: Device = "auto",
+    engine: Annotated[str, typer.Option(help=f"{_ENGINE['engine']} One of {', '.join(ENGINES)}.")] = "local",
+    workers: Annotated[int, typer.Option(help=_ENGINE["workers"])] = EngineConfig.workers,
+    gpus_per_worker: Annotated[float | None, typer.Option(help=_ENGINE["gpus_per_worker"])] = None,
+    address: Annotated[str | None, typer.Option(help=_ENGINE["address"])] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Say what would be done and what it would take, and write nothing."),
@@ -144,6 +158,7 @@ def protect(
             inner_batch_size=inner_batch_size, batch_size=batch_size, format=cast("ImageFormat", format),
             declare_no_training=declare_no_training, seed=seed,
         )  # fmt: skip
+        crew = EngineConfig(cast("EngineName", engine), workers, gpus_per_worker, address)
         names = _chosen(surrogate, device) if config.optimised else surrogate
         options: _Options = {"split": split, "limit": limit, "device": device, "show_progress": not as_json}
         if dry_run:
@@ -152,7 +167,7 @@ def protect(
             left_out = _preview(dataset, names, config, out, preview, options, as_json)
         else:
             assert out is not None
-            left_out = _protect(dataset, names, config, out, log, options, as_json)
+            left_out = _protect(dataset, names, config, crew, out, log, options, as_json)
         if left_out:
             raise typer.Exit(3)
 
@@ -457,7 +472,14 @@ def _require_one_thing(dry_run: bool, preview: int | None, out: Path | None, log
 
 
 def _protect(
-    dataset: str, names: list[str], config: ProtectConfig, out: Path, log: Path | None, options: _Options, as_json: bool
+    dataset: str,
+    names: list[str],
+    config: ProtectConfig,
+    engine: EngineConfig,
+    out: Path,
+    log: Path | None,
+    options: _Options,
+    as_json: bool,
 ) -> bool:
     """Protects and says what came of it; whether something was left out."""
     from mmguard import __version__
@@ -467,7 +489,7 @@ def _protect(
     _require_log_apart(log, out, dataset)
     with logging_to(log) as lines:
         lines.info("mmguard %s protects %s to %s with %s: %s, %s", __version__, dataset, out, names, config, options)
-        release = run(dataset, names, config, out, **options)
+        release = run(dataset, names, config, out, engine=engine, **options)
         for failure in release.failed:
             lines.warning("left out: %s: %s", failure.where, failure.reason)
         lines.info("done: %d images, %d samples, %d left out", release.images, release.samples, len(release.failed))
