@@ -129,7 +129,7 @@ def protect(
     limit: Limit = None,
     seed: Annotated[int, typer.Option(help=_PROTECT["seed"])] = ProtectConfig.seed,
     device: Device = "auto",
-    engine: Annotated[str, typer.Option(help=f"{_ENGINE['engine']} One of {', '.join(ENGINES)}.")] = "local",
+    engine: Annotated[str, typer.Option(help=f"{_ENGINE['engine']} One of {', '.join(ENGINES)}.")] = EngineConfig.engine,
     workers: Annotated[int, typer.Option(help=_ENGINE["workers"])] = EngineConfig.workers,
     gpus_per_worker: Annotated[float | None, typer.Option(help=_ENGINE["gpus_per_worker"])] = None,
     address: Annotated[str | None, typer.Option(help=_ENGINE["address"])] = None,
@@ -149,7 +149,7 @@ def protect(
     as_json: Json = False,
 ) -> None:
     """Write a protected copy of DATASET to the folder OUT. The originals are never modified."""
-    _require_one_thing(dry_run, preview, out, log)
+    _require_one_thing(dry_run, preview, out, log, engine)
     with _reporting(as_json):
         config = ProtectConfig(
             variant=cast("Variant", variant), eps=eps, trigger_words=trigger_words,
@@ -462,11 +462,13 @@ class _Options(TypedDict):
     show_progress: bool
 
 
-def _require_one_thing(dry_run: bool, preview: int | None, out: Path | None, log: Path | None) -> None:
+def _require_one_thing(dry_run: bool, preview: int | None, out: Path | None, log: Path | None, engine: str) -> None:
     if dry_run and preview is not None:
         raise typer.BadParameter("--dry-run and --preview exclude each other: give one")
     if log is not None and (dry_run or preview is not None):
         raise typer.BadParameter("--log is for protections: leave it out with --dry-run and --preview")
+    if engine != "local" and (dry_run or preview is not None):
+        raise typer.BadParameter("--engine is for protections: leave it out with --dry-run and --preview")
     if out is None and not dry_run and preview is None:
         raise typer.BadParameter("give the folder of the release: --out OUT (or --dry-run, or --preview N)")
 
