@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from contextlib import ExitStack
 
 from mmguard.config import EngineConfig, ProtectConfig
 from mmguard.data.readers import read_dataset
@@ -18,6 +17,7 @@ from mmguard.protection.engine import Engine, Job, engine_of
 from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.loop import batches
 from mmguard.protection.prepare import begin, ensemble_of
+from mmguard.protection.ray_engine import RayEngine
 
 
 def rate(engine: Engine, jobs: list[Job], ensemble: Ensemble, config: ProtectConfig) -> float:
@@ -42,14 +42,19 @@ def main() -> None:
     items, _ = begin(data, config, ensemble)
     jobs = list(enumerate(batches(items, config.batch_size)))
     rates: dict[int, list[float]] = {1: [], 2: []}
-    with ExitStack() as stack:
-        stack.enter_context(ensemble.adaptable())
-        # The first starts Ray: the one with most workers.
-        engines = {
-            workers: stack.enter_context(
-                engine_of(EngineConfig("ray", workers=workers), [arguments.surrogate], config, "cpu")
-            )
-            for workers in (2,)
-        }
-        for engine in engines.values():
-            rate(engine, jobs[: 2 * len(engines)], ensemble, config)
+    with ensemble.adaptable():
+        for _ in range(arguments.repeats):
+            for workers in rates:
+                choice = EngineConfig("ray", workers=workers)
+                with engine_of(choice, [arguments.surrogate], config, "cpu") as engine:
+                    assert isinstance(engine, RayEngine)
+                    while engine.present < workers:  # they load, and the first of anything takes longer
+                        rate(engine, jobs[: 2 * workers], ensemble, config)
+                    rates[workers].append(rate(engine, jobs, ensemble, config))
+    one, two = (statistics.median(rates[workers]) for workers in (1, 2))
+    print("| workers | images/s |\n|---|---|")
+    print(f"| 1 | {one:.2f} |\n| 2 | {two:.2f} |\n\nRatio: {two / one:.2f}")
+
+
+if __name__ == "__main__":
+    main()

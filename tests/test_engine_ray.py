@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +17,21 @@ import pytest
 import ray
 import torch
 from PIL import Image
+from ray._private.state import actors
+from ray.cluster_utils import Cluster
+from typer.testing import CliRunner
 
 import tiny
+from mmguard import cli
 from mmguard.config import EngineConfig, ProtectConfig
-from mmguard.protection import ray_engine
+from mmguard.errors import ConfigError, EngineError, SampleError, SurrogateError
+from mmguard.lvlm.surrogate import load_surrogate
+from mmguard.protection import journal, ray_engine
 from mmguard.protection.run import protect
+from mmguard.release import layout
 from mmguard.release.verify import verify
 from mmguard.release.writer import Release
-from test_protection_journal import contents
+from test_protection_journal import Crash, at_write, contents
 
 CONFIG = ProtectConfig(rounds=2, inner_steps=1, pgd_steps=2, top_c=4, trigger_words=2, batch_size=2)
 ONE, TWO = EngineConfig("ray", workers=1), EngineConfig("ray", workers=2)
@@ -195,9 +205,7 @@ def test_other_versions_are_refused(llava: str) -> None:
         ray_engine.Worker([llava], CONFIG, "cpu").begin(here | {"torch": "1.0"})
 
 
-def test_without_ray_the_cure_is_said(
-    data: Path, llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_ray_the_cure_is_said(data: Path, llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mmguard.protection.ray_engine")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"pip install 'mmguard\[ray\]'"):
@@ -211,16 +219,16 @@ def test_previews_and_dry_runs_take_no_workers(data: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_starts_ray_and_ends_it(
-    data: Path, llava: str, whole: dict[str, str], tmp_path: Path
-) -> None:
+def test_the_command_starts_ray_and_ends_it(data: Path, llava: str, whole: dict[str, str], tmp_path: Path) -> None:
     """In a process of its own, as nobody has started Ray there."""
     command = [
         sys.executable, "-m", "mmguard.cli", "protect", str(data), "-o", str(tmp_path / "release"), "--surrogate", llava,
         "--rounds", "2", "--pgd-steps", "2", "--top-c", "4", "--trigger-words", "2", "--batch-size", "2",
         "--device", "cpu", "--engine", "ray", "--workers", "2", "--json",
     ]  # fmt: skip
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True
+    )
     assert json.loads(done.stdout)["images"] == 6
     # The folder of the whole release has another name, and the record other paths.
     released = {name: digest for name, digest in contents(tmp_path / "release").items() if ".record" not in name}
@@ -228,9 +236,7 @@ def test_the_command_starts_ray_and_ends_it(
 
 
 @pytest.mark.slow
-def test_a_lost_node_changes_nothing(
-    data: Path, llava: str, whole: dict[str, str], tmp_path: Path, hurt: Any
-) -> None:
+def test_a_lost_node_changes_nothing(data: Path, llava: str, whole: dict[str, str], tmp_path: Path, hurt: Any) -> None:
     ray.shutdown()  # the module's own
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     second = cluster.add_node(num_cpus=1)

@@ -129,7 +129,9 @@ def protect(
     limit: Limit = None,
     seed: Annotated[int, typer.Option(help=_PROTECT["seed"])] = ProtectConfig.seed,
     device: Device = "auto",
-    engine: Annotated[str, typer.Option(help=f"{_ENGINE['engine']} One of {', '.join(ENGINES)}.")] = EngineConfig.engine,
+    engine: Annotated[
+        str, typer.Option(help=f"{_ENGINE['engine']} One of {', '.join(ENGINES)}.")
+    ] = EngineConfig.engine,
     workers: Annotated[int, typer.Option(help=_ENGINE["workers"])] = EngineConfig.workers,
     gpus_per_worker: Annotated[float | None, typer.Option(help=_ENGINE["gpus_per_worker"])] = None,
     address: Annotated[str | None, typer.Option(help=_ENGINE["address"])] = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -25,7 +25,7 @@ class Engine(Protocol):
 
     def protect(
         self, jobs: Sequence[Job], ensemble: Ensemble, config: ProtectConfig, advance: Advance
-    ) -> Iterator[Job]:
+    ) -> Generator[Job, None, None]:
         """Does every batch, and yields each when its δ and triggers are in place, in whatever order.
 
         Args:
@@ -41,7 +41,7 @@ class LocalEngine:
 
     def protect(
         self, jobs: Sequence[Job], ensemble: Ensemble, config: ProtectConfig, advance: Advance
-    ) -> Iterator[Job]:
+    ) -> Generator[Job, None, None]:
         size = config.batch_size
         with ensemble.adapted():
             advance("Adapting", 1)

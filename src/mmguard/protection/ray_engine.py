@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -123,7 +123,7 @@ class RayEngine:
 
     def protect(
         self, jobs: Sequence[Job], ensemble: Ensemble, config: ProtectConfig, advance: Advance
-    ) -> Iterator[Job]:
+    ) -> Generator[Job, None, None]:
         adapters = [ray.put(ensemble.adaptation())]
         advance("Adapting", 1)
         again: list[Task] = []
@@ -141,6 +141,11 @@ class RayEngine:
                     _put(job[1], outcomes)
                     _tell(advance, config, len(job[1]))
                     yield job
+
+    @property
+    def present(self) -> int:
+        """Workers that have begun."""
+        return len(self._idle) + sum(task is not None for _, task in self._busy.values())
 
     def close(self) -> None:
         """Ends all workers."""
