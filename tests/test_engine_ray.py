@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 import torch
@@ -201,6 +202,15 @@ def test_what_ray_cannot_do_is_refused(data: Path, llava: str, tmp_path: Path, s
             EngineConfig(**wrong)  # type: ignore[arg-type]
 
 
+def test_ray_listens_to_this_machine_alone(started: None) -> None:
+    ours = [process for process in psutil.Process().children(recursive=True) if "ray" in " ".join(process.cmdline())]
+    listening = {
+        socket.laddr.ip for process in ours for socket in process.net_connections("tcp") if socket.status == "LISTEN"
+    }
+    assert listening
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+
+
 def test_other_versions_are_refused(llava: str) -> None:
     here = ray_engine.versions(*ray_engine._PACKAGES)
     with pytest.raises(ConfigError, match=rf"has torch {here['torch'].replace('+', '.')} instead of 1.0: install"):
@@ -225,8 +235,8 @@ def test_the_command_starts_ray_and_ends_it(data: Path, llava: str, whole: dict[
     """In a process of its own, as nobody has started Ray there."""
     command = [
         sys.executable, "-m", "mmguard.cli", "protect", str(data), "-o", str(tmp_path / "release"),
-        "--surrogate", llava, "--rounds", "2", "--pgd-steps", "2", "--top-c", "4", "--trigger-words", "2", "--batch-size",
-        "2", "--device", "cpu", "--engine", "ray", "--workers", "2", "--json",
+        "--surrogate", llava, "--rounds", "2", "--pgd-steps", "2", "--top-c", "4", "--trigger-words", "2",
+        "--batch-size", "2", "--device", "cpu", "--engine", "ray", "--workers", "2", "--json",
     ]  # fmt: skip
     done = subprocess.run(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True
