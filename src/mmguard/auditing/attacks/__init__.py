@@ -1,7 +1,7 @@
 """What a thief does to a release before training on it, to be rid of its protection.
 
 A name is a family, with its parameter behind a dash or colon (`jpeg-50`, `paraphrase:MODEL`); `+` joins an attack on
-images with one on texts (`rcp+punct`).
+images with one on texts (`rcp+punct`), or a mixture with a filter (`mix-50+loss-filter`).
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from mmguard.auditing.attacks.base import Attack, Factory
+from mmguard.auditing.attacks.base import Attack, Factory, Selection
+from mmguard.auditing.attacks.data import DATA_ATTACKS
 from mmguard.auditing.attacks.images import IMAGE_ATTACKS
 from mmguard.auditing.attacks.texts import TEXT_ATTACKS
 from mmguard.errors import ConfigError
 
-_FAMILIES: dict[str, Factory] = {**IMAGE_ATTACKS, **TEXT_ATTACKS}
+_FAMILIES: dict[str, Factory] = {**IMAGE_ATTACKS, **TEXT_ATTACKS, **DATA_ATTACKS}
 
 MILD = ("rcp", "jpeg-75", "blur-1", "punct", "case", "space", "rcp+punct", "jpeg-75+case", "blur-1+space")
 """The paper's nine: mild transforms of images, of texts, and of both (method.md, section 4)."""
@@ -53,11 +54,23 @@ def attack_named(name: str) -> Attack:
     if "+" not in name:
         return _single(name)
     parts = [attack_named(part) for part in name.split("+")]
+    if any(one.selection != Selection() for one in parts):
+        return _filtered_mixture(name, parts)
     images, texts = [one for one in parts if one.image], [one for one in parts if one.text or one.corpus]
     if len(parts) != 2 or len(images) != 1 or len(texts) != 1:
         raise ConfigError(f"attack {name}: join one attack on images and one on texts, such as rcp+punct")
     (image,), (text,) = images, texts
     return replace(image, name=f"{image.name}+{text.name}", text=text.text, corpus=text.corpus)
+
+
+def _filtered_mixture(name: str, parts: list[Attack]) -> Attack:
+    filters = [one for one in parts if one.selection.judge]
+    mixtures = [one for one in parts if one.selection.clean_percent and one not in filters]
+    if len(parts) != 2 or len(filters) != 1 or len(mixtures) != 1:
+        raise ConfigError(f"attack {name}: join one mixture and one filter, such as mix-50+loss-filter-20")
+    (mixture,), (filter_,) = mixtures, filters
+    selection = replace(filter_.selection, clean_percent=mixture.selection.clean_percent)
+    return Attack(f"{mixture.name}+{filter_.name}", selection=selection)
 
 
 def families(name: str) -> Iterator[str]:
