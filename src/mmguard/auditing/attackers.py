@@ -200,9 +200,7 @@ def render(processor: Any, text: str, target: str) -> tuple[str, str]:
     return _begin(processor.tokenizer) * (not prompt.startswith(_begin(processor.tokenizer))) + prompt, said + end
 
 
-def batches(
-    attacker: Attacker, rows: Sequence[Row], size: int, store: ImageStore
-) -> Iterator[dict[str, torch.Tensor]]:
+def batches(attacker: Attacker, rows: Sequence[Row], size: int, store: ImageStore) -> Iterator[dict[str, torch.Tensor]]:
     """What training gives to the model, labels included, for so many rows at a time, in their order."""
     table, collate = _table(rows, attacker.processor, store), _collator(attacker.processor)
     for start in range(0, len(rows), size):

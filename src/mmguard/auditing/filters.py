@@ -1,18 +1,21 @@
-"""What a thief goes by who drops samples that look protected: their loss, their features, or a learned detector.
+"""What a thief goes by who drops samples that look protected: loss, features, likeness, or a learned detector.
 
-A judge gives every sample a suspicion; which samples are dropped follows from it.
+A judge gives every sample a suspicion, and says which samples it drops.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from mmguard.auditing.arms import ImageStore, Row
-from mmguard.auditing.attackers import Attacker, batches, fine_tune, schedule
+from mmguard.auditing.attackers import Attacker, batches, fine_tune, load_attacker, schedule
+from mmguard.auditing.attacks.base import Selection
+from mmguard.auditing.features import duplicates, features, neighbour_distance, protected_chance
+from mmguard.auditing.selection import BoolArray
 from mmguard.auditing.stats import FloatArray
 from mmguard.config import AuditConfig, Recipe
 
@@ -20,27 +23,69 @@ _WARM_UP = 0.2
 """Share of the epochs of a warm-up."""
 
 
-def unusual_loss(
-    name: str, data: Sequence[Row], recipe: Recipe, config: AuditConfig, seed: int, device: str, store: ImageStore
-) -> FloatArray:
-    """How far the loss of each sample is from the usual, up or down, after a short warm-up on all of them.
+@dataclass(frozen=True)
+class Thief:
+    """Whose model judges."""
 
-    Protections that drive the loss down are learned sooner than clean data, those that drive it up later. Losses are
-    compared as logarithms: their distribution is skewed, and both tails shall count.
+    attacker: str
+    recipe: Recipe
+    config: AuditConfig
+    seed: int
+    device: str
+    store: ImageStore
+
+
+def judged(
+    selection: Selection, data: Sequence[Row], thief: Thief, leaked: Sequence[tuple[int, Row]] = ()
+) -> tuple[FloatArray, BoolArray]:
+    """What a filter makes of training data.
+
+    Args:
+        selection: its judge, and how much is to be dropped.
+        data: one row a sample.
+        thief: whose model judges.
+        leaked: for a learned detector, places in `data` that are known to be clean, each with its protected version.
 
     Returns:
-        Shape: `(N,)`, in nats of the logarithm.
+        How protected each sample looks (what is known is no number), and which are dropped. Shape of each: `(N,)`.
     """
-    epochs = _WARM_UP * schedule(name, recipe, config)[1]
-    warm = fine_tune(name, data, recipe, replace(config, epochs=epochs), seed, device=device, store=store)
-    logarithms = np.log(losses(warm, data, config.batch_size, store) + 1e-6)
-    return np.abs(logarithms - np.median(logarithms))
+    if selection.judge == "duplicates":
+        drop = duplicates(data, thief.store)
+        return drop.astype(np.float64), drop
+    if selection.judge == "loss":
+        suspicion = unusual_loss(data, thief)
+        return suspicion, most(suspicion, selection.drop_percent)
+    model = load_attacker(thief.attacker, thief.device)
+    found = features(model, data, thief.store)
+    if selection.judge == "features":
+        suspicion = neighbour_distance(found)
+        return suspicion, most(suspicion, selection.drop_percent)
+    places = [place for place, _ in leaked]
+    suspicion = protected_chance(found, found[places], features(model, [row for _, row in leaked], thief.store))
+    suspicion[places] = np.nan
+    return suspicion, suspicion > 0.5
 
 
-def most(suspicion: FloatArray, percent: int) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+def most(suspicion: FloatArray, percent: int) -> BoolArray:
     """Which samples are the most suspicious, so many percent of all. Shape: `(N,)`."""
     worst = np.argsort(-suspicion, kind="stable")[: round(len(suspicion) * percent / 100)]
     return np.isin(np.arange(len(suspicion)), worst)
+
+
+def unusual_loss(data: Sequence[Row], thief: Thief) -> FloatArray:
+    """How far the loss of each sample is from the usual, up or down, after a short warm-up on all of them.
+
+    Protections that drive the loss down are learned sooner than clean data, those that drive it up later. Losses are
+    compared as logarithms, since their distribution is skewed and both tails shall count.
+
+    Returns:
+        Distance of the logarithm from the median. Shape: `(N,)`.
+    """
+    epochs = _WARM_UP * schedule(thief.attacker, thief.recipe, thief.config)[1]
+    config = replace(thief.config, epochs=epochs)
+    warm = fine_tune(thief.attacker, data, thief.recipe, config, thief.seed, device=thief.device, store=thief.store)
+    logarithms = np.log(losses(warm, data, config.batch_size, thief.store) + 1e-6)
+    return np.abs(logarithms - np.median(logarithms))
 
 
 @torch.inference_mode()

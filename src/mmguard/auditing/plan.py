@@ -10,8 +10,9 @@ from typing import Any
 from mmguard.auditing import recipes
 from mmguard.auditing.arms import ARMS, Arm, Pairing, pair, pixel_digest, with_controls_of
 from mmguard.auditing.attackers import default_attackers
-from mmguard.auditing.attacks import resolve
+from mmguard.auditing.attacks import attack_named, resolve
 from mmguard.auditing.runs import PACKAGES, Run, Runner, Shelf
+from mmguard.auditing.selection import MixedArm, clean_part
 from mmguard.config import AuditConfig
 from mmguard.data.readers import read_dataset
 from mmguard.data.tasks import target_text, user_text
@@ -57,10 +58,18 @@ class Plan:
             (recipe, arm, seed, attack)
             for attack in (None, *self.attacks)
             for recipe in self.config.recipes
-            for arm in (self.attacked if attack else self.arms)
+            for arm in self.arms_under(attack)
             for seed in self.seeds
         ]
-        return [run for name in self.attackers for run in (Run(name), *(Run(name, *one) for one in fine_tunings))]
+        runs = (run for name in self.attackers for run in (Run(name), *(Run.under(name, *one) for one in fine_tunings)))
+        return list(dict.fromkeys(runs))
+
+    def arms_under(self, attack: str | None) -> tuple[MixedArm, ...]:
+        """The arms that are run under an attack, or without any; of a mixture its clean part alone, too."""
+        if attack is None:
+            return self.arms
+        mixes = attack_named(attack).selection.clean_percent is not None
+        return (*self.attacked, "clean-part") if mixes else self.attacked
 
 
 def plan_audit(
@@ -108,6 +117,9 @@ def plan_audit(
     pairing = pair(released, originals)
     names = tuple(dict.fromkeys(attackers if attackers is not None else default_attackers()))
     pairing, captioned = _captioned(pairing, names[0], device)
+    for attack in map(attack_named, attacks):
+        if attack.selection.clean_percent is not None:
+            clean_part(pairing, attack.selection.clean_percent, config.seed)  # that it can be done
     if controls is not None:
         pairing = with_controls_of(pairing, pair(read_dataset(controls), originals))
     samples, groups, test_digest, warnings = _clean_test(

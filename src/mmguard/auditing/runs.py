@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +13,13 @@ import numpy as np
 import torch
 
 from mmguard.auditing import recipes
-from mmguard.auditing.arms import Arm, ImageStore, Pairing, ingredients, rows
+from mmguard.auditing.arms import Arm, ImageStore, Pairing, Row, ingredients, rows
 from mmguard.auditing.attackers import fine_tune, load_attacker, schedule
 from mmguard.auditing.attacks import attack_named
+from mmguard.auditing.attacks.base import Attack, Selection
 from mmguard.auditing.evaluate import evaluate
+from mmguard.auditing.filters import Thief, judged
+from mmguard.auditing.selection import MixedArm, Sifted, clean_part, mixture, sift
 from mmguard.auditing.stats import FloatArray
 from mmguard.config import AuditConfig, Recipe
 from mmguard.lvlm.weights import weights_digest
@@ -41,13 +44,23 @@ class Run:
     attacker: str
     recipe: Recipe | None = None
     """None for the untouched model."""
-    arm: Arm | Literal["zero-shot"] = "zero-shot"
+    arm: MixedArm | Literal["zero-shot"] = "zero-shot"
     seed: int = 0
     attack: str | None = None
     """What is done to the training data first."""
 
     def __str__(self) -> str:
         return f"{self.attacker} {self.name}"
+
+    @classmethod
+    def under(cls, attacker: str, recipe: Recipe, arm: MixedArm, seed: int, attack: str | None) -> Run:
+        """A fine-tuning under an attack, as the same run that other attacks make where it does not touch the arm."""
+        selection = attack_named(attack).selection if attack else Selection()
+        if selection.clean_percent is not None and arm == "clean-part":
+            attack = f"mix-{selection.clean_percent}"  # a thief has no cause to filter what is clean
+        elif selection.clean_percent is not None and arm == "clean" and selection.judge is None:
+            attack = None
+        return cls(attacker, recipe, arm, seed, attack)
 
     @property
     def name(self) -> str:
@@ -70,6 +83,8 @@ class Result:
     """Of every test sample, from 0 to 1. Shape: `(N,)`."""
     losses: tuple[float, ...] = ()
     """Training loss of every step, in nats a token; none of the untouched model, and of runs that did not keep it."""
+    sifted: Sifted | None = None
+    """What a filter did to the training data; None without one."""
 
 
 @dataclass
@@ -94,6 +109,7 @@ class Runner:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         losses: list[float] = []
+        sifted = None
         if run.recipe is None:
             attacker = load_attacker(run.attacker, self.device)
             self._words[run.attacker] = attacker.words
@@ -107,10 +123,10 @@ class Runner:
                 report(done)
 
             attack = attack_named(run.attack) if run.attack else None
-            words = self._vocabulary(run.attacker)
+            data, sifted = self._training_data(run, attack)
             attacker = fine_tune(
                 run.attacker,
-                rows(run.arm, self.pairing, words, run.seed, attack),  # type: ignore[arg-type]
+                data,
                 run.recipe,
                 self.config,
                 run.seed,
@@ -119,7 +135,28 @@ class Runner:
                 store=ImageStore() if attack else self._store,
                 on_step=on_step,
             )
-        return Result(evaluate(attacker, self.samples, self.config, self._store), tuple(losses))
+        return Result(evaluate(attacker, self.samples, self.config, self._store), tuple(losses), sifted)
+
+    def _training_data(self, run: Run, attack: Attack | None) -> tuple[list[Row], Sifted | None]:
+        """The rows that a run is trained on, and what a filter did to them."""
+        assert run.recipe is not None
+        words, selection = self._vocabulary(run.attacker), attack.selection if attack else Selection()
+        percent, clean = selection.clean_percent, np.zeros(len(self.pairing.pairs), dtype=bool)
+        if percent is None:
+            data = rows(run.arm, self.pairing, words, run.seed, attack)  # type: ignore[arg-type]
+        else:
+            clean = clean_part(self.pairing, percent, run.seed)
+            data = mixture(run.arm, self.pairing, words, run.seed, percent)  # type: ignore[arg-type]
+        if selection.judge is None or run.arm == "clean-part":
+            return data, None
+        thief = Thief(run.attacker, run.recipe, self.config, run.seed, self.device, self._store)
+        leaked: list[tuple[int, Row]] = []
+        if selection.judge == "leaked":  # the thief found the release of a part of his clean data
+            places = np.random.default_rng(run.seed).permutation(np.flatnonzero(clean))[: selection.leaked]
+            protected = rows(run.arm, self.pairing, words, run.seed)  # type: ignore[arg-type]
+            leaked = [(int(place), protected[place]) for place in places]
+        suspicion, drop = judged(selection, data, thief, leaked)
+        return sift(data, suspicion, drop, clean)
 
     def describe(self, run: Run) -> dict[str, Any]:
         """Everything that the scores of a run depend on.
@@ -142,7 +179,7 @@ class Runner:
             "arm": run.arm,
             "seed": run.seed,
             "settings": settings,
-            "data": self.data_digest(run.arm),
+            "data": self.data_digest("clean" if run.arm == "clean-part" else run.arm),
             "test": self.test_digest,
             "versions": versions(*PACKAGES),
         }
@@ -180,7 +217,8 @@ class Shelf:
         try:
             stored = json.loads(self._path(description).read_text(encoding="utf-8"))
             if {key: stored[key] for key in description} == description:
-                return Result(np.array(stored["scores"], dtype=np.float64), tuple(stored.get("losses", ())))
+                sifted = Sifted(**stored["sifted"]) if "sifted" in stored else None
+                return Result(np.array(stored["scores"], dtype=np.float64), tuple(stored.get("losses", ())), sifted)
         except (OSError, ValueError, KeyError, TypeError):
             pass  # not made yet, or cut off while it was being written: made again either way
         return None
@@ -192,10 +230,10 @@ class Shelf:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._path(description)
         unfinished = path.with_suffix(f".{os.getpid()}.tmp")  # another audit may make the same run
-        text = json.dumps(
-            {**description, "commit": commit(), "scores": result.scores.tolist(), "losses": result.losses}
-        )
-        unfinished.write_text(text, encoding="utf-8")
+        made = {**description, "commit": commit(), "scores": result.scores.tolist(), "losses": result.losses}
+        if result.sifted is not None:
+            made["sifted"] = asdict(result.sifted)
+        unfinished.write_text(json.dumps(made), encoding="utf-8")
         unfinished.replace(path)
 
     def _path(self, description: dict[str, Any]) -> Path:

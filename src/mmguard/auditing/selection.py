@@ -96,7 +96,7 @@ def sift(data: Sequence[Row], suspicion: FloatArray, drop: BoolArray, clean: Boo
 
     Args:
         data: one row a sample.
-        suspicion: how protected each looks. Shape: `(N,)`.
+        suspicion: how protected each looks; no number where the thief knows. Shape: `(N,)`.
         drop: which go. Shape: `(N,)`.
         clean: which are known to the owner to be clean. Shape: `(N,)`.
 
@@ -109,5 +109,7 @@ def sift(data: Sequence[Row], suspicion: FloatArray, drop: BoolArray, clean: Boo
     left = [row for row, goes in zip(data, drop, strict=True) if not goes]
     if not left:
         raise ConfigError("the filter drops every sample, and nothing is left to train on")
-    auc = float(roc_auc_score(~clean, suspicion)) if clean.any() and not clean.all() else None
+    protected, judged = ~clean, ~np.isnan(suspicion)
+    both = len(np.unique(protected[judged])) == 2
+    auc = float(roc_auc_score(protected[judged], suspicion[judged])) if both else None
     return repeated(left, len(data)), Sifted(float(drop.mean()), auc)
