@@ -93,9 +93,9 @@ def test_samples_left_out_give_exit_code_3(tmp_path: Path, model: str) -> None:
     (data / "good.png").write_bytes((Path(__file__).parent / "data" / "good.png").read_bytes())
     rows = [{"file_name": f"{name}.png", "question": "what is it?", "answer": "red"} for name in ("bad", "good")]
     (data / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    code, out, err = call("protect", data, "-o", tmp_path / "release", "--surrogate", model, *FAST)
+    code, out, _ = call("protect", data, "-o", tmp_path / "release", "--surrogate", model, *FAST)
     assert code == 3
-    assert "bad.png" in err
+    assert "bad.png" in out
     assert "1 images, 1 samples, 1 left out" in " ".join(out.split())
     assert "never publish" in " ".join(out.split())
 

@@ -14,6 +14,7 @@ import mmguard
 PACKAGE = Path(mmguard.__file__).parent
 LAYERS = (
     {"cli"},
+    {"screen"},
     {"demo", "bench", "trace"},
     {"auditing", "protection"},
     {"release"},

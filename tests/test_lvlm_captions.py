@@ -19,7 +19,7 @@ from mmguard.lvlm import captions as module
 from mmguard.lvlm.captions import captions
 from mmguard.lvlm.prompt import Example
 from mmguard.lvlm.surrogate import load_surrogate
-from mmguard.protection import run
+from mmguard.protection import prepare
 from mmguard.protection.run import protect
 from mmguard.release.verify import verify
 
@@ -67,7 +67,7 @@ def test_pictures_without_text_are_protected_and_audited(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = {photos / "0.png": "a red cat", photos / "1.png": "", photos / "2.png": "two dogs"}
-    monkeypatch.setattr(run, "captions", lambda model, paths, size: {p: told[p] for p in paths if p in told})
+    monkeypatch.setattr(prepare, "captions", lambda model, paths, size: {p: told[p] for p in paths if p in told})
     model = tiny.built("llava")
     release = protect(photos, [str(model)], FAST, tmp_path / "out", device="cpu")
     assert sorted(release.captions.values()) == ["a red cat", "two dogs"]
@@ -94,7 +94,7 @@ def test_pictures_without_text_are_protected_and_audited(
 
 
 def test_a_model_that_says_nothing(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "captions", lambda model, paths, size: dict.fromkeys(paths, ""))
+    monkeypatch.setattr(prepare, "captions", lambda model, paths, size: dict.fromkeys(paths, ""))
     with pytest.raises(DataError, match="says nothing of it"):
         protect(photos, [str(tiny.built("llava"))], FAST, tmp_path / "out", device="cpu")
 

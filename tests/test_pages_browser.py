@@ -17,6 +17,7 @@ from mmguard.auditing.html import shown, to_html
 from mmguard.auditing.losses import loss_curve
 from mmguard.bench import html as bench_html
 from mmguard.config import ProtectConfig
+from mmguard.protection.preview import preview
 from mmguard.protection.run import protect
 from mmguard.trace.masses import trace
 from mmguard.trace.page import write
@@ -66,8 +67,14 @@ def traced(tmp_path: Path) -> Path:
     return tmp_path / "trace.html"
 
 
+@pytest.fixture
+def previewed(tmp_path: Path) -> Path:
+    config = ProtectConfig(variant="random-words")
+    return preview(DATA, ["zoo:qwen3vl-tiny"], config, tmp_path / "preview", samples=3).page
+
+
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("page", ["audit", "bench", "traced"])
+@pytest.mark.parametrize("page", ["audit", "bench", "traced", "previewed"])
 def test_page_fits_loads_everything_and_runs_nothing(
     browser: Any, page: str, width: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -102,7 +102,7 @@ def test_a_complete_release(dataset: Dataset, tmp_path: Path) -> None:
     assert torch.equal(load_image(image), shifted(original, 3))
 
     assert release.record == tmp_path / "out.record"
-    assert sorted(path.name for path in release.record.iterdir()) == ["DO_NOT_PUBLISH.txt", "record.json"]
+    assert sorted(path.name for path in release.record.iterdir()) == ["DO_NOT_PUBLISH.txt", "files.csv", "record.json"]
     record = json.loads((release.record / "record.json").read_text())
     assert record["config"]["eps"] == 4
     assert record["surrogates"] == ["zoo:llava-tiny"]

@@ -1,7 +1,7 @@
 """The command line: it parses, calls the Python API of the same names and prints. Heavy imports wait for a command.
 
 Exit codes: 0 done; 1 failed (an error, or `verify` found a problem); 2 wrong usage; 3 done, but some samples or
-experiments were left out.
+experiments were left out; a dry run of `protect` exits as the run would.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypedDict, cast
 
 import typer
 from rich.console import Console
@@ -20,7 +20,8 @@ from rich.table import Table
 
 from mmguard.config import PLACES, RECIPES, VARIANTS, AuditConfig, ProtectConfig, field_help
 from mmguard.data import benchmarks
-from mmguard.errors import MMGuardError
+from mmguard.errors import ConfigError, MMGuardError
+from mmguard.screen import files_table, survey_tables, totals
 
 if TYPE_CHECKING:
     from mmguard.auditing.stealth_images import Lpips
@@ -81,9 +82,13 @@ def _main(
 def protect(
     dataset: Annotated[str, typer.Argument(help=_DATASET)],
     out: Annotated[
-        Path,
-        typer.Option("-o", "--out", help="Folder of the release; the private record goes to OUT.record."),
-    ],
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            help="Folder of the release; the private record goes to OUT.record. With --preview, of the page.",
+        ),
+    ] = None,
     surrogate: Annotated[
         list[str],
         typer.Option(help="Model to optimise against: a hub id, a folder, zoo:NAME or auto. Repeat for an ensemble."),
@@ -108,12 +113,24 @@ def protect(
     limit: Limit = None,
     seed: Annotated[int, typer.Option(help=_PROTECT["seed"])] = ProtectConfig.seed,
     device: Device = "auto",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would be done and what it would take, and write nothing."),
+    ] = False,
+    preview: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Only show the first N samples, before and after, on a page in OUT or a temporary folder.",
+        ),
+    ] = None,
+    log: Annotated[Path | None, typer.Option(help="Append what is done, and when, to this file.")] = None,
     as_json: Json = False,
 ) -> None:
     """Write a protected copy of DATASET to the folder OUT. The originals are never modified."""
+    _require_one_thing(dry_run, preview, out, log)
     with _reporting(as_json):
-        from mmguard.protection.run import protect as run
-
         config = ProtectConfig(
             variant=cast("Variant", variant), eps=eps, trigger_words=trigger_words,
             trigger_place=cast("Place", trigger_place), rounds=rounds,
@@ -121,12 +138,15 @@ def protect(
             inner_batch_size=inner_batch_size, batch_size=batch_size, seed=seed,
         )  # fmt: skip
         names = _chosen(surrogate, device) if config.optimised else surrogate
-        release = run(dataset, names, config, out, split=split, limit=limit, device=device, show_progress=not as_json)
-        if as_json:
-            _print_json(_release_dict(release))
+        options: _Options = {"split": split, "limit": limit, "device": device, "show_progress": not as_json}
+        if dry_run:
+            left_out = _survey(dataset, names, config, out, options, as_json)
+        elif preview is not None:
+            left_out = _preview(dataset, names, config, out, preview, options, as_json)
         else:
-            _print_release(release)
-        if release.failed:
+            assert out is not None
+            left_out = _protect(dataset, names, config, out, log, options, as_json)
+        if left_out:
             raise typer.Exit(3)
 
 
@@ -144,7 +164,9 @@ def verify(
     with _reporting(as_json):
         from mmguard.release.verify import verify as run
 
-        result = run(release, original, eps=eps, trigger_words=trigger_words, split=split, limit=limit)
+        result = run(
+            release, original, eps=eps, trigger_words=trigger_words, split=split, limit=limit, show_progress=not as_json
+        )
         if as_json:
             _print_json(result.to_dict())
         else:
@@ -409,6 +431,101 @@ def demo(
         )
 
 
+class _Options(TypedDict):
+    """What `protect`, its dry run and its preview take alike."""
+
+    split: str | None
+    limit: int | None
+    device: str
+    show_progress: bool
+
+
+def _require_one_thing(dry_run: bool, preview: int | None, out: Path | None, log: Path | None) -> None:
+    if dry_run and preview is not None:
+        raise typer.BadParameter("--dry-run and --preview exclude each other: give one")
+    if log is not None and (dry_run or preview is not None):
+        raise typer.BadParameter("--log is for protections: leave it out with --dry-run and --preview")
+    if out is None and not dry_run and preview is None:
+        raise typer.BadParameter("give the folder of the release: --out OUT (or --dry-run, or --preview N)")
+
+
+def _protect(
+    dataset: str, names: list[str], config: ProtectConfig, out: Path, log: Path | None, options: _Options, as_json: bool
+) -> bool:
+    """Protects and says what came of it; whether something was left out."""
+    from mmguard import __version__
+    from mmguard.protection.run import protect as run
+    from mmguard.runtime.log import logging_to
+
+    _require_log_apart(log, out, dataset)
+    with logging_to(log) as lines:
+        lines.info("mmguard %s protects %s to %s with %s: %s, %s", __version__, dataset, out, names, config, options)
+        release = run(dataset, names, config, out, **options)
+        for failure in release.failed:
+            lines.warning("left out: %s: %s", failure.where, failure.reason)
+        lines.info("done: %d images, %d samples, %d left out", release.images, release.samples, len(release.failed))
+    if as_json:
+        _print_json(_release_dict(release))
+    else:
+        _print_release(release)
+    return bool(release.failed)
+
+
+def _require_log_apart(log: Path | None, out: Path, dataset: str) -> None:
+    """A log is none of the originals, none of what is published, and does not make the release's folder first."""
+    if log is None:
+        return
+    from mmguard.release.layout import record_folder
+
+    file, release = log.resolve(), out.resolve()
+    for folder in (release, record_folder(release), Path(dataset).resolve()):
+        if folder in (file, *file.parents):
+            raise ConfigError(f"log {log}: lies in {folder}: choose a file beside it")
+
+
+def _survey(
+    dataset: str, names: list[str], config: ProtectConfig, out: Path | None, options: _Options, as_json: bool
+) -> bool:
+    """Says what a protection would do; whether something would be left out."""
+    from mmguard.protection.survey import survey
+
+    found = survey(dataset, names, config, out, **options)
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        for table in survey_tables(found):
+            _out.print(table)
+        _out.print(f"Dry run: nothing was written. {found.cost.method}", highlight=False, markup=False)
+    return bool(found.left_out)
+
+
+def _preview(
+    dataset: str,
+    names: list[str],
+    config: ProtectConfig,
+    out: Path | None,
+    samples: int,
+    options: _Options,
+    as_json: bool,
+) -> bool:
+    """Writes a page with the first samples; whether something of them was left out."""
+    from mmguard.protection.preview import preview
+
+    made = preview(dataset, names, config, out, samples=samples, **options)
+    if as_json:
+        failed = [{"where": f.where, "reason": f.reason} for f in made.failed]
+        _print_json({"preview": str(made.page), "images": made.images, "samples": made.samples, "failed": failed})
+    else:
+        for failure in made.failed:
+            _err.print(f"left out: {failure.where}: {failure.reason}", highlight=False, markup=False)
+        _out.print(
+            f"Preview: {made.page} ({made.images} images, {made.samples} samples)\n"
+            "It is no release, and private: it shows originals and words.",
+            highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
+    return bool(made.failed)
+
+
 def _chosen(names: list[str], device: str) -> list[str]:
     """The surrogates' names, with `auto` replaced by a choice that is told to the user."""
     if "auto" not in names:
@@ -427,13 +544,13 @@ def _release_dict(release: Release) -> dict[str, Any]:
         "images": release.images,
         "samples": release.samples,
         "failed": [{"where": f.where, "reason": f.reason} for f in release.failed],
+        "files": totals(release.files),
         "captions": release.captions,
     }
 
 
 def _print_release(release: Release) -> None:
-    for failure in release.failed:
-        _err.print(f"left out: {failure.where}: {failure.reason}", highlight=False, markup=False)
+    _out.print(files_table(release.files))
     _out.print(
         f"Release: {release.path} ({release.images} images, {release.samples} samples, {len(release.failed)} left out)",
         highlight=False,
@@ -450,6 +567,7 @@ def _print_release(release: Release) -> None:
         f"Record:  {release.record}  [bold]never publish this folder: it tells a thief how to undo the protection[/]",
         highlight=False,
     )
+    _out.print(f"Files:   {release.record / 'files.csv'} says what became of each", highlight=False, markup=False)
 
 
 def _print_json(value: Any) -> None:

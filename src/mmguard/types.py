@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 Metric = Literal["exact", "letter", "vqa", "anls"]
 """How replies are scored (`data/metrics.py`): normalised exact match, option letter, VQA accuracy over the answers of
 several people, or ANLS."""
+
+Status = Literal["left out", "unchanged", "protected"]
+"""What became of a file, that first which wants attention."""
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,11 @@ NOT_TESTED: dict[str, frozenset[str]] = {
     "translation of the questions, and removal of the inserted words by hand": frozenset(),
     "filters that drop samples of unusual training loss": frozenset({"loss-filter"}),
     "filters that drop samples of unusual features, and near duplicates": frozenset({"feature-filter", "dedup"}),
-    "stopping early": frozenset(),
-    "mixing the release with clean data of the same kind": frozenset({"mix", "leaked-detector"}),
-    "detectors of protected samples, learned from leaked originals": frozenset({"leaked-detector"}),
+    "detectors of protected samples that learned from leaked originals": frozenset({"leaked-detector"}),
+    "training for less or more time, and stopping early": frozenset({"early-stop", "epochs"}),
+    "adversarial training, on pixels or on image features": frozenset({"adversarial-pixel", "adversarial-feature"}),
+    "training of the projector before that of other weights": frozenset({"staged-unfreezing"}),
+    "mixing the release with clean data of the same kind": frozenset({"mix"}),
     "attackers other than those in the table: other models, above all larger ones, other recipes, and attacks of "
     "other kinds or strengths": frozenset(),
     "use without training: a model that is merely shown a protected image still understands it": frozenset(),
@@ -202,8 +204,10 @@ def _effect(headline: Headline, beyond: Estimate, worst: bool) -> str:
 
 
 ATTACK_LEGEND = (
-    "All arms of a row are under the same attack on the training data; the test is clean. *Best of*: the attacker "
-    "chooses recipe and attack on one half of the test images, for each arm by itself, and is judged on the other half."
+    "All arms of a row are under the same attack on the training data or the training; the test is clean. "
+    "`early-stop` chooses its weights on one half of the test images, and its rows are accuracies on the other. "
+    "*Best of*: the attacker chooses recipe and attack on one half of the test images, for each arm by itself, and is "
+    "judged on the other half."
 )
 
 

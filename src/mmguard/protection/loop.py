@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +26,11 @@ from mmguard.protection.ensemble import Ensemble
 from mmguard.runtime.memory import is_out_of_memory, release_memory
 from mmguard.runtime.prefetch import prefetched
 from mmguard.types import Sample
+
+Stage = Literal["Adapting", "Perturbing", "Searching"]
+"""What a round consists of: adapting the surrogates, PGD on the images, HotFlip on the triggers."""
+Advance = Callable[[Stage, float], None]
+"""Says that so many more units of a stage's `work` are done."""
 
 
 @dataclass
@@ -63,7 +69,7 @@ def optimise(
     items: Sequence[Item],
     ensemble: Ensemble,
     config: ProtectConfig,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Advance = lambda stage, amount: None,
 ) -> None:
     """Algorithm 1, in place on δ and triggers of the items.
 
@@ -71,19 +77,43 @@ def optimise(
         items: what to protect.
         ensemble: the surrogates.
         config: R rounds of Q inner steps, PGD steps and trigger search.
-        advance: called with the number of items whenever a batch is through a round.
+        advance: called whenever an inner step is done, the surrogates are adapted, or a batch is through a stage.
     """
     recompute = ensemble.recompute
     try:
         with ensemble.adaptable():
             for round_ in range(config.rounds):
                 size = config.batch_size
-                with ensemble.adapted(_inner_batches(items, config, round_), seed=config.seed + round_):
+                with ensemble.adapted(_inner_batches(items, config, round_, advance), seed=config.seed + round_):
+                    advance("Adapting", 1)
                     for batch, originals in prefetched(batches(items, config.batch_size), _originals):
-                        size = _protect([i for i in batch if i.lost is None], originals, ensemble, config, size)
-                        advance(len(batch))
+                        present, done = [i for i in batch if i.lost is None], _once(advance, len(batch))
+                        size = _protect(present, originals, ensemble, config, size, done)
     finally:
         ensemble.recompute = recompute
+
+
+def work(items: Sequence[Item], config: ProtectConfig) -> dict[Stage, int]:
+    """How much each stage has to do in all, as `optimise` counts it; a stage with nothing to do is not in it."""
+    # Putting the adapters to use counts as one more step.
+    units: dict[Stage, int] = {"Adapting": config.rounds * (config.inner_steps + 1)}
+    if config.perturbs_images:
+        units["Perturbing"] = config.rounds * len(items)
+    if config.inserts_triggers:
+        units["Searching"] = config.rounds * len(items)
+    return units
+
+
+def _once(advance: Advance, amount: float) -> Callable[[Stage], None]:
+    """Tells of a batch's stages that they are done, each once, however often memory made it try."""
+    told: set[Stage] = set()
+
+    def done(stage: Stage) -> None:
+        if stage not in told:
+            told.add(stage)
+            advance(stage, amount)
+
+    return done
 
 
 def _originals(batch: Sequence[Item]) -> list[Tensor]:
@@ -99,7 +129,12 @@ def _originals(batch: Sequence[Item]) -> list[Tensor]:
 
 
 def _protect(
-    batch: Sequence[Item], originals: Sequence[Tensor], ensemble: Ensemble, config: ProtectConfig, size: int
+    batch: Sequence[Item],
+    originals: Sequence[Tensor],
+    ensemble: Ensemble,
+    config: ProtectConfig,
+    size: int,
+    done: Callable[[Stage], None],
 ) -> int:
     """The outer problem for one batch: both sides, one after the other, with the surrogates held.
 
@@ -109,6 +144,7 @@ def _protect(
         ensemble: the adapted surrogates.
         config: what to do.
         size: samples that go through a surrogate together.
+        done: called after each side.
 
     Returns:
         The size that memory was enough for: half of the one before as often as it was not. Before it gives up, the
@@ -123,8 +159,10 @@ def _protect(
             deltas = [item.delta for item in batch]
             if config.perturbs_images:
                 deltas = _perturb(deltas, originals, parts, ensemble, config)
+                done("Perturbing")
             if config.inserts_triggers:
                 _search_triggers(batch, deltas, originals, parts, ensemble)
+                done("Searching")
             if config.perturbs_images:
                 for item, delta in zip(batch, deltas, strict=True):
                     item.delta.copy_(delta)
@@ -144,7 +182,7 @@ def _protect(
 
 
 def _inner_batches(
-    items: Sequence[Item], config: ProtectConfig, round_: int
+    items: Sequence[Item], config: ProtectConfig, round_: int, advance: Advance
 ) -> Iterator[tuple[list[Example], list[Tensor]]]:
     """Q random batches of the samples as they are protected now, read one at a time."""
     rng = random.Random(f"{config.seed} inner {round_}")
@@ -157,6 +195,7 @@ def _inner_batches(
                 images.append(to_unit(apply(original, item.delta)))
         if examples:
             yield examples, images
+        advance("Adapting", 1)
 
 
 def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:

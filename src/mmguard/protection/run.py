@@ -10,19 +10,27 @@ import torch
 
 from mmguard.config import ProtectConfig
 from mmguard.data.readers import read_dataset
-from mmguard.errors import ConfigError, DataError, SampleError
-from mmguard.lvlm.captions import captions, with_captions
-from mmguard.lvlm.choose import choose_surrogate
-from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.errors import SampleError
+from mmguard.lvlm.captions import with_captions
+from mmguard.lvlm.surrogate import Surrogate
 from mmguard.perturb.trigger import Trigger
 from mmguard.protection.deltas import DeltaFile
-from mmguard.protection.ensemble import Ensemble
-from mmguard.protection.loop import Item, optimise, start
+from mmguard.protection.loop import Item, optimise, work
+from mmguard.protection.prepare import (
+    begin,
+    captions_of,
+    chosen,
+    ensemble_of,
+    names_of,
+    require_something_to_do,
+    speechless,
+)
 from mmguard.release.writer import Release, ReleaseWriter
-from mmguard.runtime.progress import progress
+from mmguard.runtime.progress import progress, stages
 from mmguard.types import Dataset, Rejection
 
-_WRITERS = 4
+WRITERS = 4
+"""Threads that encode and write pictures."""
 
 
 def protect(
@@ -49,7 +57,7 @@ def protect(
         split: protect only this split.
         limit: protect only the first so many images.
         device: `auto`, `cpu`, `cuda`…
-        show_progress: a bar with the time that remains, on standard error.
+        show_progress: a bar with the time that remains for each stage, on standard error.
 
     Returns:
         What was written. Samples that could not be protected are in its `failed`, and not in the release.
@@ -62,23 +70,22 @@ def protect(
     """
     config = config or ProtectConfig()
     data = dataset if isinstance(dataset, Dataset) else read_dataset(dataset, split, limit)
-    _require_something_to_do(data, config)
+    require_something_to_do(data, config)
     source = str(dataset) if not isinstance(dataset, Dataset) else str(data.root)
-    chosen = [_chosen(s, device) for s in surrogates] if config.needs_models else []
-    names = [s.name if isinstance(s, Surrogate) else s for s in chosen]
+    needed = chosen(surrogates, config, device)
     # Before the models: a folder that cannot be written should be known in a second, not after a download.
-    out = Path(out) if out is not None else Path(f"{Path(source).name.replace(':', '-')}-release")
-    writer = ReleaseWriter(out, data, config, names, source=source, split=split, limit=limit)
-    models = [s if isinstance(s, Surrogate) else load_surrogate(s, device) for s in chosen]
-    ensemble = Ensemble(models, config) if models else None
-    said, speechless = _captions(data, models[0], config.batch_size) if config.optimised else ({}, [])
+    out = Path(out) if out is not None else default_folder(source)
+    writer = ReleaseWriter(out, data, config, names_of(needed), source=source, split=split, limit=limit)
+    ensemble = ensemble_of(needed, config, device)
+    said = captions_of(data, ensemble, config, show_progress)
     data = with_captions(data, said)
 
-    deltas = DeltaFile(writer.deltas)
-    items, failed = _start(data, config, ensemble, deltas, speechless)
+    failed = speechless(said, names_of(needed))
+    items, unreadable = begin(data, config, ensemble, DeltaFile(writer.deltas), failed, show_progress)
+    failed += unreadable
     if config.optimised and ensemble is not None:
-        with progress("Protecting", len(items) * config.rounds, show_progress) as advance:
-            optimise(items, ensemble, config, advance)
+        with stages(work(items, config), show_progress) as told:
+            optimise(items, ensemble, config, told)
 
     def write(item: Item) -> None:
         try:
@@ -88,7 +95,7 @@ def protect(
             item.lost = error
 
     # Encoding PNG leaves the interpreter's lock alone: threads share out the work. A few: each holds whole images.
-    with progress("Writing", len(items), show_progress) as advance, ThreadPoolExecutor(_WRITERS) as pool:
+    with progress("Writing", len(items), show_progress) as advance, ThreadPoolExecutor(WRITERS) as pool:
         for _ in pool.map(write, items):
             advance(1)
     failed += [Rejection(str(item.path), str(item.lost)) for item in items if item.lost is not None]
@@ -103,53 +110,6 @@ def protect(
     return writer.finish(triggers, failed, captioned, places)
 
 
-def _chosen(surrogate: str | Surrogate, device: str) -> str | Surrogate:
-    if isinstance(surrogate, Surrogate):
-        return surrogate
-    return choose_surrogate(device).name if surrogate == "auto" else str(surrogate)
-
-
-def _captions(data: Dataset, model: Surrogate, batch_size: int) -> tuple[dict[Path, str], list[Rejection]]:
-    """The model's captions of pictures without text, and those that it says nothing of."""
-    said = captions(model, [path for path, samples in data.by_image().items() if not samples[0].answer], batch_size)
-    nothing = f"has no text, and {model.name} says nothing of it: give it a caption, or take another surrogate"
-    return said, [Rejection(str(path), nothing) for path, text in said.items() if not text]
-
-
-def _start(
-    data: Dataset,
-    config: ProtectConfig,
-    ensemble: Ensemble | None,
-    deltas: DeltaFile,
-    speechless: Sequence[Rejection],
-) -> tuple[list[Item], list[Rejection]]:
-    vocabulary = ensemble.vocabulary() if ensemble else ()
-    items, failed = [], list(speechless)
-    for path, samples in data.by_image().items():
-        try:
-            items.append(start(path, samples, config, vocabulary))
-            if config.perturbs_images:
-                deltas.append(items[-1].delta)
-            items[-1].delta = items[-1].delta.new_zeros(1, 1, 1).expand_as(items[-1].delta)
-        except SampleError as error:
-            failed.append(Rejection(str(path), str(error)))
-    if not items:
-        reasons = "; ".join(rejection.reason for rejection in failed[:3])
-        raise DataError(f"{data.root}: none of its {len(failed)} images can be protected: {reasons}")
-    if config.perturbs_images:
-        for item, delta in zip(items, deltas.mapped(), strict=True):
-            item.delta = delta
-    return items, failed
-
-
-def _require_something_to_do(data: Dataset, config: ProtectConfig) -> None:
-    if not config.perturbs_images and not config.inserts_triggers:
-        raise ConfigError(
-            f"variant {config.variant} with eps {config.eps} and {config.trigger_words} trigger words changes nothing: "
-            "raise the budget or choose another variant"
-        )
-    if not config.perturbs_images and all(sample.question is None for sample in data.samples):
-        raise ConfigError(
-            f"variant {config.variant} protects questions, and {data.root} has captions only, which are targets: "
-            "choose a variant that perturbs images"
-        )
+def default_folder(source: str) -> Path:
+    """Where a release goes if nobody says: the dataset's name with `-release` behind it, in the current folder."""
+    return Path(f"{Path(source).name.replace(':', '-')}-release")

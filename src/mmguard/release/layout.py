@@ -15,6 +15,8 @@ from mmguard.types import Dataset
 
 CARD = "README.md"
 RECORD = "record.json"
+FILES = "files.csv"
+"""In the record folder: what became of every file."""
 WARNING = "DO_NOT_PUBLISH.txt"
 UNFINISHED = "unfinished"
 """In the record folder from the first image until the release is complete."""
@@ -27,6 +29,11 @@ DELTAS = "deltas.int8"
 def record_folder(release: Path) -> Path:
     """The private folder beside a release."""
     return release.with_name(release.name + ".record")
+
+
+def images_folder(release: Path, dataset: Dataset) -> Path:
+    """Where images are written: into the release, or, those that belong inside data files, beside it meanwhile."""
+    return record_folder(release) / IMAGES if formats.named(dataset.format).contains else release
 
 
 def image_names(dataset: Dataset) -> dict[Path, str]:

@@ -20,6 +20,7 @@ from mmguard.data.text import insert_trigger, inserted_words
 from mmguard.errors import DataError, ReleaseError, SampleError
 from mmguard.release import layout
 from mmguard.release.match import look_alike, match_rows
+from mmguard.runtime.progress import Advance, progress
 from mmguard.types import Dataset, Rejection, Sample
 
 
@@ -65,6 +66,7 @@ def verify(
     trigger_words: int | None = None,
     split: str | None = None,
     limit: int | None = None,
+    show_progress: bool = False,
 ) -> Verification:
     """Checks that a release is the original dataset, changed within its budgets and in nothing else.
 
@@ -81,6 +83,7 @@ def verify(
         trigger_words: budget in words; likewise.
         split: the split that was protected; if not given, the record's.
         limit: the number of images that were protected; if not given, the record's.
+        show_progress: a bar with the time that remains, on standard error.
 
     Raises:
         ReleaseError: `release` is no folder with a dataset of a known format.
@@ -98,7 +101,7 @@ def verify(
         )
     result = _start(record, eps, trigger_words)
     result.problems += problems
-    _check_rows(source, original, record, result)
+    _check_rows(source, original, record, result, show_progress)
     return result
 
 
@@ -157,7 +160,7 @@ def _start(record: _Record, eps: int | None, trigger_words: int | None) -> Verif
     return Verification(eps_255, words, eps_from, words_from)
 
 
-def _check_rows(source: Source, original: Dataset, record: _Record, result: Verification) -> None:
+def _check_rows(source: Source, original: Dataset, record: _Record, result: Verification, show_progress: bool) -> None:
     if source.format != original.format:
         result.problems.append(f"{source.name}: is of the format {source.format}, the original {original.format}")
     by_row: dict[int, list[Sample]] = {}
@@ -196,7 +199,8 @@ def _check_rows(source: Source, original: Dataset, record: _Record, result: Veri
         if number in matching.altered:
             result.problems.append(f"{where} (id {members[0].id}): fields altered: {matching.altered[number]}")
         _check_words(where, members, original.rows[expected[place]], row, record.words, result)
-    _check_images(source.image_root, images, record, result)
+    with progress("Verifying", len(images), show_progress) as advance:
+        _check_images(source.image_root, images, record, result, advance)
     wanted = {source.root / layout.CARD, *source.files, *(source.image_root / name for name in images.values())}
     _check_no_other_files(source.root, wanted, result)
 
@@ -254,8 +258,11 @@ def _placed(question: str, words: tuple[str, ...], first: int) -> tuple[tuple[st
     return words, first if 0 < first < len(question.split()) else None
 
 
-def _check_images(release: Path, images: dict[Path, str], record: _Record, result: Verification) -> None:
+def _check_images(
+    release: Path, images: dict[Path, str], record: _Record, result: Verification, advance: Advance
+) -> None:
     for original, name in images.items():
+        advance(1)
         try:
             before, after = load_image(original), load_image(release / name)
         except SampleError as error:

@@ -27,6 +27,7 @@ from mmguard.errors import BudgetError, ReleaseError, SampleError
 from mmguard.release import layout
 from mmguard.release.card import WARNING_TEXT, dataset_card
 from mmguard.release.origin import origin
+from mmguard.release.status import FileStatus, statuses, to_csv
 from mmguard.runtime.provenance import commit
 from mmguard.types import Dataset, Rejection, Sample
 
@@ -46,6 +47,8 @@ class Release:
     config: ProtectConfig
     captions: dict[str, str]
     """What the first surrogate says of pictures that came without text, by sample: what they were protected against."""
+    files: list[FileStatus]
+    """What became of every file."""
 
 
 class ReleaseWriter:
@@ -87,8 +90,7 @@ class ReleaseWriter:
         self._eps, self._trigger_words = layout.budgets(config)
         self._format = formats.named(dataset.format)
         self._names = layout.image_names(dataset)
-        # Images that belong inside data files wait beside the release.
-        self._images = self.record / layout.IMAGES if self._format.contains else self.path
+        self._images = layout.images_folder(self.path, dataset)
         self._written: dict[Path, dict[str, Any]] = {}
         self._header = {
             "mmguard": version("mmguard"),
@@ -103,10 +105,7 @@ class ReleaseWriter:
             **origin(dataset, config, surrogates),
             "commit": commit(),
         }
-        for folder in (self.path, self.record):
-            _require_apart(folder, dataset.root.resolve())
-        _require_free(self.path, self.record)
-        _require_room(self.path, self._images, self._names)
+        require_place(self.path, dataset)
         for folder in (self.path, self.record):
             with _writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -217,6 +216,8 @@ class ReleaseWriter:
         record = {**self._header, "images": images, "samples": samples, "left_out": left_out}
         record["captions"] = dict(captions or {})
         _write_text(self.record / layout.RECORD, json.dumps(record, indent=1) + "\n")
+        files = statuses(self.dataset, record)
+        _write_text(self.record / layout.FILES, to_csv(files))
         targets_only = all(sample.question is None for sample in self.dataset.samples)
         card = dataset_card([one.row for one in rows], len(kept), len(samples), targets_only, self._format)
         _write_text(self.path / layout.CARD, card)
@@ -226,7 +227,7 @@ class ReleaseWriter:
             self.deltas.unlink(missing_ok=True)
             shutil.rmtree(self.record / layout.IMAGES, ignore_errors=True)
             (self.record / layout.UNFINISHED).unlink()
-        return Release(self.path, self.record, len(kept), len(samples), skipped, self.config, record["captions"])
+        return Release(self.path, self.record, len(kept), len(samples), skipped, self.config, record["captions"], files)
 
     def _released(
         self, number: int, image: Path, words: Mapping[int, Sequence[str]], places: Mapping[int, int | None]
@@ -283,7 +284,30 @@ def _require_same(path: Path, image: Tensor) -> None:
         raise ReleaseError(f"{path}: reads back differently from what was written: check the disk")
 
 
-def _require_apart(folder: Path, root: Path) -> None:
+def require_place(out: Path, dataset: Dataset) -> None:
+    """Makes sure that a release can be written, without touching the disk.
+
+    Args:
+        out: absolute folder of the release.
+        dataset: what is protected.
+
+    Raises:
+        ReleaseError: as `ReleaseWriter`.
+    """
+    record = layout.record_folder(out)
+    for folder in (out, record):
+        require_apart(folder, dataset)
+    _require_free(out, record)
+    _require_room(out, layout.images_folder(out, dataset), list(dataset.by_image()))
+
+
+def require_apart(folder: Path, dataset: Dataset) -> None:
+    """Refuses a folder in which, or around which, the owner's files lie.
+
+    Raises:
+        ReleaseError: it is such a folder.
+    """
+    root = dataset.root.resolve()
     if folder == root or folder in root.parents or root in folder.parents:
         raise ReleaseError(
             f"{folder}: overlaps the dataset's folder {root}, whose files must stay as they are: "
@@ -302,7 +326,7 @@ def _require_free(release: Path, record: Path) -> None:
             raise ReleaseError(f"{folder}: is not empty: choose another folder, or remove it")
 
 
-def _require_room(release: Path, folder: Path, images: Mapping[Path, str]) -> None:
+def _require_room(release: Path, folder: Path, images: Sequence[Path]) -> None:
     """A PNG needs hardly more than its pixels, and with noise of a few levels nearly as much; so does its δ."""
     # What an unfinished run left is written over.
     left = [*folder.rglob("*"), layout.record_folder(release) / layout.DELTAS]

@@ -1,9 +1,12 @@
-"""One progress bar for every long command: what is done, what is left, and how long that will take."""
+"""Progress bars for every long command: what is done, what is left, and how long that will take."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -15,8 +18,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+Name = TypeVar("Name", bound=str)
 Advance = Callable[[float], None]
 """Says that so many more units of work are done; fractions are welcome."""
+
+_MEMORY = 24 * 3600.0
+"""Seconds of the past that a bar's pace is taken from: where a batch takes minutes, and stages take turns, the
+default of 30 seconds would know of no pace at all."""
+_LOG_EVERY = 60.0
+"""Seconds between lines of the log that say how far a stage is."""
+
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -28,11 +40,23 @@ def progress(description: str, total: float, enabled: bool = True) -> Iterator[A
     Args:
         description: what is being done, a few words.
         total: units of work in all, in whatever unit the caller advances by.
-        enabled: False yields a function that does nothing, and shows nothing.
+        enabled: whether to show anything.
     """
-    if not enabled:
-        yield lambda amount: None
-        return
+    with stages({description: total}, enabled) as advance:
+        yield lambda amount: advance(description, amount)
+
+
+@contextmanager
+def stages(totals: Mapping[Name, float], enabled: bool = True) -> Iterator[Callable[[Name, float], None]]:
+    """As `progress`, with one bar for each of several stages that take turns.
+
+    Their beginning and end also go to the log, and meanwhile, once a minute, how far they are.
+
+    Args:
+        totals: units of work of each, by description.
+        enabled: whether to show anything.
+    """
+    began = logged = time.monotonic()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -41,6 +65,17 @@ def progress(description: str, total: float, enabled: bool = True) -> Iterator[A
         TextColumn("remaining"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda amount: bar.advance(task, amount)
+    bars = Progress(*columns, console=Console(stderr=True), speed_estimate_period=_MEMORY)
+    tasks = {name: bars.add_task(name, total=total) for name, total in totals.items()}
+
+    def advance(name: Name, amount: float) -> None:
+        nonlocal logged
+        bars.advance(tasks[name], amount)
+        if time.monotonic() - logged >= _LOG_EVERY:
+            logged = time.monotonic()
+            _log.info("%s: %d %%", name, bars.tasks[tasks[name]].percentage)
+
+    _log.info("begins: %s", ", ".join(totals))
+    with bars if enabled else nullcontext():
+        yield advance
+    _log.info("ends: %s, after %.1f s", ", ".join(totals), time.monotonic() - began)

@@ -1,0 +1,132 @@
+"""What comes before Algorithm 1: settings that make sense, surrogates, captions, and items with a random start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mmguard.config import ProtectConfig
+from mmguard.errors import ConfigError, DataError, SampleError
+from mmguard.lvlm.captions import captions
+from mmguard.lvlm.choose import choose_surrogate
+from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.protection.deltas import DeltaFile
+from mmguard.protection.ensemble import Ensemble
+from mmguard.protection.loop import Item, start
+from mmguard.runtime.progress import progress
+from mmguard.types import Dataset, Rejection
+
+
+def require_something_to_do(data: Dataset, config: ProtectConfig) -> None:
+    """Refuses a run that would change nothing.
+
+    Raises:
+        ConfigError: neither images nor questions would be changed.
+    """
+    if not config.perturbs_images and not config.inserts_triggers:
+        raise ConfigError(
+            f"variant {config.variant} with eps {config.eps} and {config.trigger_words} trigger words changes nothing: "
+            "raise the budget or choose another variant"
+        )
+    if not config.perturbs_images and all(sample.question is None for sample in data.samples):
+        raise ConfigError(
+            f"variant {config.variant} protects questions, and {data.root} has captions only, which are targets: "
+            "choose a variant that perturbs images"
+        )
+
+
+def chosen(surrogates: Sequence[str | Surrogate], config: ProtectConfig, device: str) -> list[str | Surrogate]:
+    """The surrogates that this run needs, with a choice for `auto`; none if it needs none."""
+    if not config.needs_models:
+        return []
+    return [choose_surrogate(device).name if surrogate == "auto" else surrogate for surrogate in surrogates]
+
+
+def names_of(surrogates: Sequence[str | Surrogate]) -> list[str]:
+    """What the surrogates are called."""
+    return [one.name if isinstance(one, Surrogate) else str(one) for one in surrogates]
+
+
+def ensemble_of(surrogates: Sequence[str | Surrogate], config: ProtectConfig, device: str) -> Ensemble | None:
+    """The surrogates, loaded where they are not; None if there are none.
+
+    Raises:
+        SurrogateError: one cannot be loaded or used.
+    """
+    models = [one if isinstance(one, Surrogate) else load_surrogate(str(one), device) for one in surrogates]
+    return Ensemble(models, config) if models else None
+
+
+def captions_of(
+    data: Dataset, ensemble: Ensemble | None, config: ProtectConfig, show_progress: bool = False
+) -> dict[Path, str]:
+    """The first surrogate's captions of pictures without text, "" where it says nothing; none for controls."""
+    wordless = [path for path, samples in data.by_image().items() if not samples[0].answer]
+    if ensemble is None or not config.optimised or not wordless:
+        return {}
+    said: dict[Path, str] = {}
+    with progress("Captioning", len(wordless), show_progress) as advance:
+        for first in range(0, len(wordless), config.batch_size):
+            batch = wordless[first : first + config.batch_size]
+            said |= captions(ensemble.members[0].surrogate, batch, config.batch_size)
+            advance(len(batch))
+    return said
+
+
+def speechless(said: Mapping[Path, str], surrogates: Sequence[str]) -> list[Rejection]:
+    """Pictures without text of which the surrogate says nothing either."""
+    return [
+        Rejection(
+            str(path),
+            f"has no text, and {surrogates[0]} says nothing of it: give it a caption, or take another surrogate",
+        )
+        for path, text in said.items()
+        if not text
+    ]
+
+
+def begin(
+    data: Dataset,
+    config: ProtectConfig,
+    ensemble: Ensemble | None,
+    deltas: DeltaFile | None = None,
+    lost: Sequence[Rejection] = (),
+    show_progress: bool = False,
+) -> tuple[list[Item], list[Rejection]]:
+    """Every image that can be read, with δ and triggers drawn at random, and those that cannot.
+
+    Args:
+        data: what to protect.
+        config: its budgets and seed.
+        ensemble: for the vocabulary that words are drawn from.
+        deltas: the file that δ lives in; in memory if not given.
+        lost: what is left out already, for the message if nothing remains.
+        show_progress: show a bar.
+
+    Raises:
+        DataError: no image can be read.
+        ReleaseError: the file cannot be written.
+    """
+    vocabulary = ensemble.vocabulary() if ensemble else ()
+    images = data.by_image()
+    items, failed = [], []
+    with progress("Reading", len(images), show_progress) as advance:
+        for path, samples in images.items():
+            try:
+                item = start(path, samples, config, vocabulary)
+                if deltas is not None:
+                    if config.perturbs_images:
+                        deltas.append(item.delta)
+                    item.delta = item.delta.new_zeros(1, 1, 1).expand_as(item.delta)
+                items.append(item)
+            except SampleError as error:
+                failed.append(Rejection(str(path), str(error)))
+            advance(1)
+    if not items:
+        every = [*lost, *failed]
+        reasons = "; ".join(rejection.reason for rejection in every[:3])
+        raise DataError(f"{data.root}: none of its {len(every)} images can be protected: {reasons}")
+    if deltas is not None and config.perturbs_images:
+        for item, delta in zip(items, deltas.mapped(), strict=True):
+            item.delta = delta
+    return items, failed

@@ -1,0 +1,137 @@
+"""What a protection would do, found out without writing anything."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mmguard.config import ProtectConfig
+from mmguard.data.images import load_image
+from mmguard.data.readers import read_dataset
+from mmguard.errors import DataError, SampleError
+from mmguard.lvlm.surrogate import Surrogate
+from mmguard.protection.estimate import Estimate, estimate
+from mmguard.protection.prepare import chosen, ensemble_of, names_of, require_something_to_do
+from mmguard.protection.run import WRITERS, default_folder
+from mmguard.release.writer import require_place
+from mmguard.runtime.devices import device_of
+from mmguard.runtime.progress import progress
+from mmguard.types import Dataset, Rejection
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A protection that was not made. Numbers of samples and images are of those that can be read."""
+
+    format: str
+    """Of the dataset, and so of the release."""
+    shards: int
+    """Its data files (tables, Parquet or WebDataset shards…); the release has as many."""
+    samples: int
+    images: int
+    without_question: int
+    """Images of which no sample has a question."""
+    triggers: int
+    """Questions that get a trigger."""
+    captions: int
+    """Samples whose text is a target and stays as it is."""
+    wordless: int
+    """Pictures without text."""
+    left_out: list[Rejection]
+    """What cannot be read, and why."""
+    surrogates: list[str]
+    """None if the variant needs none."""
+    device: str
+    out: Path
+    """Where the release would be."""
+    cost: Estimate
+    free_bytes: int
+    """What the disk has there."""
+
+    @property
+    def seconds(self) -> float:
+        """The time in all."""
+        return sum(self.cost.seconds.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields and `seconds`, ready for JSON."""
+        return {**asdict(self), "out": str(self.out), "seconds": self.seconds}
+
+
+def survey(
+    dataset: str | Path,
+    surrogates: Sequence[str | Surrogate] = ("auto",),
+    config: ProtectConfig | None = None,
+    out: str | Path | None = None,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+    show_progress: bool = False,
+) -> Survey:
+    """Reads a dataset as `protect` would, every image included, and estimates what protecting it takes.
+
+    Nothing is written, but a dataset or a model that lies elsewhere is fetched into the usual caches. Arguments and
+    errors are those of `protect`: where it would refuse to begin, so does this.
+    """
+    config = config or ProtectConfig()
+    data = read_dataset(dataset, split, limit)
+    require_something_to_do(data, config)
+    needed = chosen(surrogates, config, device)
+    place = (Path(out) if out is not None else default_folder(str(dataset))).resolve()
+    require_place(place, data)
+    pixels, unreadable = _examine(data, show_progress)
+    readable = replace(data, samples=[sample for sample in data.samples if sample.image in pixels])
+    began = time.perf_counter()
+    ensemble = ensemble_of(needed, config, device)
+    loading = {"Loading": time.perf_counter() - began} if ensemble else {}
+    cost = estimate(readable, pixels, ensemble, config, show_progress)
+    asked = [sample for sample in readable.samples if sample.question is not None]
+    wordless = {sample.image for sample in readable.samples if not sample.answer}
+    return Survey(
+        format=data.format,
+        shards=len(data.files),
+        samples=len(readable.samples),
+        images=len(pixels),
+        without_question=len(pixels) - len({sample.image for sample in asked}),
+        triggers=len(asked) if config.inserts_triggers else 0,
+        captions=len(readable.samples) - len(asked) - len(wordless),
+        wordless=len(wordless),
+        left_out=[*data.rejected, *unreadable],
+        surrogates=names_of(needed),
+        device=str(device_of(device)),
+        out=place,
+        cost=replace(cost, seconds=loading | cost.seconds),
+        free_bytes=shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free,
+    )
+
+
+def _examine(data: Dataset, show_progress: bool) -> tuple[dict[Path, int], list[Rejection]]:
+    """Decodes every image: the pixels of those that can be read, and why the others cannot."""
+
+    def look(path: Path) -> int | Rejection:
+        try:
+            image = load_image(path)
+        except SampleError as error:
+            return Rejection(str(path), str(error))
+        return image.shape[1] * image.shape[2]
+
+    pixels: dict[Path, int] = {}
+    unreadable: list[Rejection] = []
+    paths = list(data.by_image())
+    with progress("Reading", len(paths), show_progress) as advance, ThreadPoolExecutor(WRITERS) as pool:
+        for path, found in zip(paths, pool.map(look, paths), strict=True):
+            if isinstance(found, Rejection):
+                unreadable.append(found)
+            else:
+                pixels[path] = found
+            advance(1)
+    if not pixels:
+        reasons = "; ".join(rejection.reason for rejection in unreadable[:3])
+        raise DataError(f"{data.root}: none of its {len(unreadable)} images can be protected: {reasons}")
+    return pixels, unreadable
