@@ -1,7 +1,8 @@
-"""What a model sees in training samples, and what can be told from it: outliers, protected ones, near duplicates."""
+"""What can be told from samples alone: which are outliers, which look protected, and which repeat another."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,53 +14,34 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor, nn
 
 from mmguard.auditing.arms import ImageStore, Row
 from mmguard.auditing.attackers import Attacker, batches
-from mmguard.auditing.selection import BoolArray
-from mmguard.auditing.stats import FloatArray
-from mmguard.lvlm.families import family
+from mmguard.auditing.stats import BoolArray, FloatArray
 
 _NEIGHBOURS = 10
 _SAME_BITS = 6
-"""Images whose perceptual hashes differ in so many bits of 64, or fewer, are nearly the same."""
+"""Images are nearly the same if at most so many bits of their perceptual hashes, of 64, differ."""
 _SAME_WORDS = 90
-"""Questions are nearly the same from this similarity of their sets of words, of 100."""
+"""Questions are nearly the same from this similarity of their sets of words, of 100; inserted words do not lower it."""
 
 
 @torch.inference_mode()
-def features(attacker: Attacker, data: Sequence[Row], store: ImageStore) -> FloatArray:
-    """What the language model is given of each sample: the mean image feature, and the mean embedding of the prompt.
+def features(attacker: Attacker, data: Sequence[Row], batch_size: int, store: ImageStore) -> FloatArray:
+    """What the untouched model makes of images and prompts: means over their tokens of its first and last states.
 
-    Both are of the model as it is, and the answer is left out.
+    The first are projected image features and word embeddings. The answer is left out.
 
     Returns:
-        Shape: `(N, D)`.
+        Shape: `(N, 2D)`.
     """
-    model = attacker.model
-    projected: list[Tensor] = []
-
-    def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-        projected.append(output.flatten(0, -2).float().mean(0))
-
-    last = next(
-        part
-        for part in map(model.get_submodule, reversed(family(model, attacker.name).projector))
-        if not isinstance(part, nn.ModuleList)
-    )
-    handle = last.register_forward_hook(keep)
     found = []
-    try:
-        for batch in batches(attacker, data, 1, store):  # of one sample, so that all that is projected belongs to it
-            prompt = batch["input_ids"][batch.pop("labels") == -100]
-            model(**batch)
-            text = model.get_input_embeddings()(prompt).float().mean(0)
-            found.append(torch.cat([torch.stack(projected).mean(0), text]))
-            projected.clear()
-    finally:
-        handle.remove()
-    return torch.stack(found).double().cpu().numpy()
+    for batch in batches(attacker, data, batch_size, store):
+        prompt = ((batch.pop("labels") == -100) & batch["attention_mask"].bool()).unsqueeze(-1)
+        states = attacker.model(**batch, output_hidden_states=True).hidden_states
+        means = [(layer.float() * prompt).sum(1) / prompt.sum(1) for layer in (states[0], states[-1])]
+        found.append(torch.cat(means, dim=1))
+    return torch.cat(found).double().cpu().numpy()
 
 
 def neighbour_distance(found: FloatArray) -> FloatArray:
@@ -75,12 +57,12 @@ def neighbour_distance(found: FloatArray) -> FloatArray:
 
 
 def protected_chance(found: FloatArray, clean: FloatArray, protected: FloatArray) -> FloatArray:
-    """How likely each sample is a protected one, by logistic regression on samples of both kinds.
+    """How likely each sample is a protected one, by logistic regression on samples in both versions.
 
     Args:
         found: features of the samples. Shape: `(N, D)`.
         clean: those of samples that are known to be clean. Shape: `(K, D)`.
-        protected: those of the protected versions. Shape: `(K, D)`.
+        protected: those of their protected versions. Shape: `(K, D)`.
 
     Returns:
         Shape: `(N,)`.
@@ -92,15 +74,16 @@ def protected_chance(found: FloatArray, clean: FloatArray, protected: FloatArray
 
 def duplicates(data: Sequence[Row], store: ImageStore) -> BoolArray:
     """Which samples nearly repeat an earlier one that is kept: image, question and answer. Shape: `(N,)`."""
-    hashes = [perceptual_hash(row.load(store)) for row in data]
-    kept: dict[str, list[int]] = {}
+    hashes = np.stack([perceptual_hash(row.load(store)) for row in data])
+    kept: dict[str, list[int]] = defaultdict(list)
     drop = np.zeros(len(data), dtype=bool)
     for place, row in enumerate(data):
-        same_answer = kept.setdefault(row.target, [])
+        same_answer = kept[row.target]
+        near = (hashes[same_answer] != hashes[place]).sum(axis=1) <= _SAME_BITS
         drop[place] = any(
-            (hashes[place] != hashes[other]).sum() <= _SAME_BITS
-            and token_set_ratio(row.text, data[other].text) >= _SAME_WORDS
-            for other in same_answer
+            token_set_ratio(row.text, data[other].text) >= _SAME_WORDS
+            for other, alike in zip(same_answer, near, strict=True)
+            if alike
         )
         if not drop[place]:
             same_answer.append(place)
@@ -108,7 +91,7 @@ def duplicates(data: Sequence[Row], store: ImageStore) -> BoolArray:
 
 
 def perceptual_hash(image: Image.Image) -> BoolArray:
-    """Which of the lowest 64 frequencies are above their median, in grayscale at 32 by 32 pixels ("pHash")."""
+    """Which of an image's lowest 64 frequencies exceed their median: the "pHash". Shape: `(64,)`."""
     gray = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), dtype=np.float64)
     low = dctn(gray)[:8, :8].flatten()
     return low > np.median(low)

@@ -1,11 +1,8 @@
-"""What a thief goes by who drops samples that look protected: loss, features, likeness, or a learned detector.
-
-A judge gives every sample a suspicion, and says which samples it drops.
-"""
+"""What a thief goes by who drops samples that look protected: their loss, features, likeness, or a learned detector."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,17 +12,16 @@ from mmguard.auditing.arms import ImageStore, Row
 from mmguard.auditing.attackers import Attacker, batches, fine_tune, load_attacker, schedule
 from mmguard.auditing.attacks.base import Selection
 from mmguard.auditing.features import duplicates, features, neighbour_distance, protected_chance
-from mmguard.auditing.selection import BoolArray
-from mmguard.auditing.stats import FloatArray
+from mmguard.auditing.stats import BoolArray, FloatArray
 from mmguard.config import AuditConfig, Recipe
 
 _WARM_UP = 0.2
-"""Share of the epochs of a warm-up."""
+"""Share of the epochs that a thief trains for before it compares losses."""
 
 
 @dataclass(frozen=True)
-class Thief:
-    """Whose model judges."""
+class Judge:
+    """An attacker who looks at samples before training on them."""
 
     attacker: str
     recipe: Recipe
@@ -34,36 +30,55 @@ class Thief:
     device: str
     store: ImageStore
 
+    def of(self, data: Sequence[Row], selection: Selection, leaked: Mapping[int, Row]) -> tuple[FloatArray, BoolArray]:
+        """What a filter makes of training data.
 
-def judged(
-    selection: Selection, data: Sequence[Row], thief: Thief, leaked: Sequence[tuple[int, Row]] = ()
-) -> tuple[FloatArray, BoolArray]:
-    """What a filter makes of training data.
+        Args:
+            data: one row a sample.
+            selection: by what samples are judged, and how many are dropped.
+            leaked: for a learned detector: places in `data` of known clean samples, each with its protected version.
 
-    Args:
-        selection: its judge, and how much is to be dropped.
-        data: one row a sample.
-        thief: whose model judges.
-        leaked: for a learned detector, places in `data` that are known to be clean, each with its protected version.
+        Returns:
+            How protected each sample looks (what is known is no number), and which are dropped. Shape of each: `(N,)`.
+        """
+        if selection.judge == "duplicates":
+            drop = duplicates(data, self.store)
+            return drop.astype(np.float64), drop
+        if selection.judge == "leaked":
+            known = list(leaked)
+            found = self._features(data)
+            suspicion = protected_chance(found, found[known], self._features(list(leaked.values())))
+            suspicion[known] = np.nan
+            return suspicion, suspicion > 0.5
+        if selection.judge == "features":
+            suspicion = neighbour_distance(self._features(data))
+        else:
+            suspicion = unusual(self._losses(data))
+        return suspicion, most(suspicion, selection.drop_percent)
+
+    def _features(self, data: Sequence[Row]) -> FloatArray:
+        return features(load_attacker(self.attacker, self.device), data, self.config.batch_size, self.store)
+
+    def _losses(self, data: Sequence[Row]) -> FloatArray:
+        """Losses after a warm-up on all of the data."""
+        epochs = _WARM_UP * schedule(self.attacker, self.recipe, self.config)[1]
+        warm = fine_tune(
+            self.attacker, data, self.recipe, replace(self.config, epochs=epochs), self.seed,
+            device=self.device, store=self.store,
+        )  # fmt: skip
+        return sample_losses(warm, data, self.config.batch_size, self.store)
+
+
+def unusual(losses: FloatArray) -> FloatArray:
+    """How far each loss is from the usual, up or down: protections drive losses down, or (-Max) up.
+
+    Losses are compared as logarithms, since their distribution is skewed and both tails shall count.
 
     Returns:
-        How protected each sample looks (what is known is no number), and which are dropped. Shape of each: `(N,)`.
+        Distance of the logarithm from the median. Shape: `(N,)`.
     """
-    if selection.judge == "duplicates":
-        drop = duplicates(data, thief.store)
-        return drop.astype(np.float64), drop
-    if selection.judge == "loss":
-        suspicion = unusual_loss(data, thief)
-        return suspicion, most(suspicion, selection.drop_percent)
-    model = load_attacker(thief.attacker, thief.device)
-    found = features(model, data, thief.store)
-    if selection.judge == "features":
-        suspicion = neighbour_distance(found)
-        return suspicion, most(suspicion, selection.drop_percent)
-    places = [place for place, _ in leaked]
-    suspicion = protected_chance(found, found[places], features(model, [row for _, row in leaked], thief.store))
-    suspicion[places] = np.nan
-    return suspicion, suspicion > 0.5
+    logarithms = np.log(losses + 1e-6)
+    return np.abs(logarithms - np.median(logarithms))
 
 
 def most(suspicion: FloatArray, percent: int) -> BoolArray:
@@ -72,25 +87,9 @@ def most(suspicion: FloatArray, percent: int) -> BoolArray:
     return np.isin(np.arange(len(suspicion)), worst)
 
 
-def unusual_loss(data: Sequence[Row], thief: Thief) -> FloatArray:
-    """How far the loss of each sample is from the usual, up or down, after a short warm-up on all of them.
-
-    Protections that drive the loss down are learned sooner than clean data, those that drive it up later. Losses are
-    compared as logarithms, since their distribution is skewed and both tails shall count.
-
-    Returns:
-        Distance of the logarithm from the median. Shape: `(N,)`.
-    """
-    epochs = _WARM_UP * schedule(thief.attacker, thief.recipe, thief.config)[1]
-    config = replace(thief.config, epochs=epochs)
-    warm = fine_tune(thief.attacker, data, thief.recipe, config, thief.seed, device=thief.device, store=thief.store)
-    logarithms = np.log(losses(warm, data, config.batch_size, thief.store) + 1e-6)
-    return np.abs(logarithms - np.median(logarithms))
-
-
 @torch.inference_mode()
-def losses(attacker: Attacker, data: Sequence[Row], batch_size: int, store: ImageStore) -> FloatArray:
-    """The attacker's loss of each sample, in nats a token. Shape: `(N,)`."""
+def sample_losses(attacker: Attacker, data: Sequence[Row], batch_size: int, store: ImageStore) -> FloatArray:
+    """The attacker's loss of each sample, in nats a token of its answer. Shape: `(N,)`."""
     found = []
     for batch in batches(attacker, data, batch_size, store):
         labels = batch.pop("labels")[:, 1:]

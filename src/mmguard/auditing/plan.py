@@ -13,7 +13,7 @@ from mmguard.auditing.attackers import default_attackers
 from mmguard.auditing.attacks import attack_named, resolve
 from mmguard.auditing.best_of import choosing_half
 from mmguard.auditing.runs import PACKAGES, Run, Runner, Shelf
-from mmguard.auditing.selection import MixedArm, clean_part
+from mmguard.auditing.selection import MixedArm, clean_places
 from mmguard.config import AuditConfig
 from mmguard.data.readers import read_dataset
 from mmguard.data.tasks import target_text, user_text
@@ -118,9 +118,8 @@ def plan_audit(
     pairing = pair(released, originals)
     names = tuple(dict.fromkeys(attackers if attackers is not None else default_attackers()))
     pairing, captioned = _captioned(pairing, names[0], device)
-    for attack in map(attack_named, attacks):
-        if attack.selection.clean_percent is not None:
-            clean_part(pairing, attack.selection.clean_percent, config.seed)  # that it can be done
+    for attack in attacks:
+        clean_places(pairing, attack_named(attack).selection, config.seed)  # complains of what cannot be mixed
     if controls is not None:
         pairing = with_controls_of(pairing, pair(read_dataset(controls), originals))
     samples, groups, test_digest, warnings = _clean_test(

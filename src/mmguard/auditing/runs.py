@@ -16,10 +16,10 @@ from mmguard.auditing import recipes
 from mmguard.auditing.arms import Arm, ImageStore, Pairing, Row, ingredients, rows
 from mmguard.auditing.attackers import Attacker, fine_tune, load_attacker, schedule
 from mmguard.auditing.attacks import attack_named
-from mmguard.auditing.attacks.base import Attack, Selection, Training
+from mmguard.auditing.attacks.base import Attack, Selection
 from mmguard.auditing.evaluate import evaluate
-from mmguard.auditing.filters import Thief, judged
-from mmguard.auditing.selection import MixedArm, Sifted, clean_part, mixture, sift
+from mmguard.auditing.filters import Judge
+from mmguard.auditing.selection import MixedArm, Sifted, clean_places, mixture, repeated, sift
 from mmguard.auditing.stats import FloatArray
 from mmguard.config import AuditConfig, Recipe
 from mmguard.lvlm.weights import weights_digest
@@ -32,6 +32,9 @@ PACKAGES = ("mmguard", "torch", "transformers", "peft", "trl", "accelerate")
 
 ATTACK_PACKAGES = ("kornia", "pillow", "pyspellchecker", "scikit-image", "torchvision")
 """Those that a run under attack depends on, too."""
+
+FILTER_PACKAGES = ("rapidfuzz", "scikit-learn", "scipy")
+"""Those that a run on filtered data depends on, too."""
 
 _TRAINING_SHARE = 0.9
 """What part of a run is training; the rest is answering the test. For the progress bar only."""
@@ -54,12 +57,12 @@ class Run:
 
     @classmethod
     def under(cls, attacker: str, recipe: Recipe, arm: MixedArm, seed: int, attack: str | None) -> Run:
-        """A fine-tuning under an attack, as the same run that other attacks make where it does not touch the arm."""
+        """A fine-tuning under an attack; where it changes nothing, the one without it, or under less of it."""
         selection = attack_named(attack).selection if attack else Selection()
-        if selection.clean_percent is not None and arm == "clean-part":
-            attack = f"mix-{selection.clean_percent}"  # a thief has no cause to filter what is clean
-        elif selection.clean_percent is not None and arm == "clean" and selection.judge is None:
-            attack = None
+        if arm == "clean-part":  # a thief has no cause to filter it
+            attack = f"mix-{selection.clean_percent}"
+        elif arm == "clean" and selection.clean_percent is not None and selection.judge in (None, "leaked"):
+            attack = None  # clean data mixed with clean data; and a detector has nothing to learn from
         return cls(attacker, recipe, arm, seed, attack)
 
     @property
@@ -124,7 +127,7 @@ class Runner:
                 done += _TRAINING_SHARE * share
                 report(done)
 
-            attack = attack_named(run.attack) if run.attack else None
+            attack = attack_named(run.attack) if run.attack else Attack("none")
             data, sifted = self._training_data(run, attack)
             attacker = fine_tune(
                 run.attacker,
@@ -134,33 +137,30 @@ class Runner:
                 run.seed,
                 device=self.device,
                 # Images after an attack are those of this run alone: kept on, they would fill the common store.
-                store=ImageStore() if attack else self._store,
+                store=ImageStore() if attack.image else self._store,
                 on_step=on_step,
-                training=attack.training if attack else Training(),
+                training=attack.training,
                 validate=self._validate,
             )
         return Result(evaluate(attacker, self.samples, self.config, self._store), tuple(losses), sifted)
 
-    def _training_data(self, run: Run, attack: Attack | None) -> tuple[list[Row], Sifted | None]:
+    def _training_data(self, run: Run, attack: Attack) -> tuple[list[Row], Sifted | None]:
         """The rows that a run is trained on, and what a filter did to them."""
         assert run.recipe is not None
-        words, selection = self._vocabulary(run.attacker), attack.selection if attack else Selection()
-        percent, clean = selection.clean_percent, np.zeros(len(self.pairing.pairs), dtype=bool)
-        if percent is None:
-            data = rows(run.arm, self.pairing, words, run.seed, attack)  # type: ignore[arg-type]
-        else:
-            clean = clean_part(self.pairing, percent, run.seed)
-            data = mixture(run.arm, self.pairing, words, run.seed, percent)  # type: ignore[arg-type]
-        if selection.judge is None or run.arm == "clean-part":
+        assert run.arm != "zero-shot"
+        selection, words = attack.selection, self._vocabulary(run.attacker)
+        clean = clean_places(self.pairing, selection, run.seed)
+        originals = rows("clean", self.pairing, words, run.seed)
+        if run.arm == "clean-part":
+            return repeated([originals[place] for place in clean], len(originals)), None
+        stolen = rows(run.arm, self.pairing, words, run.seed, attack)
+        data = mixture(stolen, originals, clean)
+        if selection.judge is None:
             return data, None
-        thief = Thief(run.attacker, run.recipe, self.config, run.seed, self.device, self._store)
-        leaked: list[tuple[int, Row]] = []
-        if selection.judge == "leaked":  # the thief found the release of a part of his clean data
-            places = np.random.default_rng(run.seed).permutation(np.flatnonzero(clean))[: selection.leaked]
-            protected = rows(run.arm, self.pairing, words, run.seed)  # type: ignore[arg-type]
-            leaked = [(int(place), protected[place]) for place in places]
-        suspicion, drop = judged(selection, data, thief, leaked)
-        return sift(data, suspicion, drop, clean)
+        judge = Judge(run.attacker, run.recipe, self.config, run.seed, self.device, self._store)
+        leaked = {place: stolen[place] for place in clean[: selection.leaked]}
+        suspicion, drop = judge.of(data, selection, leaked)
+        return sift(data, suspicion, drop, range(len(data)) if run.arm == "clean" else clean)
 
     def describe(self, run: Run) -> dict[str, Any]:
         """Everything that the scores of a run depend on.
@@ -189,7 +189,12 @@ class Runner:
         }
         if run.attack is None:
             return description
-        return description | {"attack": run.attack, "versions": versions(*PACKAGES, *ATTACK_PACKAGES)}
+        selection = attack_named(run.attack).selection
+        packages = (*PACKAGES, *ATTACK_PACKAGES, *(FILTER_PACKAGES if selection.judge else ()))
+        description |= {"attack": run.attack, "versions": versions(*packages)}
+        if selection.clean_percent is not None:
+            description["clean data"] = self.data_digest("clean")
+        return description
 
     def _validate(self, attacker: Attacker) -> float:
         """Accuracy on the validation samples."""

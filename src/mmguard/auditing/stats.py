@@ -42,6 +42,7 @@ Status = Literal["valid", "doubtful", "brittle", "unjudged"]
 brittle."""
 
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Scores:
     status: Status | None = None
     """Of the attacker, where other runs told; if not given, it follows from the cost of the control."""
 
-    def on(self, items: NDArray[np.bool_]) -> Scores:
+    def on(self, items: BoolArray) -> Scores:
         """The scores on some of the test items alone. Shape of `items`: `(N,)`."""
         by_arm = {arm: scores[:, items] for arm, scores in self.by_arm.items()}
         return replace(self, by_arm=by_arm, zero_shot=self.zero_shot[items])

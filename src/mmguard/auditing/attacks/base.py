@@ -24,9 +24,9 @@ class Selection:
     judge: Literal["loss", "features", "duplicates", "leaked"] | None = None
     """By what samples are dropped; None for no filter."""
     drop_percent: int = 0
-    """Share of the samples that is dropped, of judges who do not set their own threshold."""
+    """Share of the samples that is dropped by `loss` and `features`."""
     leaked: int = 0
-    """Number of samples that the thief has in both versions."""
+    """Number of samples that `leaked` learned from in both versions."""
 
 
 @dataclass(frozen=True)
