@@ -70,7 +70,7 @@ class Filtered:
     dropped: float
     """Share of the samples."""
     auc: float | None
-    """How well it tells protected samples from clean ones; None where the data is not mixed."""
+    """How well it tells changed samples from clean ones; None where the data is not a mixture of both."""
 
 
 @dataclass(frozen=True)
@@ -225,13 +225,13 @@ MIXTURE_LEGEND = (
     "A thief who has clean data of the same kind trains on it and on the stolen data; *mixture* names the percentage "
     "that is clean. *Clean part alone*: accuracy of training on that part alone, repeated so that it takes as many "
     "steps. The other columns say what the rest of the data adds to it, in points: left unprotected, changed at random "
-    "(control), and protected (release). A perfect protection adds 0, and what it adds beyond is what the thief gains "
-    "by stealing. *Beyond control*: control − release."
+    "(control), and protected (release): perfectly protected data adds 0. *Beyond control*: control − release."
 )
 
 FILTER_LEGEND = (
-    "*Dropped*: percent of the training samples. *AUC*: how well the filter tells protected (or, in the control, "
-    "randomly changed) samples from clean ones, where both are mixed: 1 is perfect, 0.5 chance."
+    "*Dropped*: percent of the training samples. *AUC*: how well what the filter goes by tells protected (in the "
+    "control, randomly changed) samples from clean ones, where data is a mixture of both: 1 is perfect, 0.5 chance. "
+    "Means over seeds."
 )
 
 
