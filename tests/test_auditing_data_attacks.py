@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 import tiny
 from mmguard.auditing import runs
 from mmguard.auditing.arms import ImageStore, Row, pair
-from mmguard.auditing.attackers import batches, load_attacker
+from mmguard.auditing.attackers import examples, load_attacker
 from mmguard.auditing.attacks import attack_named, resolve
 from mmguard.auditing.attacks.base import Selection
 from mmguard.auditing.features import duplicates, features, neighbour_distance, perceptual_hash
@@ -35,7 +35,7 @@ CONFIG = AuditConfig(seeds=1, epochs=1, batch_size=4, lr=1e-2, max_new_tokens=3,
 QUESTION = "what color is the shape?"
 
 
-def _write(folder: Path, pixels: list[np.ndarray], question: str, questions: int) -> Path:
+def _write(folder: Path, pixels: list[np.ndarray], inserted: str, questions: int) -> Path:
     """A dataset of images, each with so many questions."""
     (folder / "images").mkdir(parents=True)
     rows = []
@@ -43,7 +43,8 @@ def _write(folder: Path, pixels: list[np.ndarray], question: str, questions: int
         Image.fromarray(image).save(folder / "images" / f"{number}.png")
         for turn in range(questions):
             answer = ("red", "blue")[(number + turn) % 2]
-            rows.append({"file_name": f"images/{number}.png", "question": question * (turn + 1), "answer": answer})
+            question = f"{QUESTION}{' please' * turn}{inserted}"
+            rows.append({"file_name": f"images/{number}.png", "question": question, "answer": answer})
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return folder
 
@@ -55,9 +56,9 @@ def toy(tmp_path_factory) -> SimpleNamespace:
     images = [rng.integers(20, 230, (32, 32, 3), dtype=np.uint8) for _ in range(10)]
     noisy = [(image + rng.integers(-8, 9, image.shape)).astype(np.uint8) for image in images]
     return SimpleNamespace(
-        original=_write(root / "original", images[:6], QUESTION, 2),
-        release=_write(root / "release", noisy[:6], f"{QUESTION} river", 2),
-        test=_write(root / "test", images[6:], QUESTION, 1),
+        original=_write(root / "original", images[:6], "", 2),
+        release=_write(root / "release", noisy[:6], " river", 2),
+        test=_write(root / "test", images[6:], "", 1),
     )
 
 
@@ -111,16 +112,10 @@ def _judge(**more) -> Judge:
 
 
 def test_names() -> None:
-    names = [
-        "mix-20",
-        "loss-filter-20",
-        "feature-filter-5",
-        "dedup",
-        "loss-filter-20+mix-50",
-        "mix-9+leaked-detector-3",
-    ]
-    found = resolve(names)
-    assert [one.name for one in found] == [*names[:4], "mix-50+loss-filter-20", names[5]]
+    names = ["mix-20", "loss-filter-20", "feature-filter-5", "dedup"]
+    names += ["mix-50+loss-filter-20", "mix-9+leaked-detector-3"]
+    found = resolve([*names, "loss-filter-20+mix-50"])
+    assert [one.name for one in found] == names
     assert [one.selection for one in found] == [
         Selection(clean_percent=20), Selection(judge="loss", drop_percent=20),
         Selection(judge="features", drop_percent=5), Selection(judge="duplicates"),
@@ -238,10 +233,9 @@ def test_a_mixture_is_judged_by_what_the_release_adds(toy, fake, tmp_path) -> No
     assert [one.attack for one in report.under_attack] == ["gray"]
     assert report.worst_case.findings[0].recipe == "best of 2"
     assert "mixing" not in " ".join(report.not_tested)
-    cells = (
-        "| fake | lora | mix-50 | 50.0 (0.0 to 100.0) | 50.0 (0.0 to 100.0) | 50.0 (0.0 to 100.0) | 0.0 (0.0 to 0.0) |"
-    )
-    assert cells in report.to_markdown()
+    half, nothing = "50.0 (0.0 to 100.0)", "0.0 (0.0 to 0.0)"
+    line = " | ".join(["| fake", "lora", "mix-50", half, half, half, nothing, half])
+    assert line in report.to_markdown()
     stored = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert stored["mixtures"][0]["added"]["release"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -295,12 +289,16 @@ def test_the_loss_filter_finds_planted_answers(colored) -> None:
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl", "mllama"])
-def test_sample_losses_are_those_of_training(colored, family: str) -> None:
+def test_sample_losses_are_those_of_the_answer(colored, family: str) -> None:
     attacker, store = load_attacker(str(tiny.built(family)), "cpu"), ImageStore()
-    data = [replace(row, text=QUESTION * (1 + number % 2)) for number, row in enumerate(colored[:5])]
-    with torch.inference_mode():
-        alone = [attacker.model(**batch).loss.item() for batch in batches(attacker, data, 1, store)]
-    assert sample_losses(attacker, data, 2, store) == pytest.approx(np.array(alone), abs=1e-4)
+    data = [replace(colored[0], text=QUESTION * 2), colored[1]]
+    found = sample_losses(attacker, data, store)
+    for example, loss in zip(examples(attacker, data, store), found, strict=True):
+        answer = example["labels"][0] != -100
+        with torch.inference_mode():
+            chances = attacker.model(**example).logits[0].log_softmax(-1)
+        said = chances.roll(1, 0)[answer].gather(1, example["input_ids"][0, answer, None])
+        assert loss == pytest.approx(-said.mean().item(), abs=1e-4)
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl", "mllama", "gemma3", "smolvlm"])
@@ -311,13 +309,12 @@ def test_features_see_image_and_question_and_not_the_answer(colored, family: str
         first, replace(first, target="a long answer"), replace(first, text=f"{QUESTION} river"),
         replace(first, image=second.image),
     ]  # fmt: skip
-    found = features(attacker, data, 4, store)
+    found = features(attacker, data, store)
     assert found.shape[0] == 4
     assert np.isfinite(found).all()
     assert found[1] == pytest.approx(found[0], abs=1e-4)
     assert np.abs(found[2] - found[0]).max() > 1e-2
     assert np.abs(found[3] - found[0]).max() > 1e-2
-    assert features(attacker, data, 1, store) == pytest.approx(found, abs=1e-3)
 
 
 def test_features_far_from_all_others_are_outliers() -> None:
@@ -337,18 +334,16 @@ def test_the_feature_filter_finds_planted_images(colored, tmp_path) -> None:
     assert np.flatnonzero(drop).tolist() == [16]
 
 
-def test_the_detector_finds_what_it_learned_from_leaked_samples(colored, tmp_path) -> None:
-    """Planted: protection draws a grating of eight levels over the image. Half of the data is protected."""
-    grating = np.where(np.arange(32) % 8 < 4, 8, -8)[None, :, None]
+def test_the_detector_finds_what_it_learned_from_leaked_samples(colored) -> None:
+    """Planted: protection inserts two words. Half of the data is protected."""
+    words = ["river", "stone", "lamp", "cloud", "door"]
 
-    def protected(row: Row) -> Row:
-        path = tmp_path / row.image.name
-        Image.fromarray((np.asarray(Image.open(row.image)).astype(int) + grating).astype(np.uint8)).save(path)
-        return replace(row, image=path)
+    def protected(number: int) -> Row:
+        return replace(colored[number], text=f"{QUESTION} {words[number % 5]} {words[number % 3]}")
 
     clean = [0, 1, 4, 5, 8, 9, 12, 13]
-    data = [row if number in clean else protected(row) for number, row in enumerate(colored)]
-    leaked = {place: protected(colored[place]) for place in clean[:4]}
+    data = [row if number in clean else protected(number) for number, row in enumerate(colored)]
+    leaked = {place: protected(place) for place in clean[:4]}
     suspicion, drop = _judge().of(data, attack_named("mix-50+leaked-detector-4").selection, leaked)
     assert np.flatnonzero(np.isnan(suspicion)).tolist() == clean[:4]
     assert not drop[clean[:4]].any()
@@ -422,7 +417,7 @@ def test_filters_in_reports() -> None:
     assert "\n".join(lines) in report.to_markdown()
     page = to_html(report)
     assert "What filters dropped" in page
-    assert "<td>0.83</td>" in page
+    assert "0.83</td>" in page
     assert json.loads(report.to_json())["sifted"][0]["auc"] == 0.834
     bare = AuditReport(headline, tuple(findings))
     assert "dropped" not in bare.to_markdown()

@@ -224,14 +224,13 @@ def render(processor: Any, text: str, target: str) -> tuple[str, str]:
     return _begin(processor.tokenizer) * (not prompt.startswith(_begin(processor.tokenizer))) + prompt, said + end
 
 
-def batches(attacker: Attacker, rows: Sequence[Row], size: int, store: ImageStore) -> Iterator[dict[str, torch.Tensor]]:
-    """What training gives to the model, labels included, for so many rows at a time, in their order."""
+def examples(attacker: Attacker, rows: Sequence[Row], store: ImageStore) -> Iterator[dict[str, torch.Tensor]]:
+    """What training gives to the model, labels included, one row at a time."""
     table, collate = _table(rows, attacker.processor, store), _collator(attacker.processor)
-    for start in range(0, len(rows), size):
-        batch = collate([table[number] for number in range(start, min(start + size, len(rows)))])
+    for number in range(len(rows)):
         yield {
             key: value.to(attacker.device, attacker.model.dtype if value.is_floating_point() else None)
-            for key, value in batch.items()
+            for key, value in collate([table[number]]).items()
         }
 
 

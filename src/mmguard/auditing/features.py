@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mmguard.auditing.arms import ImageStore, Row
-from mmguard.auditing.attackers import Attacker, batches
+from mmguard.auditing.attackers import Attacker, examples
 from mmguard.auditing.stats import BoolArray, FloatArray
 
 _NEIGHBOURS = 10
@@ -27,21 +27,20 @@ _SAME_WORDS = 90
 
 
 @torch.inference_mode()
-def features(attacker: Attacker, data: Sequence[Row], batch_size: int, store: ImageStore) -> FloatArray:
+def features(attacker: Attacker, data: Sequence[Row], store: ImageStore) -> FloatArray:
     """What the untouched model makes of images and prompts: means over their tokens of its first and last states.
 
-    The first are projected image features and word embeddings. The answer is left out.
+    The first are word embeddings and, in most families, projected image features. The answer is left out.
 
     Returns:
         Shape: `(N, 2D)`.
     """
     found = []
-    for batch in batches(attacker, data, batch_size, store):
-        prompt = ((batch.pop("labels") == -100) & batch["attention_mask"].bool()).unsqueeze(-1)
-        states = attacker.model(**batch, output_hidden_states=True).hidden_states
-        means = [(layer.float() * prompt).sum(1) / prompt.sum(1) for layer in (states[0], states[-1])]
-        found.append(torch.cat(means, dim=1))
-    return torch.cat(found).double().cpu().numpy()
+    for example in examples(attacker, data, store):
+        prompt = example.pop("labels")[0] == -100
+        states = attacker.model(**example, output_hidden_states=True).hidden_states
+        found.append(torch.cat([layer[0, prompt].float().mean(0) for layer in (states[0], states[-1])]))
+    return torch.stack(found).double().cpu().numpy()
 
 
 def neighbour_distance(found: FloatArray) -> FloatArray:

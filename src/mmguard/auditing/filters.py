@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mmguard.auditing.arms import ImageStore, Row
-from mmguard.auditing.attackers import Attacker, batches, fine_tune, load_attacker, schedule
+from mmguard.auditing.attackers import Attacker, examples, fine_tune, load_attacker, schedule
 from mmguard.auditing.attacks.base import Selection
 from mmguard.auditing.features import duplicates, features, neighbour_distance, protected_chance
 from mmguard.auditing.stats import BoolArray, FloatArray
@@ -57,7 +57,7 @@ class Judge:
         return suspicion, most(suspicion, selection.drop_percent)
 
     def _features(self, data: Sequence[Row]) -> FloatArray:
-        return features(load_attacker(self.attacker, self.device), data, self.config.batch_size, self.store)
+        return features(load_attacker(self.attacker, self.device), data, self.store)
 
     def _losses(self, data: Sequence[Row]) -> FloatArray:
         """Losses after a warm-up on all of the data."""
@@ -66,7 +66,7 @@ class Judge:
             self.attacker, data, self.recipe, replace(self.config, epochs=epochs), self.seed,
             device=self.device, store=self.store,
         )  # fmt: skip
-        return sample_losses(warm, data, self.config.batch_size, self.store)
+        return sample_losses(warm, data, self.store)
 
 
 def unusual(losses: FloatArray) -> FloatArray:
@@ -88,12 +88,6 @@ def most(suspicion: FloatArray, percent: int) -> BoolArray:
 
 
 @torch.inference_mode()
-def sample_losses(attacker: Attacker, data: Sequence[Row], batch_size: int, store: ImageStore) -> FloatArray:
+def sample_losses(attacker: Attacker, data: Sequence[Row], store: ImageStore) -> FloatArray:
     """The attacker's loss of each sample, in nats a token of its answer. Shape: `(N,)`."""
-    found = []
-    for batch in batches(attacker, data, batch_size, store):
-        labels = batch.pop("labels")[:, 1:]
-        logits = attacker.model(**batch).logits[:, :-1].float()
-        of_tokens = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-        found.append(of_tokens.sum(1) / (labels != -100).sum(1))
-    return torch.cat(found).double().cpu().numpy()
+    return np.array([attacker.model(**example).loss.item() for example in examples(attacker, data, store)])
