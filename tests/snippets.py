@@ -27,7 +27,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 def commands(text: str) -> Iterator[list[str]]:
     """The mmguard commands of a block of shell, each without its first word."""
-    for line in text.splitlines():
+    for line in text.replace("\\\n", "").splitlines():
         if line.startswith("mmguard "):
             yield shlex.split(line)[1:]
 

@@ -98,8 +98,9 @@ def test_what_a_page_tells_to_run_runs(page: str) -> None:
             if language == "python":
                 exec(compile(text, page, "exec"), known)
             if language == "bash":
-                assert all(line.startswith("mmguard ") for line in text.splitlines()), text
-                for command in commands(text):
+                found = list(commands(text))
+                assert len(found) == len(text.replace("\\\n", "").splitlines()), f"not only mmguard: {text}"
+                for command in found:
                     result = CliRunner().invoke(app, command)
                     assert result.exit_code == 0, (command, result.output, result.exception)
 
