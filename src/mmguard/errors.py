@@ -29,11 +29,13 @@ class SampleError(DataError):
 
     Attributes:
         where: the file and line, or the image, at fault.
+        message: what is wrong with it.
     """
 
     def __init__(self, where: str, message: str) -> None:
         super().__init__(f"{where}: {message}")
         self.where = where
+        self.message = message
 
 
 class SurrogateError(MMGuardError):

@@ -103,6 +103,22 @@ class Surrogate:
         self.recompute = False
         self._shares: bool | None = None
 
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Computes in 32 bits until the end of the block; the weights then come back to the bit."""
+        narrow = [
+            (tensor, tensor.data)
+            for tensor in (*self.model.parameters(), *self.model.buffers())
+            if tensor.is_floating_point() and tensor.dtype != torch.float32
+        ]
+        try:
+            for tensor, data in narrow:
+                tensor.data = data.float()
+            yield
+        finally:
+            for tensor, data in narrow:
+                tensor.data = data
+
     def encode(self, examples: Sequence[Example], images: Sequence[Tensor]) -> Encoded:
         """Token ids, labels and roles of a batch, on the model's device.
 

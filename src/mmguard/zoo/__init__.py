@@ -15,8 +15,8 @@ from mmguard.errors import SurrogateError
 _WEIGHTS = Path(__file__).parent / "weights"
 
 MEASURED: tuple[str, ...] = ("qwen3vl-tiny", "gemma3-tiny", "mllama-tiny")
-"""Models that lose little to random changes on easy-VQA and on laboratory tasks (docs/results.md, docs/results/): an
-audit's attackers unless others are named."""
+"""Models that lose little to random changes on most of our tasks (docs/results.md, docs/results/): an audit's attackers
+unless others are named."""
 
 NAMES: tuple[str, ...] = (
     *MEASURED, "llava-tiny", "smolvlm-tiny", "qwen25vl-tiny", "internvl-tiny", "glm4v-tiny", "minicpmv-tiny",
