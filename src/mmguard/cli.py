@@ -61,6 +61,18 @@ Split = Annotated[str | None, typer.Option(help="Use only the rows of this split
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first so many images.")]
 
 
+def _go_offline(wanted: bool) -> None:
+    """Before the libraries of Hugging Face are imported, which read this once; runs started from here inherit it."""
+    if wanted:
+        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+
+Offline = Annotated[
+    bool,
+    typer.Option("--offline", callback=_go_offline, help="Use no network: what is not on this machine is not there."),
+]
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         from mmguard import __version__
@@ -126,6 +138,7 @@ def protect(
         ),
     ] = None,
     log: Annotated[Path | None, typer.Option(help="Append what is done, and when, to this file.")] = None,
+    offline: Offline = False,
     as_json: Json = False,
 ) -> None:
     """Write a protected copy of DATASET to the folder OUT. The originals are never modified."""
@@ -226,6 +239,7 @@ def audit(
     seed: Annotated[int, typer.Option(help=_AUDIT["seed"])] = AuditConfig.seed,
     jobs: Jobs = None,
     device: Device = "auto",
+    offline: Offline = False,
     as_json: Json = False,
 ) -> None:
     """Fine-tune attackers on a release, on clean data and on controls, and report what the protection is worth."""
@@ -335,6 +349,7 @@ def bench(
         Path | None, typer.Option(help="Write the page of results to this file, too, and its JSON beside it.")
     ] = None,
     device: Device = "auto",
+    offline: Offline = False,
     as_json: Json = False,
 ) -> None:
     """Make the releases and audits that a file describes, and tables of them; what is there is not made again."""

@@ -12,6 +12,10 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from mmguard.errors import SampleError
 
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What Pillow may decode: raster images. Its other decoders are seldom used and thus seldom tried, and that of
+PostScript runs what the file says."""
+
 
 def load_image(path: Path) -> Tensor:
     """Decodes an image file as a trainer would see it.
@@ -30,7 +34,7 @@ def load_image(path: Path) -> Tensor:
     if not path.is_file():
         raise SampleError(str(path), "no such image file: correct the path in the dataset, or remove the row")
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=_FORMATS) as file:
             _require_still(file, path)
             _require_sane_size(file.size, path)
             return pil_to_tensor(_rgb(ImageOps.exif_transpose(file), path)).contiguous()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -11,6 +12,9 @@ from PIL import Image
 
 from mmguard.data.cache import cached
 from mmguard.runtime.provenance import digest
+
+_MAX_NAME = 255
+"""Bytes of a name, in every usual file system."""
 
 
 def unpacked(files: Sequence[Path], pictures: Iterable[tuple[str, bytes]]) -> Path:
@@ -34,9 +38,11 @@ def unpacked(files: Sequence[Path], pictures: Iterable[tuple[str, bytes]]) -> Pa
 
 
 def is_safe(name: str) -> bool:
-    """Whether a path that a data file gives can be one in a folder of ours."""
+    """Whether a path that a data file gives can be one in a folder of ours: inside it, and no part too long."""
     parts = PurePosixPath(name).parts
-    return bool(parts) and not name.startswith("/") and ".." not in parts and "\\" not in name
+    if not parts or name.startswith("/") or ".." in parts or any(sign in name for sign in "\\\0"):
+        return False
+    return all(len(os.fsencode(part)) <= _MAX_NAME for part in parts)
 
 
 def is_picture(content: bytes) -> bool:
