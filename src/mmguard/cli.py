@@ -6,7 +6,6 @@ experiments were left out; a dry run of `protect` exits as the run would.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -16,12 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypedDict, cast
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mmguard.config import PLACES, RECIPES, VARIANTS, AuditConfig, ProtectConfig, field_help
 from mmguard.data import benchmarks
+from mmguard.data.sources import json_text
 from mmguard.errors import ConfigError, MMGuardError
-from mmguard.screen import files_table, survey_tables, totals
+from mmguard.screen import files_table, printable, survey_tables, totals
 
 if TYPE_CHECKING:
     from mmguard.auditing.stealth_images import Lpips
@@ -184,7 +185,7 @@ def verify(
             _print_json(result.to_dict())
         else:
             for problem in result.problems:
-                _out.print(f"[red]problem[/] {problem}", highlight=False, markup=True)
+                _out.print(f"[red]problem[/] {escape(printable(problem))}", highlight=False)
             state = "[green]verified[/]" if result.ok else "[red]not what it should be[/]"
             _out.print(
                 f"{release}: {state}. {result.images} images, {result.samples} samples, largest change "
@@ -477,7 +478,7 @@ def _protect(
         lines.info("mmguard %s protects %s to %s with %s: %s, %s", __version__, dataset, out, names, config, options)
         release = run(dataset, names, config, out, **options)
         for failure in release.failed:
-            lines.warning("left out: %s: %s", failure.where, failure.reason)
+            lines.warning("left out: %s: %s", printable(failure.where), printable(failure.reason))
         lines.info("done: %d images, %d samples, %d left out", release.images, release.samples, len(release.failed))
     if as_json:
         _print_json(_release_dict(release))
@@ -532,7 +533,7 @@ def _preview(
         _print_json({"preview": str(made.page), "images": made.images, "samples": made.samples, "failed": failed})
     else:
         for failure in made.failed:
-            _err.print(f"left out: {failure.where}: {failure.reason}", highlight=False, markup=False)
+            _err.print(f"left out: {printable(f'{failure.where}: {failure.reason}')}", highlight=False, markup=False)
         _out.print(
             f"Preview: {made.page} ({made.images} images, {made.samples} samples)\n"
             "It is no release, and private: it shows originals and words.",
@@ -586,7 +587,7 @@ def _print_release(release: Release) -> None:
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False))
+    typer.echo(json_text(value))
 
 
 @contextmanager
@@ -605,7 +606,8 @@ def _reporting(as_json: bool) -> Iterator[None]:
 def _fail(error: MMGuardError, as_json: bool) -> NoReturn:
     if as_json:
         _print_json({"error": type(error).__name__, "message": str(error)})
-    _err.print(f"[red]error:[/] {str(error).replace('[', chr(92) + '[')}", highlight=False)
+    message = "\n".join(printable(line) for line in str(error).split("\n"))
+    _err.print(f"[red]error:[/] {escape(message)}", highlight=False)
     raise typer.Exit(1) from error
 
 
