@@ -27,29 +27,11 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=6,
 )
-FIELDS = [
-    "file_name",
-    "image",
-    "images",
-    "question",
-    "answer",
-    "answers",
-    "options",
-    "metric",
-    "id",
-    "split",
-    "caption",
-    "captions",
-    "text",
-    "conversations",
-    "messages",
-    "image_id",
-    "annotations",
-    "from",
-    "value",
-    "role",
-    "content",
-]
+KINDS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+FIELDS = (
+    "file_name", "image", "images", "question", "answer", "answers", "options", "metric", "id", "split", "caption",
+    "captions", "text", "conversations", "messages", "image_id", "annotations", "from", "value", "role", "content",
+)  # fmt: skip
 ROWS = st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=6)
 TURNS = st.lists(st.dictionaries(st.sampled_from(["from", "value", "role", "content"]), JSON | st.sampled_from(
     ["human", "gpt", "user", "assistant", "system", "<image>", "<image>a?", "b"]), max_size=3), max_size=4)  # fmt: skip

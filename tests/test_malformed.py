@@ -14,6 +14,7 @@ from mmguard.errors import DataError
 from mmguard.protection.run import protect
 from mmguard.release.verify import verify
 
+pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 NOISE = ProtectConfig(variant="random-noise", eps=4)
 QUARANTINED, UNREADABLE = quarantined(), unreadable()
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
@@ -30,8 +31,10 @@ def unpacked(files: Sequence[Path], pictures: Iterable[tuple[str, bytes]]) -> Pa
 
     def fill(folder: Path) -> None:
         for name, content in pictures:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
+            # A name may also be that of a folder of others: its picture is then missed when it is looked for.
+            with suppress(FileExistsError, IsADirectoryError, NotADirectoryError):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
 
     states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return cached(f"unpacked/{digest(states)[:20]}", fill)

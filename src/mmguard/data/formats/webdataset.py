@@ -108,12 +108,16 @@ def _members(file: Path, pictures: bool) -> Iterator[tuple[str, str, tarfile.Tar
 
 
 def _require_end(tar: tarfile.TarFile) -> None:
-    """What is behind the last member must be zeros: `tarfile` takes a damaged header for the end."""
+    """What is behind the last member must be zeros, since `tarfile` takes a damaged header for the end; and all must
+    be read, since a compressed shard has its checksum at the very end.
+    """
     stream = tar.fileobj
     assert stream is not None
     stream.seek(tar.offset)
     if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
         raise tarfile.ReadError(f"damaged at byte {tar.offset}")
+    while stream.read(2**20):
+        pass
 
 
 def _is_picture(ext: str) -> bool:
