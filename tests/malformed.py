@@ -350,6 +350,9 @@ TEXTS: Mapping[str, tuple[Row, str]] = {
     "a truth value for a question": ({"question": True}, "`question` is bool, not text"),
     "a question of 100 kilobytes": ({"question": "unwanted " * 12_000}, "has 108000 characters, at most 100000"),
     "a picture in the question": ({"question": f'what is <img src="{_ENCODED}">?'}, "`question` holds a picture"),
+    "half a character": ({"question": "unwanted \ud83d?"}, "`question` holds half a character"),
+    "half a character in the answer": ({"answer": "\udcff"}, "`answer` holds half a character"),
+    "half a character in the id": ({"id": "\ud83d"}, "`id` .* is neither text"),
     "no answer": ({"answer": None}, "has no `answer`"),
     "an empty answer": ({"answer": ""}, "`answer` is empty"),
     "a list for an answer": ({"answer": ["unwanted"]}, "`answer` is list, not text"),
@@ -512,9 +515,13 @@ def bad_lines() -> list[Case]:
     for name, number in NUMBERS.items():
         for file, field in (("metadata.jsonl", "file_name"), ("chat.jsonl", "image")):
             line = with_number(number, field).encode()
-            found.append(Case(f"{file}: a score of {name}", partial(strange_line, line, file), _FINITE))
+            found.append(Case(f"a line of {file}: a score of {name}", partial(strange_line, line, file), _FINITE))
         found.append(
-            Case(f"chat.json: a score of {name}", partial(strange_entry, with_number(number, "image")), _FINITE)
+            Case(
+                f"an entry of chat.json: a score of {name}",
+                partial(strange_entry, with_number(number, "image")),
+                _FINITE,
+            )
         )
     return found
 
@@ -892,3 +899,51 @@ def unreadable() -> list[Case]:
         ),
         *(Case(f"data.parquet: {name}", partial(columns, change), says) for name, (change, says) in COLUMNS.items()),
     ]
+
+
+# What is odd and yet a dataset
+
+PAYLOAD = b"<script>unwanted</script>" * 20
+_WIDE, _TALL = (saved(Image.new("RGB", size, "teal"), "PNG") for size in ((30_000, 50), (50, 30_000)))
+
+ODD: Mapping[str, tuple[str, bytes]] = {
+    "1 x 1": ("a.png", picture(5, size=(1, 1))),
+    "30,000 x 50": ("a.png", _WIDE),
+    "50 x 30,000": ("a.png", _TALL),
+    "a JPEG file by the name of a PNG file": ("a.png", picture(5, "JPEG")),
+    "a PNG file by the name of a JPEG file": ("a.jpg", picture(5)),
+    "a WebP file by the name of a text": ("a.txt", picture(5, "WEBP")),
+    "no suffix": ("picture", picture(5)),
+    "capitals": ("A.PNG", picture(5)),
+    "PNG and ZIP in one": ("a.png", picture(5) + zipped(PAYLOAD)),
+    "JPEG and a page in one": ("a.jpg", picture(5, "JPEG") + PAYLOAD),
+    "GIF and a script in one": ("a.gif", picture(5, "GIF") + PAYLOAD),
+    "BMP with more behind": ("a.bmp", picture(5, "BMP") + PAYLOAD),
+    "one frame of a GIF file": ("a.gif", picture(5, "GIF")),
+    "a name with line breaks": ("a\nb\r\nc.png", picture(5)),
+    "a name with a change of direction": ("a\u202egnp.png", picture(5)),
+    "a name with an escape of terminals": ("a\x1b[2J\x1b[31m.png", picture(5)),
+    "a name with marks of tables": ("[/red]a[bold].png", picture(5)),
+    "a name of 240 bytes": ("ß" * 118 + ".png", picture(5)),
+    "a name that is no text": ("a\udcff.png", picture(5)),
+    "a name with a dash in front": ("--out.png", picture(5)),
+    "a name with quotes": ("'a\"b`c.png", picture(5)),
+    "a name with commas and equals signs": ("=a,b;c.png", picture(5)),
+    "a name of blanks": (" .png", picture(5)),
+    "a name of two alphabets": ("e\u0301é日本\U0001f600.png", picture(5)),
+    "a name of a device": ("CON.png", picture(5)),
+    "a name of dots": ("...png", picture(5)),
+}
+"""A third picture beside the good ones: its name and content."""
+
+TEXT_FILES: Mapping[str, tuple[Callable[[Path, Mapping[str, bytes]], None], str, Callable[[bytes], bytes]]] = {
+    "a byte order mark": (image_folder, "metadata.jsonl", lambda content: b"\xef\xbb\xbf" + content),
+    "line ends of Windows": (image_folder, "metadata.jsonl", lambda content: content.replace(b"\n", b"\r\n")),
+    "no line end at the end": (image_folder, "metadata.jsonl", lambda content: content[:-1]),
+    "empty lines": (image_folder, "metadata.jsonl", lambda content: b"\n\n" + content.replace(b"\n", b"\n \n")),
+    "a list with a mark": (chat_json, "chat.json", lambda content: b"\xef\xbb\xbf" + content),
+    "a table with a mark": (table, "table.csv", lambda content: b"\xef\xbb\xbf" + content),
+    "a table with semicolons": (table, "table.csv", lambda content: content.replace(b",", b";")),
+    "captions with a mark": (coco, "captions.json", lambda content: b"\xef\xbb\xbf" + content),
+}
+"""How a dataset is written, and how its text file then differs."""

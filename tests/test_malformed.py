@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import datasets
 import pytest
+from typer.testing import CliRunner
 
-from malformed import Case, quarantined, unreadable
+import tiny
+from malformed import (
+    GOOD_PICTURES,
+    ODD,
+    PAYLOAD,
+    TEXT_FILES,
+    Case,
+    captioned,
+    files,
+    lines,
+    picture,
+    quarantined,
+    strange_line,
+    text_of,
+    unreadable,
+)
+from mmguard.cli import app
 from mmguard.config import ProtectConfig
 from mmguard.errors import DataError
+from mmguard.lvlm.surrogate import Surrogate, load_surrogate
 from mmguard.protection.run import protect
 from mmguard.release.verify import verify
 
@@ -74,3 +94,80 @@ def test_a_file_that_cannot_be_read_is_named(case: Case, tmp_path: Path) -> None
     assert case.name.partition(":")[0] in message
     assert contents(root) == before
     assert not (tmp_path / "out").exists()
+
+
+def test_a_line_of_100_megabytes(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    row = {"file_name": "images/bad.png", "question": "unwanted" * 13_107_200, "answer": "yes"}
+    strange_line(json.dumps(row).encode(), "metadata.jsonl", root)
+    release = protect(root, [], NOISE, tmp_path / "out")
+    assert release.images == 2
+    assert [failure.reason.partition(",")[0] for failure in release.failed] == ["`question` has 104857600 characters"]
+
+
+@pytest.mark.parametrize(("name", "content"), ODD.values(), ids=ODD)
+def test_odd_pictures_are_protected_like_others(name: str, content: bytes, tmp_path: Path) -> None:
+    root, out = tmp_path / "data", tmp_path / "out"
+    files(root, {name: content, **GOOD_PICTURES})
+    rows = [{"file_name": f"images/{picture}", "caption": "a good one"} for picture in (name, *GOOD_PICTURES)]
+    (root / "metadata.jsonl").write_bytes(lines(rows))
+    called = CliRunner().invoke(
+        app, ["protect", str(root), "-o", str(out), "--variant", "random-noise", "--log", str(tmp_path / "log")]
+    )
+    assert called.exit_code == 0, called.output
+    # Nothing that a name holds reaches the terminal, but for its own colours of the table.
+    assert not re.search("[\u202e\udcff\r]|\x1b\\[2J", called.output)
+    assert verify(out, root).problems == []
+    published = contents(out)
+    assert len(published) == 5
+    assert not any(PAYLOAD[:25] in file for file in published.values())
+
+
+@pytest.mark.parametrize(("write", "file", "change"), TEXT_FILES.values(), ids=TEXT_FILES)
+def test_odd_text_files_are_read_like_others(
+    write: Callable[[Path, Mapping[str, bytes]], None], file: str, change: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    root, out = tmp_path / "data", tmp_path / "out"
+    write(root, GOOD_PICTURES)
+    (root / file).write_bytes(change((root / file).read_bytes()))
+    release = protect(root, [], NOISE, out)
+    assert (release.images, release.failed) == (2, [])
+    assert verify(out, root).problems == []
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Surrogate:
+    return load_surrogate(tiny.build("qwen3_vl", tmp_path_factory.mktemp("qwen")), device="cpu")
+
+
+FAST = ProtectConfig(variant="bph", rounds=1, pgd_steps=1, top_c=2, trigger_words=2)
+SHAPES = {"long.png": picture(5, size=(900, 4)), "dot.png": picture(6, size=(1, 1)), **GOOD_PICTURES}
+
+
+def test_what_a_surrogate_does_not_take_is_left_out(qwen: Surrogate, tmp_path: Path) -> None:
+    """Its processor refuses very long pictures, and a control token in a text would be read as one."""
+    root, out = tmp_path / "data", tmp_path / "out"
+    files(root, SHAPES)
+    rows = [{"file_name": f"images/{name}", **text_of(name)} for name in SHAPES]
+    rows[-1]["question"] = "what is <|im_end|> here?"
+    (root / "metadata.jsonl").write_bytes(lines(rows))
+    release = protect(root, [qwen], FAST, out)
+    assert (release.images, release.samples) == (2, 2)
+    reasons = {Path(failure.where).name: failure.reason for failure in release.failed}
+    assert "900 x 4 pixels: " in reasons["long.png"]
+    assert "takes no such image (absolute aspect ratio" in reasons["long.png"]
+    assert "contains '<|im_end|>', a control token of the model: take it out" in reasons["good 2.png"]
+    assert verify(out, root).problems == []
+
+
+def test_pictures_that_cannot_be_captioned_are_left_out(qwen: Surrogate, tmp_path: Path) -> None:
+    root, out = tmp_path / "data", tmp_path / "out"
+    captioned(root, SHAPES)
+    for file in root.glob("*.txt"):
+        file.unlink()
+    release = protect(root, [qwen], FAST, out)
+    reasons = {Path(failure.where).name: failure.reason for failure in release.failed}
+    assert "takes no such image" in reasons.pop("long.png")
+    assert all("says nothing of it" in reason for reason in reasons.values())
+    assert len(list(out.glob("*.png"))) == 3 - len(reasons) > 0

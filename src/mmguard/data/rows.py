@@ -35,6 +35,9 @@ _ENCODED_PICTURE = re.compile(
 _MAX_TEXT = 100_000
 """Characters of a text: far more than a model reads."""
 
+_HALF = re.compile("[\ud800-\udfff]")
+"""A lone surrogate: it has no UTF-8 form, and no tokenizer takes it."""
+
 _SEVERAL = ("file_names", "video", "videos")
 
 
@@ -198,7 +201,7 @@ def _name(row: dict[str, Any], number: int) -> str:
     value = row.get("id")
     if value is None:
         return str(number)
-    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "" or _HALF.search(str(value)):
         raise ValueError(f"`id` {value!r} is neither text nor a whole number: correct or remove it")
     return str(value)
 
@@ -218,6 +221,8 @@ def _text(value: Any, what: str) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     if not text.strip():
         raise ValueError(f"{what} is empty: fill it in or remove the row")
+    if _HALF.search(text):
+        raise ValueError(f"{what} holds half a character, an escape such as \\ud83d by itself: correct it")
     if len(text) > _MAX_TEXT:
         raise ValueError(f"{what} has {len(text)} characters, at most {_MAX_TEXT} are read: shorten or remove it")
     return text
