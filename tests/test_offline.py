@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import mmguard
 from mmguard.cli import app
 
 _NO_NETWORK = """
@@ -20,7 +21,7 @@ def refuse(event, arguments):
     local = event == "socket.connect" and arguments[0].family == socket.AF_UNIX
     if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto") and not local:
         with open(os.environ["ATTEMPTS"], "a") as attempts:
-            print(event, arguments[1:], file=attempts)
+            print(event, arguments, file=attempts)
         raise OSError("there is no network in this test")
 
 sys.addaudithook(refuse)
@@ -40,7 +41,8 @@ def attempts(tmp_path: Path) -> Path:
 
 def run(attempts: Path, *arguments: object) -> str:
     """Runs Python with a user's environment: nothing in it says that the hub is offline."""
-    paths = [str(attempts.with_name("site")), *filter(None, [os.environ.get("PYTHONPATH")])]
+    # The package by its absolute path: a relative one of ours would not be found from another folder.
+    paths = [str(attempts.with_name("site")), str(Path(mmguard.__file__).parents[1])]
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")}
     environment |= {"PYTHONPATH": os.pathsep.join(paths), "ATTEMPTS": str(attempts)}
     done = subprocess.run(
