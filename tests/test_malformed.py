@@ -32,6 +32,7 @@ from mmguard.config import ProtectConfig
 from mmguard.errors import DataError
 from mmguard.lvlm.surrogate import Surrogate, load_surrogate
 from mmguard.protection.run import protect
+from mmguard.protection.survey import survey
 from mmguard.release.verify import verify
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -152,8 +153,10 @@ def test_what_a_surrogate_does_not_take_is_left_out(qwen: Surrogate, tmp_path: P
     rows = [{"file_name": f"images/{name}", **text_of(name)} for name in SHAPES]
     rows[-1]["question"] = "what is <|im_end|> here?"
     (root / "metadata.jsonl").write_bytes(lines(rows))
+    foreseen = survey(root, [qwen], FAST, out)
     release = protect(root, [qwen], FAST, out)
-    assert (release.images, release.samples) == (2, 2)
+    assert foreseen.left_out == release.failed
+    assert (release.images, release.samples) == (foreseen.images, foreseen.samples) == (2, 2)
     reasons = {Path(failure.where).name: failure.reason for failure in release.failed}
     assert "900 x 4 pixels: " in reasons["long.png"]
     assert "takes no such image (absolute aspect ratio" in reasons["long.png"]
