@@ -87,7 +87,7 @@ def survey(
     require_something_to_do(data, config)
     needed = chosen(surrogates, config, device)
     place = (Path(out) if out is not None else default_folder(str(dataset))).resolve()
-    require_place(place, data)
+    require_place(place, data, config)
     sizes, unreadable = _examine(data, show_progress)
     began = time.perf_counter()
     ensemble = ensemble_of(needed, config, device)
