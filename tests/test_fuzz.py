@@ -13,12 +13,15 @@ import datasets
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import ExifTags, Image
 
-from malformed import ALL_PICTURES, FORMATS, GOOD_PICTURES, animated, files, picture
+from malformed import ALL_PICTURES, FORMATS, GOOD_PICTURES, animated, files, image_folder, picture
+from mmguard.config import ProtectConfig
 from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
 from mmguard.data.rows import owner_texts, released_row, samples_of, skeleton
 from mmguard.errors import MMGuardError, SampleError
+from mmguard.protection.run import protect
 
 FEW = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 FILES = ("metadata.jsonl", "chat.json", "chat.jsonl", "captions.json", "table.csv", "table.tsv", "x.parquet", "x.tar")
@@ -86,6 +89,29 @@ def test_damaged_pictures(kind: str, data: st.DataObject) -> None:
         (root / "a.png").write_bytes(damaged(data, content))
         with suppress(SampleError):
             assert load_image(root / "a.png").shape[0] == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@FEW
+@given(data=st.data())
+def test_damaged_pictures_cost_no_other(kind: str, data: st.DataObject) -> None:
+    """Also where pixels are fine, and what stands beside them is not."""
+    with folder() as root:
+        pictures = {"a.png": damaged(data, described(kind)), **GOOD_PICTURES}
+        image_folder(root, pictures)
+        release = protect(root, [], ProtectConfig(variant="random-noise"), root.with_name("out"))
+        assert release.images + len(release.failed) == 3
+        assert release.images >= 2
+
+
+def described(kind: str) -> bytes:
+    """A picture with EXIF, a text and a resolution, as far as the format has them."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation], exif[ExifTags.Base.ImageDescription] = 6, "a square"
+    options = {"PNG": {"dpi": (72, 72)}, "JPEG": {"comment": b"a square", "dpi": (72, 72)}}.get(kind, {})
+    return picture(
+        5, kind, (24, 16), **({} if kind in ("GIF", "BMP", "PPM", "JPEG2000") else {"exif": exif}), **options
+    )
 
 
 def damaged(data: st.DataObject, content: bytes) -> bytes:
