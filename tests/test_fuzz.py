@@ -108,10 +108,14 @@ def described(kind: str) -> bytes:
     """A picture with EXIF, a text and a resolution, as far as the format has them."""
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation], exif[ExifTags.Base.ImageDescription] = 6, "a square"
-    options = {"PNG": {"dpi": (72, 72)}, "JPEG": {"comment": b"a square", "dpi": (72, 72)}}.get(kind, {})
-    return picture(
-        5, kind, (24, 16), **({} if kind in ("GIF", "BMP", "PPM", "JPEG2000") else {"exif": exif}), **options
-    )
+    options = {
+        "PNG": {"exif": exif, "dpi": (72, 72)},
+        "JPEG": {"exif": exif, "dpi": (72, 72), "comment": b"a square"},
+        "TIFF": {"exif": exif},
+        "WEBP": {"exif": exif},
+        "AVIF": {"exif": exif},
+    }
+    return picture(5, kind, (24, 16), **options.get(kind, {}))
 
 
 def damaged(data: st.DataObject, content: bytes) -> bytes:
