@@ -148,7 +148,8 @@ def _refused(data: Dataset, sizes: Mapping[Path, tuple[int, int]], ensemble: Ens
     """The images that a surrogate does not take, for their shape or for what their samples say."""
     refused = []
     for path, samples in data.by_image().items():
-        examples = [Example(sample.question, target_text(sample), sample.options) for sample in samples]
+        # Pictures without text get one from the surrogate itself.
+        examples = [Example(s.question, target_text(s) or "a picture", s.options) for s in samples]
         try:
             if path in sizes:
                 ensemble.require_takes(examples, sizes[path])
