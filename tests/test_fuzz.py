@@ -23,6 +23,7 @@ from mmguard.data.rows import owner_texts, released_row, samples_of, skeleton
 from mmguard.errors import MMGuardError, SampleError
 from mmguard.protection.run import protect
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # what Pillow says of damaged metadata
 FEW = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 FILES = ("metadata.jsonl", "chat.json", "chat.jsonl", "captions.json", "table.csv", "table.tsv", "x.parquet", "x.tar")
 JSON = st.recursive(
