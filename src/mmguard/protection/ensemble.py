@@ -66,6 +66,16 @@ class Ensemble:
                 stack.enter_context(member.surrogate.in_float32())
             yield
 
+    def require_takes(self, examples: Sequence[Example], size: tuple[int, int]) -> None:
+        """Makes sure that every member reads these samples of one image, of `(H, W)` pixels.
+
+        Raises:
+            SampleError: one does not; the message says why.
+        """
+        images = [torch.empty(3, *size)] * len(examples)
+        for member in self.members:
+            member.surrogate.encode(examples, images)
+
     def references(self, examples: Sequence[Example], images: Sequence[Tensor]) -> list[Reference]:
         """The clean side of a batch for every member, in its present state."""
         return [member.objective.reference(examples, images) for member in self.members]

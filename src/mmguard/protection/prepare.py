@@ -93,12 +93,12 @@ def begin(
     lost: Sequence[Rejection] = (),
     show_progress: bool = False,
 ) -> tuple[list[Item], list[Rejection]]:
-    """Every image that can be read, with δ and triggers drawn at random, and those that cannot.
+    """Every image that we and the surrogates can read, with δ and triggers drawn at random, and those that we cannot.
 
     Args:
         data: what to protect.
         config: its budgets and seed.
-        ensemble: for the vocabulary that words are drawn from.
+        ensemble: for the vocabulary that words are drawn from, and to judge what it cannot take.
         deltas: the file that δ lives in; in memory if not given.
         lost: what is left out already, for the message if nothing remains.
         show_progress: show a bar.
@@ -114,6 +114,8 @@ def begin(
         for path, samples in images.items():
             try:
                 item = start(path, samples, config, vocabulary)
+                if ensemble is not None and config.optimised:
+                    ensemble.require_takes(item.examples, (item.delta.shape[1], item.delta.shape[2]))
                 if deltas is not None:
                     if config.perturbs_images:
                         deltas.append(item.delta)
