@@ -40,9 +40,10 @@ from mmguard.perturb import image as pgd
 from mmguard.perturb import trigger as hotflip
 from mmguard.perturb.budget import ImageBudget, apply, to_unit
 from mmguard.perturb.objective import Objective
+from mmguard.protection.batch import Item
 from mmguard.protection.deltas import DeltaFile
 from mmguard.protection.ensemble import Ensemble
-from mmguard.protection.loop import Item, optimise, start
+from mmguard.protection.loop import optimise, start
 
 QUESTION = "what is the color of the largest shape in this picture?"
 

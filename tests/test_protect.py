@@ -24,8 +24,9 @@ from mmguard.lvlm.surrogate import Forward, Surrogate, load_surrogate
 from mmguard.perturb.budget import to_unit
 from mmguard.perturb.jpeg import seen
 from mmguard.perturb.objective import Objective
+from mmguard.protection.batch import Item
 from mmguard.protection.ensemble import Ensemble
-from mmguard.protection.loop import Item, batches, optimise, start
+from mmguard.protection.loop import batches, optimise, start
 from mmguard.protection.run import protect
 from mmguard.release.verify import verify
 from mmguard.release.writer import ReleaseWriter

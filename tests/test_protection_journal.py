@@ -25,7 +25,7 @@ import tiny
 from mmguard.config import ProtectConfig
 from mmguard.errors import ReleaseError
 from mmguard.lvlm.surrogate import Surrogate, load_surrogate
-from mmguard.protection import journal, loop, run
+from mmguard.protection import engine, journal, run
 from mmguard.protection.run import protect
 from mmguard.release import layout, writer
 from mmguard.release.verify import verify
@@ -103,13 +103,13 @@ def test_a_crash_at_any_step_changes_nothing(
     assert (layout.record_folder(out) / layout.UNFINISHED).is_file()
     assert not list(out.rglob("*.png"))
     protected: list[int] = []
-    work = loop._protect
+    work = engine.protect_batch
 
     def counted(batch: Any, *rest: Any) -> int:
         protected.append(len(batch))
         return work(batch, *rest)
 
-    monkeypatch.setattr(loop, "_protect", counted)
+    monkeypatch.setattr(engine, "protect_batch", counted)
     release = protect(data, [llava], CONFIG, out)
     assert contents(release.path) == whole
     assert not (release.record / layout.STATE).exists()
@@ -138,7 +138,7 @@ def test_a_crash_in_a_resumed_run_and_while_pictures_are_written(
         patch.setattr(writer.ReleaseWriter, "write_image", fails)
         with pytest.raises(Crash):
             protect(data, [llava], CONFIG, out)
-    monkeypatch.setattr(loop, "_protect", lambda *given: pytest.fail("protected again"))
+    monkeypatch.setattr(engine, "protect_batch", lambda *given: pytest.fail("protected again"))
     assert contents(protect(data, [llava], CONFIG, out).path) == whole
 
 

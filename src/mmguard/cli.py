@@ -19,7 +19,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mmguard.config import IMAGE_FORMATS, PLACES, RECIPES, VARIANTS, AuditConfig, ProtectConfig, field_help
+from mmguard.config import (
+    ENGINES,
+    IMAGE_FORMATS,
+    PLACES,
+    RECIPES,
+    VARIANTS,
+    AuditConfig,
+    EngineConfig,
+    ProtectConfig,
+    field_help,
+)
 from mmguard.data import benchmarks
 from mmguard.data.sources import json_text
 from mmguard.errors import ConfigError, MMGuardError
@@ -27,7 +37,7 @@ from mmguard.screen import files_table, printable, survey_tables, totals
 
 if TYPE_CHECKING:
     from mmguard.auditing.stealth_images import Lpips
-    from mmguard.config import ImageFormat, Place, Recipe, Variant
+    from mmguard.config import EngineName, ImageFormat, Place, Recipe, Variant
     from mmguard.release.writer import Release
 
 app = typer.Typer(
@@ -40,7 +50,7 @@ app = typer.Typer(
 # Without emoji: rich reads one in `easy-vqa:train:what`.
 _out, _err = Console(emoji=False), Console(stderr=True, emoji=False)
 
-_PROTECT, _AUDIT = field_help(ProtectConfig), field_help(AuditConfig)
+_PROTECT, _AUDIT, _ENGINE = map(field_help, (ProtectConfig, AuditConfig, EngineConfig))
 _DATASET = (
     "A folder or file of a known format (an image folder, conversations as JSON, COCO captions, a table, Parquet, "
     "WebDataset, pictures with or without captions), the URL of one, a hub dataset id, a benchmark "
@@ -133,6 +143,12 @@ def protect(
     limit: Limit = None,
     seed: Annotated[int, typer.Option(help=_PROTECT["seed"])] = ProtectConfig.seed,
     device: Device = "auto",
+    engine: Annotated[
+        str, typer.Option(help=f"{_ENGINE['engine']} One of {', '.join(ENGINES)}.")
+    ] = EngineConfig.engine,
+    workers: Annotated[int, typer.Option(help=_ENGINE["workers"])] = EngineConfig.workers,
+    gpus_per_worker: Annotated[float | None, typer.Option(help=_ENGINE["gpus_per_worker"])] = None,
+    address: Annotated[str | None, typer.Option(help=_ENGINE["address"])] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Say what would be done and what it would take, and write nothing."),
@@ -150,7 +166,7 @@ def protect(
     as_json: Json = False,
 ) -> None:
     """Write a protected copy of DATASET to the folder OUT. The originals are never modified."""
-    _require_one_thing(dry_run, preview, out, log)
+    _require_one_thing(dry_run, preview, out, log, engine)
     with _reporting(as_json):
         config = ProtectConfig(
             variant=cast("Variant", variant), eps=eps, trigger_words=trigger_words,
@@ -159,6 +175,7 @@ def protect(
             inner_batch_size=inner_batch_size, batch_size=batch_size, format=cast("ImageFormat", format),
             declare_no_training=declare_no_training, seed=seed,
         )  # fmt: skip
+        crew = EngineConfig(cast("EngineName", engine), workers, gpus_per_worker, address)
         names = _chosen(surrogate, device) if config.optimised else surrogate
         options: _Options = {"split": split, "limit": limit, "device": device, "show_progress": not as_json}
         if dry_run:
@@ -167,7 +184,7 @@ def protect(
             left_out = _preview(dataset, names, config, out, preview, options, as_json)
         else:
             assert out is not None
-            left_out = _protect(dataset, names, config, out, log, options, as_json)
+            left_out = _protect(dataset, names, config, crew, out, log, options, as_json)
         if left_out:
             raise typer.Exit(3)
 
@@ -464,17 +481,26 @@ class _Options(TypedDict):
     show_progress: bool
 
 
-def _require_one_thing(dry_run: bool, preview: int | None, out: Path | None, log: Path | None) -> None:
+def _require_one_thing(dry_run: bool, preview: int | None, out: Path | None, log: Path | None, engine: str) -> None:
     if dry_run and preview is not None:
         raise typer.BadParameter("--dry-run and --preview exclude each other: give one")
     if log is not None and (dry_run or preview is not None):
         raise typer.BadParameter("--log is for protections: leave it out with --dry-run and --preview")
+    if engine != "local" and (dry_run or preview is not None):
+        raise typer.BadParameter("--engine is for protections: leave it out with --dry-run and --preview")
     if out is None and not dry_run and preview is None:
         raise typer.BadParameter("give the folder of the release: --out OUT (or --dry-run, or --preview N)")
 
 
 def _protect(
-    dataset: str, names: list[str], config: ProtectConfig, out: Path, log: Path | None, options: _Options, as_json: bool
+    dataset: str,
+    names: list[str],
+    config: ProtectConfig,
+    engine: EngineConfig,
+    out: Path,
+    log: Path | None,
+    options: _Options,
+    as_json: bool,
 ) -> bool:
     """Protects and says what came of it; whether something was left out."""
     from mmguard import __version__
@@ -484,7 +510,7 @@ def _protect(
     _require_log_apart(log, out, dataset)
     with logging_to(log) as lines:
         lines.info("mmguard %s protects %s to %s with %s: %s, %s", __version__, dataset, out, names, config, options)
-        release = run(dataset, names, config, out, **options)
+        release = run(dataset, names, config, out, engine=engine, **options)
         for failure in release.failed:
             lines.warning("left out: %s: %s", printable(failure.where), printable(failure.reason))
         lines.info("done: %d images, %d samples, %d left out", release.images, release.samples, len(release.failed))

@@ -24,10 +24,14 @@ JPEG, and PNG for others; WebP is always lossless."""
 Place = Literal["end", "inside"]
 """Where a trigger stands: behind the question, as in the paper, or between two of its words, at random."""
 
+EngineName = Literal["local", "ray"]
+"""Who does the batches of a protection (`protection/engine.py`)."""
+
 VARIANTS: tuple[str, ...] = get_args(Variant)
 RECIPES: tuple[str, ...] = get_args(Recipe)
 IMAGE_FORMATS: tuple[str, ...] = get_args(ImageFormat)
 PLACES: tuple[str, ...] = get_args(Place)
+ENGINES: tuple[str, ...] = get_args(EngineName)
 
 
 def field_help(config: type) -> dict[str, str]:
@@ -151,6 +155,33 @@ class ProtectConfig:
     def maximises(self) -> bool:
         """Whether the training loss is driven up instead of down (the -Max variants, Eq. 32)."""
         return self.variant.endswith("-max")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Who does the work of `mmguard protect`. The release does not depend on it."""
+
+    engine: EngineName = "local"
+    """Where batches are optimised: local, in this process, or ray, side by side on this machine or a cluster."""
+    workers: int = 1
+    """Ray workers; each holds the surrogates and does one batch at a time."""
+    gpus_per_worker: float | None = None
+    """GPUs of a Ray worker, or a share of one; if not given, 1 where models run on GPUs, else none."""
+    address: str | None = None
+    """Ray cluster to use, as HOST:PORT, or auto for the one of this machine; if not given, Ray is started here and
+    ends with the run."""
+
+    def __post_init__(self) -> None:
+        _require(self.engine in ENGINES, f"engine {self.engine!r}: choose one of {', '.join(ENGINES)}")
+        _require(self.workers >= 1, f"workers {self.workers}: give 1 or more")
+        _require(
+            self.gpus_per_worker is None or self.gpus_per_worker >= 0,
+            f"gpus-per-worker {self.gpus_per_worker}: give 0 or more",
+        )
+        _require(
+            self.engine == "ray" or (self.workers == 1 and self.gpus_per_worker is None and self.address is None),
+            "workers, gpus-per-worker and address belong to engine ray: choose it too",
+        )
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ MMGuardError
 ├── DataError        a dataset that cannot be read
 │   └── SampleError  one sample of it; the others can go on
 ├── SurrogateError   a model that cannot be loaded or cannot serve as surrogate or attacker
+├── EngineError      workers that are lost again and again
 ├── ReleaseError     a release that cannot be written, or is not what it should be
 └── BudgetError      a perturbation or trigger beyond its budget: a bug of ours, never the user's
 """
@@ -33,13 +34,19 @@ class SampleError(DataError):
     """
 
     def __init__(self, where: str, message: str) -> None:
-        super().__init__(f"{where}: {message}")
-        self.where = where
-        self.message = message
+        super().__init__(where, message)  # what pickle makes it from again, in another process
+        self.where, self.message = where, message
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}"
 
 
 class SurrogateError(MMGuardError):
     """A model cannot be loaded, or cannot serve as surrogate or attacker."""
+
+
+class EngineError(MMGuardError):
+    """The workers that share a run are lost again and again."""
 
 
 class ReleaseError(MMGuardError):

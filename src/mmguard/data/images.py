@@ -55,9 +55,21 @@ def load_picture(path: Path) -> Picture:
     Raises:
         SampleError: as for `load_image`.
     """
-    if not path.is_file():
-        raise SampleError(str(path), "no such image file: correct the path in the dataset, or remove the row")
+    _require_file(path)
     return _decoded(path, path)
+
+
+def read_file(path: Path) -> bytes:
+    """The content of an image file, for `picture_of`.
+
+    Raises:
+        SampleError: the file is missing or cannot be read.
+    """
+    _require_file(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SampleError(str(path), f"cannot be read ({error}): replace the file, or remove the row") from error
 
 
 def picture_of(content: bytes, path: Path) -> Picture:
@@ -87,6 +99,11 @@ def save_png(image: Tensor, path: Path) -> None:
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"{path}: expected a uint8 (3, H, W) image, got {image.dtype} {tuple(image.shape)}")
     to_pil_image(image.cpu()).save(path, format="PNG")
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise SampleError(str(path), "no such image file: correct the path in the dataset, or remove the row")
 
 
 def _decoded(source: Path | io.BytesIO, path: Path) -> Picture:

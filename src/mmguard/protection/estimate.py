@@ -14,8 +14,9 @@ from mmguard.config import ProtectConfig
 from mmguard.data import formats
 from mmguard.data.images import load_picture, picture_of
 from mmguard.lvlm.captions import with_captions
+from mmguard.protection.batch import Item, Stage
 from mmguard.protection.ensemble import Ensemble
-from mmguard.protection.loop import Item, Stage, optimise
+from mmguard.protection.loop import optimise
 from mmguard.protection.prepare import begin, captions_of
 from mmguard.protection.run import WRITERS
 from mmguard.release.layout import budgets

@@ -15,7 +15,7 @@ from mmguard.errors import ReleaseError, SampleError
 from mmguard.runtime.durable import write_durably
 
 if TYPE_CHECKING:
-    from mmguard.protection.loop import Item
+    from mmguard.protection.batch import Item
 
 
 class Journal:

@@ -10,9 +10,10 @@ from mmguard.errors import ConfigError, DataError, SampleError
 from mmguard.lvlm.captions import captions
 from mmguard.lvlm.choose import choose_surrogate
 from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.protection.batch import Item
 from mmguard.protection.deltas import DeltaFile
 from mmguard.protection.ensemble import Ensemble
-from mmguard.protection.loop import Item, start
+from mmguard.protection.loop import start
 from mmguard.runtime.progress import progress
 from mmguard.types import Dataset, Rejection
 

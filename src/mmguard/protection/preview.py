@@ -19,7 +19,8 @@ from mmguard.pages.pictures import AMPLIFIED, difference, png_uri
 from mmguard.pages.render import render
 from mmguard.perturb.budget import apply
 from mmguard.perturb.trigger import Trigger
-from mmguard.protection.loop import Item, optimise, work
+from mmguard.protection.batch import Item
+from mmguard.protection.loop import optimise, work
 from mmguard.protection.prepare import (
     begin,
     captions_of,

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import torch
 
-from mmguard.config import ProtectConfig
+from mmguard.config import EngineConfig, ProtectConfig
 from mmguard.data.readers import read_dataset
 from mmguard.errors import SampleError
 from mmguard.lvlm.captions import with_captions
 from mmguard.lvlm.surrogate import Surrogate
 from mmguard.perturb.trigger import Trigger
+from mmguard.protection.batch import Item
 from mmguard.protection.deltas import DeltaFile
+from mmguard.protection.engine import Engine, engine_of
 from mmguard.protection.journal import FileJournal
-from mmguard.protection.loop import Item, optimise, work
+from mmguard.protection.loop import optimise, work
 from mmguard.protection.prepare import (
     begin,
     captions_of,
@@ -44,6 +46,7 @@ def protect(
     split: str | None = None,
     limit: int | None = None,
     device: str = "auto",
+    engine: EngineConfig | None = None,
     show_progress: bool = False,
 ) -> Release:
     """Protects a dataset and writes the release. What an earlier run of the same left unfinished is finished.
@@ -59,6 +62,7 @@ def protect(
         split: protect only this split.
         limit: protect only the first so many images.
         device: `auto`, `cpu`, `cuda`…
+        engine: who does the work; this process if not given. Ray takes names of surrogates only.
         show_progress: a bar with the time that remains for each stage, on standard error.
 
     Returns:
@@ -68,6 +72,7 @@ def protect(
         ConfigError: settings that exclude each other.
         DataError: the dataset cannot be read, or nothing in it can be protected.
         SurrogateError: a surrogate cannot be loaded or used.
+        EngineError: workers are lost again and again.
         ReleaseError: the release cannot be written, another run is writing it, or an unfinished one is not of the same.
     """
     config = config or ProtectConfig()
@@ -78,8 +83,8 @@ def protect(
     # Before the models: a folder that cannot be written should be known in a second, not after a download.
     out = Path(out) if out is not None else default_folder(source)
     writer = ReleaseWriter(out, data, config, names_of(needed), source=source, split=split, limit=limit)
-    with closing(writer):
-        return _fill(writer, data, needed, config, device, show_progress)
+    with closing(writer), engine_of(engine or EngineConfig(), needed, config, device) as workers:
+        return _fill(writer, data, needed, config, device, workers, show_progress)
 
 
 def _fill(
@@ -88,6 +93,7 @@ def _fill(
     needed: Sequence[str | Surrogate],
     config: ProtectConfig,
     device: str,
+    engine: Engine,
     show_progress: bool,
 ) -> Release:
     """Protects and writes, going on from where an earlier run stopped."""
@@ -100,7 +106,7 @@ def _fill(
     failed += unreadable
     if config.optimised and ensemble is not None:
         with stages(work(items, config), show_progress) as told:
-            optimise(items, ensemble, config, told, FileJournal(writer.state, config.perturbs_images))
+            optimise(items, ensemble, config, told, FileJournal(writer.state, config.perturbs_images), engine)
 
     def write(item: Item) -> None:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def prefetched(jobs: Iterable[Job], load: Callable[[Job], Result]) -> Iterator[tuple[Job, Result]]:
+def prefetched(jobs: Iterable[Job], load: Callable[[Job], Result]) -> Generator[tuple[Job, Result], None, None]:
     """Every job with what `load` makes of it; while one is worked on, the next is loaded in a thread.
 
     Args:

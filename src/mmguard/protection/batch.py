@@ -1,0 +1,222 @@
+"""One batch of images: the unit of optimisation, and what every engine does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from torch import Tensor
+
+from mmguard.config import ProtectConfig
+from mmguard.data.images import Picture, load_image
+from mmguard.data.tasks import target_text
+from mmguard.errors import SampleError, SurrogateError
+from mmguard.lvlm.prompt import Example
+from mmguard.perturb import image as pgd
+from mmguard.perturb.budget import ImageBudget, apply, to_unit
+from mmguard.perturb.objective import Reference
+from mmguard.perturb.trigger import Trigger
+from mmguard.protection.ensemble import Ensemble, require_numbers
+from mmguard.runtime.memory import is_out_of_memory, release_memory
+from mmguard.types import Sample
+
+Original = TypeVar("Original")
+
+Stage = Literal["Adapting", "Perturbing", "Searching"]
+"""What a round consists of: adapting the surrogates, PGD on the images, HotFlip on the triggers."""
+
+
+@dataclass
+class Item:
+    """One image with all its samples: they share δ and are optimised together."""
+
+    path: Path
+    samples: list[Sample]
+    delta: Tensor
+    """Present δ, int8 `(3, H, W)`; changed in place."""
+    triggers: list[Trigger] = field(default_factory=list)
+    """Present trigger of every sample; empty for captions."""
+    places: list[int | None] = field(default_factory=list)
+    """After how many words of its question each trigger stands; None for the end."""
+    seen: pgd.Seen = pgd.as_it_is
+    """What a reader of the released file sees: JPEG changes pictures once more."""
+    lost: SampleError | None = None
+    """Why nothing further is done with it, if so: its original could not be read any more, or no loss be computed."""
+
+    @property
+    def examples(self) -> list[Example]:
+        """The samples with their present triggers, as a surrogate is trained on them."""
+        return [
+            Example(sample.question, target_text(sample), sample.options, trigger, place)
+            for sample, trigger, place in zip(self.samples, self.triggers, self.places, strict=True)
+        ]
+
+    def original(self) -> Tensor:
+        """The owner's image, uint8 `(3, H, W)`, read anew: originals are not all kept in memory."""
+        return load_image(self.path)
+
+    def protected(self) -> Tensor:
+        """The image as it would be encoded now, uint8 `(3, H, W)`."""
+        return apply(self.original(), self.delta)
+
+
+def originals(batch: Sequence[Item], load: Callable[[Path], Original]) -> list[Original]:
+    """The originals of the items that are not lost; an item whose file cannot be loaded any more is from now on."""
+    images = []
+    for item in batch:
+        try:
+            if item.lost is None:
+                images.append(load(item.path))
+        except SampleError as error:
+            item.lost = error
+    return images
+
+
+def protect_batch(
+    batch: Sequence[Item],
+    pictures: Sequence[Picture],
+    ensemble: Ensemble,
+    config: ProtectConfig,
+    size: int,
+    done: Callable[[Stage], None] = lambda stage: None,
+) -> int:
+    """The outer problem for one batch; where a loss or gradient is no number, image by image in 32 bits.
+
+    An image with which even that fails is lost; the arguments are those of `_fitted`, and so is the rest.
+    """
+    try:
+        return _fitted(batch, pictures, ensemble, config, size, done)
+    except FloatingPointError:
+        release_memory()
+    for item, picture in zip(batch, pictures, strict=True):
+        try:
+            with ensemble.in_float32():
+                _fitted([item], [picture], ensemble, config, size, done)
+        except FloatingPointError:
+            names = ", ".join(member.surrogate.name for member in ensemble.members)
+            item.lost = SampleError(
+                str(item.path), f"a loss or gradient of {names} is no number, in 32 bits either: take another surrogate"
+            )
+    return size
+
+
+def _fitted(
+    batch: Sequence[Item],
+    pictures: Sequence[Picture],
+    ensemble: Ensemble,
+    config: ProtectConfig,
+    size: int,
+    done: Callable[[Stage], None],
+) -> int:
+    """Both sides of the outer problem, one after the other, with the surrogates held, as far as memory allows.
+
+    Args:
+        batch: whole images.
+        pictures: the original of each.
+        ensemble: the adapted surrogates.
+        config: what to do.
+        size: samples that go through a surrogate together.
+        done: called after each side.
+
+    Returns:
+        The size that memory was enough for: half of the one before as often as it was not. Before it gives up, the
+        surrogates compute activations twice instead of keeping them.
+
+    Raises:
+        FloatingPointError: a loss or gradient is no finite number; δ and triggers are as before.
+        SurrogateError: memory is not enough for one sample.
+    """
+    originals = [picture.image for picture in pictures]
+    while True:
+        try:
+            parts = _parts(batch, originals, ensemble, size)
+            deltas = [item.delta for item in batch]
+            if config.perturbs_images:
+                deltas = _perturb(batch, deltas, pictures, parts, ensemble, config)
+                done("Perturbing")
+            if config.inserts_triggers:
+                _search_triggers(batch, deltas, originals, parts, ensemble)
+                done("Searching")
+            if config.perturbs_images:
+                for item, delta in zip(batch, deltas, strict=True):
+                    item.delta.copy_(delta)
+            return size
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if size == 1 and ensemble.recompute:
+                names = ", ".join(member.surrogate.name for member in ensemble.members)
+                raise SurrogateError(
+                    f"{names}: memory is not enough for {batch[0].path} or a picture near it, even one sample at a "
+                    "time: take a smaller surrogate, smaller pictures, or a device with more memory"
+                ) from error
+        ensemble.recompute, size = size == 1 or ensemble.recompute, max(1, size // 2)
+        parts = []
+        release_memory()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Samples of a batch that go through the surrogates together; PGD moves neither their texts nor their originals."""
+
+    owners: list[int]
+    """Number in the batch of each sample's image."""
+    examples: list[Example]
+    references: list[Reference]
+
+
+def _parts(batch: Sequence[Item], originals: Sequence[Tensor], ensemble: Ensemble, size: int) -> list[_Part]:
+    rows = [(k, example) for k, item in enumerate(batch) for example in item.examples]
+    units = [to_unit(image) for image in originals]
+    parts = []
+    for start in range(0, len(rows), size):
+        owners, examples = zip(*rows[start : start + size], strict=True)
+        references = ensemble.references(examples, [units[k] for k in owners])
+        parts.append(_Part(list(owners), list(examples), references))
+    return parts
+
+
+def _perturb(
+    batch: Sequence[Item],
+    deltas: Sequence[Tensor],
+    pictures: Sequence[Picture],
+    parts: Sequence[_Part],
+    ensemble: Ensemble,
+    config: ProtectConfig,
+) -> list[Tensor]:
+    """Outer problem, image: PGD steps with the triggers held."""
+    originals = [picture.image for picture in pictures]
+    budgets = [ImageBudget(config.eps, picture.alpha) for picture in pictures]
+
+    def backward(protected: list[Tensor]) -> None:
+        for part in parts:
+            ensemble.backward(part.examples, [protected[k] for k in part.owners], part.references)
+        require_numbers(*(image.grad for image in protected if image.grad is not None))
+
+    moved = list(deltas)
+    for _ in range(config.pgd_steps):
+        moved = pgd.descend(backward, originals, moved, budgets, [item.seen for item in batch])
+    return moved
+
+
+def _search_triggers(
+    batch: Sequence[Item],
+    deltas: Sequence[Tensor],
+    originals: Sequence[Tensor],
+    parts: Sequence[_Part],
+    ensemble: Ensemble,
+) -> None:
+    """Outer problem, text: HotFlip with the images held."""
+    protected = [
+        item.seen(image, to_unit(apply(image, delta)))
+        for item, image, delta in zip(batch, originals, deltas, strict=True)
+    ]
+    found: list[list[Trigger]] = [[] for _ in batch]
+    for part in parts:
+        better = ensemble.search(part.examples, [protected[k] for k in part.owners], part.references)
+        for k, trigger in zip(part.owners, better, strict=True):
+            found[k].append(trigger)
+    for item, triggers in zip(batch, found, strict=True):
+        item.triggers = triggers
