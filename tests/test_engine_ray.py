@@ -86,7 +86,7 @@ def protected(data: Path, llava: str, out: Path, engine: EngineConfig, config: P
     return protect(data, [llava], config, out, device="cpu", engine=engine)
 
 
-@pytest.mark.parametrize("engine", [ONE, TWO], ids=["one", "two"])
+@pytest.mark.parametrize("engine", [pytest.param(ONE, marks=pytest.mark.slow), TWO], ids=["one", "two"])
 def test_any_number_of_workers_makes_the_same_release(
     engine: EngineConfig, data: Path, llava: str, whole: dict[str, str], tmp_path: Path, started: None
 ) -> None:
@@ -133,10 +133,17 @@ def kill_process(engine: ray_engine.RayEngine) -> None:
     os.kill(actors()[last(engine)._actor_id.hex()]["Pid"], signal.SIGKILL)
 
 
-@pytest.mark.parametrize("number", [1, 3])
-@pytest.mark.parametrize("harm", [lambda engine: ray.kill(last(engine)), kill_process], ids=["actor", "process"])
+@pytest.mark.parametrize(
+    ("number", "harm"),
+    [
+        pytest.param(1, lambda engine: ray.kill(last(engine)), marks=pytest.mark.slow),
+        pytest.param(3, lambda engine: ray.kill(last(engine)), marks=pytest.mark.slow),
+        pytest.param(1, kill_process, marks=pytest.mark.slow),
+        (3, kill_process),
+    ],
+)
 def test_a_lost_worker_changes_nothing(
-    harm: Any, number: int, data: Path, llava: str, whole: dict[str, str], tmp_path: Path, started: None, hurt: Any,
+    number: int, harm: Any, data: Path, llava: str, whole: dict[str, str], tmp_path: Path, started: None, hurt: Any,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     hurt(number, harm)
@@ -145,6 +152,7 @@ def test_a_lost_worker_changes_nothing(
     assert "a worker was lost, its batch is done again" in caplog.text
 
 
+@pytest.mark.slow
 def test_what_kills_every_worker_ends_the_run_and_what_is_done_stays(
     data: Path, llava: str, whole: dict[str, str], tmp_path: Path, started: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,7 +172,11 @@ def test_what_kills_every_worker_ends_the_run_and_what_is_done_stays(
     assert contents(protected(data, llava, out, EngineConfig()).path) == whole
 
 
-@pytest.mark.parametrize(("first", "second"), [(TWO, EngineConfig()), (EngineConfig(), TWO)], ids=["ray", "local"])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(TWO, EngineConfig()), pytest.param(EngineConfig(), TWO, marks=pytest.mark.slow)],
+    ids=["ray", "local"],
+)
 def test_either_engine_finishes_what_the_other_began(
     first: EngineConfig, second: EngineConfig, data: Path, llava: str, whole: dict[str, str], tmp_path: Path,
     started: None, monkeypatch: pytest.MonkeyPatch,

@@ -175,8 +175,9 @@ class RayEngine:
             ray.kill(worker)
             self._losses += 1
             if self._losses >= self._patience:
+                cause = " ".join(str(error).split())
                 raise EngineError(
-                    f"engine ray: {self._losses} workers were lost with no batch done in between ({error}): where "
+                    f"engine ray: {self._losses} workers were lost with no batch done in between ({cause}): where "
                     "memory was not enough take fewer workers, then run again; what is done so far stays"
                 ) from error
             _log.warning("a worker was lost, its batch is done again: %s", error)
