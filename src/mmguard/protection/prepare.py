@@ -13,7 +13,7 @@ from mmguard.lvlm.surrogate import Surrogate, load_surrogate
 from mmguard.protection.deltas import DeltaFile
 from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.loop import Item, start
-from mmguard.runtime.progress import progress
+from mmguard.runtime.progress import Told, progress
 from mmguard.types import Dataset, Rejection
 
 
@@ -58,7 +58,7 @@ def ensemble_of(surrogates: Sequence[str | Surrogate], config: ProtectConfig, de
 
 
 def captions_of(
-    data: Dataset, ensemble: Ensemble | None, config: ProtectConfig, show_progress: bool = False
+    data: Dataset, ensemble: Ensemble | None, config: ProtectConfig, show_progress: bool | Told = False
 ) -> dict[Path, str]:
     """The first surrogate's captions of pictures without text, "" where it says nothing; none for controls."""
     wordless = [path for path, samples in data.by_image().items() if not samples[0].answer]
@@ -91,7 +91,7 @@ def begin(
     ensemble: Ensemble | None,
     deltas: DeltaFile | None = None,
     lost: Sequence[Rejection] = (),
-    show_progress: bool = False,
+    show_progress: bool | Told = False,
 ) -> tuple[list[Item], list[Rejection]]:
     """Every image that can be read, with δ and triggers drawn at random, and those that cannot.
 
@@ -101,7 +101,7 @@ def begin(
         ensemble: for the vocabulary that words are drawn from.
         deltas: the file that δ lives in; in memory if not given.
         lost: what is left out already, for the message if nothing remains.
-        show_progress: show a bar.
+        show_progress: show a bar, or tell a function.
 
     Raises:
         DataError: no image can be read.

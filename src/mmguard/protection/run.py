@@ -26,7 +26,7 @@ from mmguard.protection.prepare import (
     speechless,
 )
 from mmguard.release.writer import Release, ReleaseWriter
-from mmguard.runtime.progress import progress, stages
+from mmguard.runtime.progress import Told, progress, stages
 from mmguard.types import Dataset, Rejection
 
 WRITERS = 4
@@ -42,7 +42,7 @@ def protect(
     split: str | None = None,
     limit: int | None = None,
     device: str = "auto",
-    show_progress: bool = False,
+    show_progress: bool | Told = False,
 ) -> Release:
     """Protects a dataset and writes the release.
 
@@ -57,7 +57,8 @@ def protect(
         split: protect only this split.
         limit: protect only the first so many images.
         device: `auto`, `cpu`, `cuda`…
-        show_progress: a bar with the time that remains for each stage, on standard error.
+        show_progress: a bar with the time that remains for each stage, on standard error; or a function that is told
+            how far each stage is.
 
     Returns:
         What was written. Samples that could not be protected are in its `failed`, and not in the release.
