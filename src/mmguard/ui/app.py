@@ -88,7 +88,9 @@ class _Page:
         self.strength = gr.Radio(
             [(it.said, name) for name, it in STRENGTHS.items()], value="standard", label="Strength"
         )
-        self.variant = gr.Radio([(said, name) for name, said in VARIANTS.items()], value="crs", label="Method")
+        self.variant = gr.Radio(
+            [(said, name) for name, said in VARIANTS.items()], value="crs", label="Method", elem_classes="options"
+        )
         with gr.Row():
             self.protect = gr.Button("Protect", variant="primary")
             self.stop = gr.Button("Stop")
@@ -106,19 +108,21 @@ class _Page:
             self.release = gr.DownloadButton("Download the protected copy: may be published", variant="primary")
             self.record = gr.DownloadButton("Download the record: private, never publish it", variant="stop")
         gr.Markdown(
-            "The record says which words were inserted, and how pictures differ. Keep it, apart from the copy: it would "
-            "tell a thief how to undo the protection."
+            "The record says which words were inserted, and how pictures differ. Keep it, apart from the copy: it "
+            "would tell a thief how to undo the protection."
         )
 
     def _ask_for_audit(self) -> None:
         gr.Markdown(
             "## 4. Play the thief\nSmall models are trained on your originals, on the protected copy, and on a copy "
-            "changed at random, and are then asked about pictures that they have not seen. Drop other pictures of the same "
-            "kind, with questions and answers. For the example they are at hand."
+            "changed at random, and are then asked about pictures that they have not seen. Drop other pictures of the "
+            "same kind, with questions and answers. For the example they are at hand."
         )
         self.tested = _drop_zone("Drop a folder or a zip file with test pictures here")
         self.test_found = gr.HTML()
-        self.effort = gr.Radio([(said, name) for name, said in EFFORTS.items()], value="quick", label="Effort")
+        self.effort = gr.Radio(
+            [(said, name) for name, said in EFFORTS.items()], value="quick", label="Effort", elem_classes="options"
+        )
         with gr.Row():
             self.audit = gr.Button("Run the test", variant="primary")
             self.stop_audit = gr.Button("Stop")
@@ -152,7 +156,7 @@ class _Page:
             session.source = session.test = session.release = None
             dataset, unpacked = jobs.take(session, event._data.get("files"), "pictures", self._sessions.store)
             session.source = unpacked.folder
-            return {self.found: _found(dataset, unpacked, session)}
+            return {self.found: _found(dataset, unpacked, session), self.test_found: ""}
 
         return self._attempt(request, self.found, job) | self._nothing_made()
 
@@ -221,7 +225,7 @@ class _Page:
 
     def _attempt(self, request: gr.Request, status: gr.HTML, job: Callable[[Session], _Answer]) -> _Answer:
         """Does a job with the visitor's files, or says why not."""
-        plain = str
+        plain: Callable[[str], str] = str
         try:
             session = self._sessions.of(request.session_hash)
             plain = session.plain
@@ -297,8 +301,8 @@ def _found(dataset: Dataset, unpacked: Unpacked, session: Session) -> str:
 def _made(made: jobs.Protected, session: Session) -> str:
     check = made.check
     text = (
-        f"Protected and checked: {check.images:,} pictures, {check.samples:,} texts. The largest change of any colour is "
-        f"{check.max_eps} levels of 255; at most {check.max_words} words were inserted into a question."
+        f"Protected and checked: {check.images:,} pictures, {check.samples:,} texts. The largest change of any "
+        f"colour is {check.max_eps} levels of 255; at most {check.max_words} words were inserted into a question."
     )
     return _note(text, more=_list([session.plain(f"left out: {where}: {reason}") for where, reason in made.left_out]))
 

@@ -175,9 +175,7 @@ def audit_session(session: Session, effort: str, models: Models, told: Told) -> 
     if session.release is None or session.source is None:
         raise ConfigError("there is no protected copy yet: protect something first")
     if session.test is None:
-        raise ConfigError(
-            "there are no test pictures: drop a folder or a zip file with other pictures of the same kind"
-        )
+        raise ConfigError("there are no test pictures: drop a folder or a zip file with others of the same kind")
     quick = effort == "quick"
     attackers = models.attackers or tuple(f"zoo:{name}" for name in zoo.MEASURED[: 2 if quick else None])
     out = session.folder / "report"

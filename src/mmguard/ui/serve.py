@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import socket
+import sys
 import tempfile
 import webbrowser
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,9 +53,13 @@ def serve(models: Models, port: int, open_browser: bool, say: Callable[[str], No
         server = uvicorn.Server(
             uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_PATIENCE)
         )
+        # Once it has ended, uvicorn raises the signal that ended it again: files must go then, too.
+        previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit())
         try:
-            server.run(sockets=[listening])
+            with suppress(KeyboardInterrupt):
+                server.run(sockets=[listening])
         finally:
+            signal.signal(signal.SIGTERM, previous)
             sessions.close_all()
 
 

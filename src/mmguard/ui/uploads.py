@@ -1,4 +1,4 @@
-"""What a visitor uploads, unpacked into a folder of their own: nothing lands outside of it, and nothing is without bounds."""
+"""What a visitor uploads, unpacked into a folder of their own: nothing lands outside, and nothing is without bounds."""
 
 from __future__ import annotations
 

@@ -54,8 +54,8 @@ NOT_PROTECTED = (
     "**Looking is not learning.** Whoever shows a protected picture to a model gets the same answer as before. Only "
     "*training* on the copy is hindered.",
     "**What is out is out.** Copies taken before, and models trained before, are not affected.",
-    "**A determined thief can undo it**: by cutting the inserted words off, by strong JPEG, blur, gray or purification, "
-    "or by mixing in other data.",
+    "**A determined thief can undo it**: by cutting the inserted words off, by strong JPEG, blur, gray or "
+    "purification, or by mixing in other data.",
     "**Models unlike ours.** Against other models than the one used here, the effect is smaller, and may be none.",
     "It makes theft less useful. It is no lock and no proof, and says nothing of who owns a picture.",
 )
