@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from PIL import Image
@@ -191,16 +191,16 @@ class Teller:
 
     def __init__(self, stopping: threading.Event, say: Callable[[float, str], None]) -> None:
         self._stopping, self._say = stopping, say
-        self._share, self._began = 0.0, time.monotonic()
+        self._share, self._began = 0.0, monotonic()
 
     def __call__(self, share: float, what: str) -> None:
         """Takes what the program tells."""
         if self._stopping.is_set():
             raise Stopped
         if share < self._share:  # the next stage
-            self._began = time.monotonic()
+            self._began = monotonic()
         self._share = share
-        spent = time.monotonic() - self._began
+        spent = monotonic() - self._began
         left = f", about {duration(spent * (1 - share) / share)} left" if share > 0.02 and spent > 3 else ""
         self._say(share, f"{STAGES.get(what, what)}{left if share < 1 else ''}")
 
