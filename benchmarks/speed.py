@@ -89,7 +89,7 @@ class Bench:
         def backward(images: list[Tensor]) -> None:
             ensemble.backward(self.examples, images, references)
 
-        return lambda: pgd.descend(backward, self.originals, self.deltas, ImageBudget(8))
+        return lambda: pgd.descend(backward, self.originals, self.deltas, [ImageBudget(8)] * len(self.deltas))
 
     def naive_step(self) -> None:
         """One PGD step of CRS with eager attention matrices, sample by sample."""

@@ -67,7 +67,7 @@ def fake(monkeypatch) -> list[tuple]:
             raise OSError("no such model")
         return SimpleNamespace(right=0, words=("tree",))
 
-    def fine_tune(name, rows, recipe, config, seed, *, device, store, on_step):
+    def fine_tune(name, rows, recipe, config, seed, *, device, store, on_step, training, validate):
         arm = "release" if "river" in rows[0].text else "clean"
         if rows[0].noise_like is not None:
             arm = "control" if "tree" in rows[0].text else "random-noise"

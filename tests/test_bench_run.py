@@ -50,7 +50,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
             raise OSError("no such model")
         return SimpleNamespace(name=name, right=0, words=("tree",))
 
-    def fine_tune(name, rows, recipe, config, seed, *, device, store, on_step):
+    def fine_tune(name, rows, recipe, config, seed, *, device, store, on_step, training, validate):
         noise, words = rows[0].noise_like is not None, "tree" in rows[0].text
         arm = {(True, True): "control", (True, False): "noise", (False, True): "words"}.get((noise, words))
         arm = arm or ("release" if "releases" in str(rows[0].image) else "clean")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -100,10 +101,39 @@ def test_samples_left_out_give_exit_code_3(tmp_path: Path, model: str) -> None:
     assert "never publish" in " ".join(out.split())
 
 
+def test_formats_and_declarations_are_asked_for_and_told(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    exif = Image.Exif()
+    exif.update({0x010E: "boats", 0x8825: {1: "N", 2: (52.0, 30.0, 15.0)}})
+    Image.linear_gradient("L").convert("RGB").save(data / "photo.jpeg", exif=exif)
+    Image.merge("RGB", [Image.radial_gradient("L"), *[Image.linear_gradient("L")] * 2]).quantize(9).save(
+        data / "scan.bmp"
+    )
+    protected = ("protect", data, "--variant", "random-noise", "--eps", "6", "--format", "keep")
+    code, out, _ = call(*protected, "--declare-no-training", "-o", tmp_path / "one", "--json")
+    assert code == 0
+    pictures = json.loads(out)["pictures"]
+    assert pictures["formats"] == {"JPEG": 1, "PNG": 1}
+    assert pictures["bytes"] == sum((tmp_path / "one" / name).stat().st_size for name in ("photo.jpeg", "scan.png"))
+    assert json.loads((tmp_path / "one.record" / "record.json").read_text())["pictures"] == pictures
+    assert b"DMI-PROHIBITED-AIMLTRAINING" in (tmp_path / "one" / "photo.jpeg").read_bytes()
+    assert call("verify", tmp_path / "one", "--original", data)[0] == 0
+
+    _, out, _ = call(*protected, "-o", tmp_path / "two")
+    told = " ".join(out.split())
+    assert "Files: 1 JPEG, 1 PNG," in told
+    assert "1 picture: palette became RGB" in told
+    assert "1 picture: its metadata says where it was taken (GPS)" in told
+    assert "what its metadata says of it (EXIF ImageDescription)" in told
+    assert b"DMI-PROHIBITED" not in (tmp_path / "two" / "photo.jpeg").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("protect", "no-such-folder", "-o", "OUT"), "no such file or folder"),
+        (("protect", "easy-vqa:train:2", "-o", "OUT", "--format", "tiff"), "choose one of png, keep, webp, jpeg"),
         (("protect", "drawings:maps", "-o", "OUT"), "DOMAIN is one of scenes, choices"),
         (("protect", "easy-vqa:train:2", "-o", "OUT", "--eps", "300"), "eps 300"),
         (("protect", "easy-vqa:train:2", "-o", "OUT", "--variant", "magic"), "choose one of bph"),

@@ -7,6 +7,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from PIL import Image
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 import tiny
 from mmguard.cli import app
-from mmguard.config import ProtectConfig
+from mmguard.config import ImageFormat, ProtectConfig
 from mmguard.data.readers import read_dataset
 from mmguard.errors import ConfigError, DataError, ReleaseError
 from mmguard.protection import estimate as module
@@ -87,7 +88,7 @@ def test_what_would_be_done_is_said_and_nothing_is_written(
     reasons = {os.path.basename(one["where"]): one["reason"] for one in found["left_out"]}
     assert "missing.png is not in" in reasons["metadata.jsonl:7"]
     assert "cannot be decoded" in reasons["broken.png"]
-    assert found["cost"]["working_bytes"] == 3 * (40 * 40 + 32 * 32 + 30 * 20)
+    assert found["cost"]["working_bytes"] == 2 * 3 * (40 * 40 + 32 * 32 + 30 * 20)
     assert list(found["cost"]["seconds"]) == ["Loading", "Reading", "Adapting", "Perturbing", "Searching", "Writing"]
     assert "One round was timed on 2 of the pictures" in found["cost"]["method"]
 
@@ -144,6 +145,20 @@ def test_the_estimate_is_right_within_a_factor(photos: Path, tmp_path: Path, mod
     size = sum(path.stat().st_size for path in release.path.rglob("*"))
     assert size / 1.5 < found.cost.release_bytes < 1.5 * size
     assert found.free_bytes > found.cost.release_bytes
+
+
+def test_the_estimate_follows_the_format(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    root.mkdir()
+    for number in range(3):
+        Image.linear_gradient("L").convert("RGB").save(root / f"{number}.jpg", quality=80)
+    sizes = {}
+    for name in ("keep", "png"):
+        config = ProtectConfig(variant="random-noise", format=cast("ImageFormat", name))
+        sizes[name] = survey(root, [], config, tmp_path / name).cost.release_bytes
+        release = protect(root, [], config, tmp_path / name)
+        assert release.pictures["bytes"] / 1.1 < sizes[name] < 1.1 * release.pictures["bytes"]
+    assert sizes["keep"] < sizes["png"] / 2
 
 
 def test_contained_pictures_need_room_twice(tmp_path: Path) -> None:

@@ -72,6 +72,18 @@ def test_the_page_shows_what_a_release_of_the_same_samples_holds(photos: Path, t
         assert np.array_equal(difference, np.clip((after - before) * 16 + 128, 0, 255))
 
 
+def test_the_page_shows_jpeg_files_as_they_are_decoded(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    root.mkdir()
+    Image.linear_gradient("L").convert("RGB").save(root / "a.jpg", quality=85)
+    config = ProtectConfig(variant="random-noise", eps=6, format="keep")
+    before, after, _ = pictures(preview(root, [], config, tmp_path / "preview", samples=1).page.read_text())
+    release = protect(root, [], config, tmp_path / "release")
+    assert release.pictures["formats"] == {"JPEG": 1}
+    assert np.array_equal(after, np.asarray(Image.open(release.path / "a.jpg")))
+    assert 0 < abs(after - before).max() <= 6
+
+
 def test_the_page_stands_alone_and_escapes(photos: Path, tmp_path: Path, model: str) -> None:
     page = preview(photos, [model], FAST, tmp_path / "preview", samples=4).page.read_text()
     assert "<script" not in page

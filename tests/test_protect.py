@@ -6,10 +6,12 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
+from torch import Tensor
 
 import tiny
 from mmguard.config import ProtectConfig
@@ -19,6 +21,7 @@ from mmguard.errors import ConfigError, DataError, ReleaseError, SurrogateError
 from mmguard.lvlm.prompt import Encoded
 from mmguard.lvlm.surrogate import Forward, Surrogate, load_surrogate
 from mmguard.perturb.budget import to_unit
+from mmguard.perturb.jpeg import seen
 from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.loop import Item, batches, optimise, start
 from mmguard.protection.run import protect
@@ -304,3 +307,32 @@ def test_without_a_folder_the_dataset_names_the_release(
     release = protect(folder, surrogates=[llava], config=replace(FAST, rounds=1))
     assert release.path == tmp_path / "data-release"
     assert verify("data-release", "data").ok
+
+
+@pytest.mark.parametrize("variant", ["bph", "text", "random-noise"])
+def test_a_release_in_jpeg_is_optimised_as_it_is_decoded(
+    variant: str, folder: Path, tmp_path: Path, llava: Surrogate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in sorted((folder / "images").iterdir())[:2]:
+        with Image.open(path) as file:
+            file.filter(ImageFilter.GaussianBlur(2)).save(path.with_suffix(".jpg"), quality=90)
+        path.unlink()
+    metadata = folder / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace("0.png", "0.jpg").replace("1.png", "1.jpg"))
+    views = []
+
+    def spy(original: Tensor, image: Tensor, **options: Any) -> Tensor:
+        views.append(seen(original, image, **options))
+        return views[-1]
+
+    monkeypatch.setattr("mmguard.perturb.jpeg.seen", spy)
+    config = replace(FAST, variant=variant, format="keep")
+    release = protect(folder, [llava], config, tmp_path / "release")
+    result = verify(release.path, folder)
+    assert result.problems == []
+    assert result.max_eps == (6 if config.perturbs_images else 0)
+    assert bool(views) == config.optimised
+    # Where pictures stay as they are, no JPEG file is exactly the decoded original.
+    jpegs = 2 if config.perturbs_images else 0
+    assert release.pictures["formats"] == ({"JPEG": jpegs, "PNG": 1} if jpegs else {"PNG": 3})
+    assert sum(path.suffix == ".jpg" for path in (release.path / "images").iterdir()) == jpegs

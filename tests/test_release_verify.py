@@ -193,8 +193,8 @@ TAMPERINGS: list[tuple[str, Callable[[Path], object], str]] = [
     ("remove an image", lambda b: (b / "out/a.png").unlink(), "no such image file"),
     ("break an image", lambda b: (b / "out/a.png").write_bytes(b"x"), "cannot be decoded"),
     ("crop an image", crop, "a.png: is 8 x 5 pixels, the original 8 x 6"),
-    ("another format", as_jpeg, "a.png: is no PNG but JPEG"),
-    ("PNG with text", with_metadata, "a.png: carries metadata (Software)"),
+    ("another format", as_jpeg, "a.png: is JPEG, by its name PNG"),
+    ("PNG with text", with_metadata, "a.png: its metadata is not the original's (text)"),
     ("link an original", link, "a.png: is a link"),
 ]
 

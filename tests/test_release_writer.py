@@ -22,7 +22,7 @@ from mmguard.config import ProtectConfig
 from mmguard.data.images import load_image, save_png
 from mmguard.data.readers import read_dataset
 from mmguard.errors import BudgetError, ReleaseError, SampleError
-from mmguard.release import layout, writer
+from mmguard.release import layout
 from mmguard.release.verify import verify
 from mmguard.release.writer import ReleaseWriter
 from mmguard.types import Dataset, Rejection
@@ -292,6 +292,7 @@ def test_an_unfinished_release_is_taken_over(dataset: Dataset, tmp_path: Path) -
     first = ReleaseWriter(tmp_path / "out", dataset, CONFIG, [])
     first.write_image(dataset.samples[0].image, shifted(dataset.samples[0].image, 1))
     (tmp_path / "out" / "stale.png.partial").write_text("")
+    first.close()
     second = ReleaseWriter(tmp_path / "out", dataset, CONFIG, [])
     image = dataset.samples[1].image
     second.write_image(image, shifted(image, 2))
@@ -304,7 +305,7 @@ def test_an_unfinished_release_is_taken_over(dataset: Dataset, tmp_path: Path) -
 
 def test_too_little_room_is_noticed_up_front(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    needed = 2 * 2 * 3 * 5 * 7  # two images, each with its PNG and its δ
+    needed = 2 * 3 * 3 * 5 * 7  # two images, each with its PNG and twice its δ
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, needed - 1))
     with pytest.raises(ReleaseError, match=r"2 images need up to .* MB are available: free space"):
         ReleaseWriter(tmp_path / "out", dataset, CONFIG, [])
@@ -321,7 +322,7 @@ def test_a_full_disk_keeps_what_was_written(dataset: Dataset, tmp_path: Path, mo
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(writer, "save_png", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(ReleaseError, match=r"b\.png: cannot be written \(No space left.*free space and run again"):
         release_writer.write_image(second, shifted(second, 1))
     assert (tmp_path / "out" / "images" / "a.png").exists()
@@ -329,13 +330,12 @@ def test_a_full_disk_keeps_what_was_written(dataset: Dataset, tmp_path: Path, mo
 
 def test_a_disk_that_lies_is_noticed(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release_writer = ReleaseWriter(tmp_path / "out", dataset, CONFIG, [])
-    image = dataset.samples[0].image
-    monkeypatch.setattr(writer, "save_png", lambda tensor, path: save_png(tensor ^ 1, path))
-    with pytest.raises(ReleaseError, match="reads back differently"):
-        release_writer.write_image(image, load_image(image))
-    monkeypatch.setattr(writer, "save_png", lambda tensor, path: path.write_bytes(b"torn"))
-    with pytest.raises(ReleaseError, match="reads back differently"):
-        release_writer.write_image(image, load_image(image))
+    image, write = dataset.samples[0].image, Path.write_bytes
+    save_png(load_image(image) ^ 1, tmp_path / "other.png")
+    for content in ((tmp_path / "other.png").read_bytes(), b"torn"):
+        monkeypatch.setattr(Path, "write_bytes", lambda path, _, content=content: write(path, content))
+        with pytest.raises(ReleaseError, match="reads back differently"):
+            release_writer.write_image(image, load_image(image))
     assert not (tmp_path / "out" / "images" / "a.png").exists()
 
 
@@ -376,5 +376,7 @@ def test_orientation_and_transparency_are_settled_in_the_release(tmp_path: Path)
     release_writer.write_image(root / "a.jpg", shifted(root / "a.jpg", 2))
     release = release_writer.finish({}, [])
     with Image.open(release.path / "a.png") as file:
-        assert (file.format, file.mode, file.size, file.info) == ("PNG", "RGB", (2, 4), {})
+        assert (file.format, file.mode, file.size) == ("PNG", "RGB", (2, 4))
+        assert file.getexif()[0x0112] == 1
+        assert file.info["dpi"] == pytest.approx((300, 300), abs=0.01)
     assert verify(release.path, root).ok

@@ -37,6 +37,7 @@ class Page:
         page.on("dialog", lambda dialog: (self.wrong.append(dialog.message), dialog.dismiss()))
         local = (self.address, "data:", "blob:", "about:")
         page.on("request", lambda it: None if it.url.startswith(local) else self.wrong.append(it.url))
+        page.set_default_timeout(120_000)  # Chromium and server share the machine with other work
         page.goto(self.address)
         page.get_by_role("heading", name="mmguard").wait_for()
         return page

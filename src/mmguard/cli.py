@@ -18,14 +18,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mmguard.config import PLACES, RECIPES, VARIANTS, AuditConfig, ProtectConfig, field_help
+from mmguard.config import IMAGE_FORMATS, PLACES, RECIPES, VARIANTS, AuditConfig, ProtectConfig, field_help
 from mmguard.data import benchmarks
 from mmguard.errors import ConfigError, MMGuardError
 from mmguard.screen import files_table, survey_tables, totals
 
 if TYPE_CHECKING:
     from mmguard.auditing.stealth_images import Lpips
-    from mmguard.config import Place, Recipe, Variant
+    from mmguard.config import ImageFormat, Place, Recipe, Variant
     from mmguard.release.writer import Release
 
 app = typer.Typer(
@@ -109,6 +109,12 @@ def protect(
     inner_lr: Annotated[float, typer.Option(help=_PROTECT["inner_lr"])] = ProtectConfig.inner_lr,
     inner_batch_size: Annotated[int, typer.Option(help=_PROTECT["inner_batch_size"])] = ProtectConfig.inner_batch_size,
     batch_size: Annotated[int, typer.Option(help=_PROTECT["batch_size"])] = ProtectConfig.batch_size,
+    format: Annotated[
+        str, typer.Option(help=f"{_PROTECT['format']} One of {', '.join(IMAGE_FORMATS)}.")
+    ] = ProtectConfig.format,
+    declare_no_training: Annotated[
+        bool, typer.Option("--declare-no-training", help=_PROTECT["declare_no_training"])
+    ] = ProtectConfig.declare_no_training,
     split: Split = None,
     limit: Limit = None,
     seed: Annotated[int, typer.Option(help=_PROTECT["seed"])] = ProtectConfig.seed,
@@ -135,7 +141,8 @@ def protect(
             variant=cast("Variant", variant), eps=eps, trigger_words=trigger_words,
             trigger_place=cast("Place", trigger_place), rounds=rounds,
             inner_steps=inner_steps, pgd_steps=pgd_steps, top_c=top_c, lambda_bind=lambda_bind, inner_lr=inner_lr,
-            inner_batch_size=inner_batch_size, batch_size=batch_size, seed=seed,
+            inner_batch_size=inner_batch_size, batch_size=batch_size, format=cast("ImageFormat", format),
+            declare_no_training=declare_no_training, seed=seed,
         )  # fmt: skip
         names = _chosen(surrogate, device) if config.optimised else surrogate
         options: _Options = {"split": split, "limit": limit, "device": device, "show_progress": not as_json}
@@ -571,6 +578,7 @@ def _release_dict(release: Release) -> dict[str, Any]:
         "failed": [{"where": f.where, "reason": f.reason} for f in release.failed],
         "files": totals(release.files),
         "captions": release.captions,
+        "pictures": release.pictures,
     }
 
 
@@ -580,6 +588,12 @@ def _print_release(release: Release) -> None:
         f"Release: {release.path} ({release.images} images, {release.samples} samples, {len(release.failed)} left out)",
         highlight=False,
     )
+    pictures = release.pictures
+    formats = ", ".join(f"{count} {name}" for name, count in pictures["formats"].items())
+    size, before = (f"{pictures[key] / 1e6:,.1f}" for key in ("bytes", "original_bytes"))
+    _out.print(f"Files:   {formats}, {size} MB (originals {before} MB)", highlight=False)
+    for note, count in pictures["notes"].items():
+        _out.print(f"         {count} {'picture' if count == 1 else 'pictures'}: {note}", highlight=False, markup=False)
     if release.captions:
         example = next(iter(release.captions.values()))
         _out.print(

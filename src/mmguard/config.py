@@ -17,11 +17,16 @@ Recipe = Literal["lora", "lora-r8", "lora-r16", "lora-r64", "dora", "qlora", "pr
 """How an attacker fine-tunes (`auditing/recipes.py`): adapters of a given rank, adapters on 4-bit weights, the
 projector's weights with or without adapters in the language model, or all weights."""
 
-VARIANTS: tuple[str, ...] = get_args(Variant)
+ImageFormat = Literal["png", "keep", "webp", "jpeg"]
+"""How released pictures are stored (`data/carrier.py`): `keep` is the original's own format where it is PNG, WebP or
+JPEG, and PNG for others; WebP is always lossless."""
+
 Place = Literal["end", "inside"]
 """Where a trigger stands: behind the question, as in the paper, or between two of its words, at random."""
 
+VARIANTS: tuple[str, ...] = get_args(Variant)
 RECIPES: tuple[str, ...] = get_args(Recipe)
+IMAGE_FORMATS: tuple[str, ...] = get_args(ImageFormat)
 PLACES: tuple[str, ...] = get_args(Place)
 
 
@@ -82,10 +87,17 @@ class ProtectConfig:
     """Images optimised together. Does not change the result beyond floating-point noise."""
     weights: tuple[float, ...] | None = None
     """Weights of the surrogates in the ensemble (ω, Eq. 31); uniform if not given."""
+    format: ImageFormat = "png"
+    """Format of the released pictures: png, webp (both lossless), jpeg, or keep, which is the original's own, for JPEG
+    with its own quality. In JPEG, what is optimised is what survives the encoder."""
+    declare_no_training: bool = False
+    """Write into the pictures' metadata that training on them is prohibited, as IPTC (PLUS data mining) and the TDM
+    Reservation Protocol have it."""
     seed: int = 0
     """Seed of every random choice."""
 
     def __post_init__(self) -> None:
+        _require(self.format in IMAGE_FORMATS, f"format {self.format!r}: choose one of {', '.join(IMAGE_FORMATS)}")
         _require(self.variant in VARIANTS, f"variant {self.variant!r}: choose one of {', '.join(VARIANTS)}")
         _require(0 <= self.eps <= 127, f"eps {self.eps}: give a whole number from 0 to 127 (8 is the default)")
         _require(self.trigger_words >= 0, f"trigger-words {self.trigger_words}: give 0 or more")
@@ -149,7 +161,7 @@ class AuditConfig:
     """How attackers fine-tune."""
     attacks: tuple[str, ...] = ()
     """What a thief does to the data before training: attacks on images such as jpeg-50, on texts such as punct, both
-    joined as in rcp+punct; or mild (the paper's nine), or suite."""
+    joined as in rcp+punct; or mild (the paper's nine), or suite; or to the training itself, such as early-stop."""
     seeds: int = 3
     """Fine-tuning runs of every attacker and arm; intervals come from seeds and test items together."""
     epochs: float | None = None

@@ -22,7 +22,7 @@ from mmguard.data.images import load_image
 from mmguard.data.tasks import target_text, user_text
 from mmguard.data.text import inserted_words, insertions
 from mmguard.errors import ReleaseError, SampleError, SurrogateError
-from mmguard.release.layout import image_names, relative
+from mmguard.release.layout import image_names, name_key, relative
 from mmguard.release.match import look_alike, match_rows
 from mmguard.types import Dataset, Rejection, Sample
 
@@ -189,9 +189,12 @@ def pair(release: Dataset, original: Dataset) -> Pairing:
     originals = sorted(image_of_row)
     matching = match_rows(
         [original.rows[row] for row in originals],
-        [names.get(image_of_row[row], "") for row in originals],
+        [name_key(names.get(image_of_row[row], ""), original) for row in originals],
         release.rows,
-        [relative(image, release).as_posix() if original.named else "" for image in released_images],
+        [
+            name_key(relative(image, release).as_posix(), original) if original.named else ""
+            for image in released_images
+        ],
         original.image_field,
         None if original.named else look_alike([image_of_row[row] for row in originals], released_images),
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset as Table
+from PIL import Image
 from transformers import BitsAndBytesConfig, PrinterCallback, TrainerCallback
 from transformers.utils import logging as hf_logging
 from trl.trainer.sft_config import SFTConfig
@@ -22,6 +23,15 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling, SFTTr
 from mmguard import zoo
 from mmguard.auditing import recipes
 from mmguard.auditing.arms import ImageStore, Row
+from mmguard.auditing.attacks.base import Training
+from mmguard.auditing.training import (
+    Adversary,
+    KeepBest,
+    StagedUnfreezing,
+    adversarial_features,
+    adversarial_pixels,
+    projectors,
+)
 from mmguard.config import AuditConfig, Recipe
 from mmguard.errors import ConfigError, SurrogateError
 from mmguard.lvlm.surrogate import load_surrogate
@@ -112,6 +122,8 @@ def fine_tune(
     device: str = "auto",
     store: ImageStore | None = None,
     on_step: Callable[[float, float], None] | None = None,
+    training: Training = Training(),
+    validate: Callable[[Attacker], float] | None = None,
 ) -> Attacker:
     """Fine-tunes a fresh copy of a model by supervised learning of the targets (Eq. 12).
 
@@ -125,17 +137,21 @@ def fine_tune(
         device: as for `load_attacker`.
         store: images kept in memory, shared between runs.
         on_step: called after every training step with the share of the run that the step was, and its loss.
+        training: what the attacker does differently, to be rid of a protection.
+        validate: how good an attacker is, the higher the better; for `training.keep_best` only.
 
     Returns:
         The fine-tuned model, ready to answer; LoRA weights are merged into it where it holds 32-bit weights.
 
     Raises:
-        ConfigError: the recipe needs a package or a device that is not there.
+        ConfigError: the recipe needs a package or a device that is not there, or has too few weights to stage.
         SurrogateError: the model cannot be loaded or has no chat template, or it is not known where its projector is.
-        ValueError: there are no rows.
+        ValueError: there are no rows, or the best weights are to be kept and nothing validates them.
     """
     if not rows:
         raise ValueError("no rows to train on")
+    if training.keep_best and validate is None:
+        raise ValueError("keep_best: give validate, too")
     recipes.require(recipe)
     lr, epochs = schedule(model_name, recipe, config)
     # Steps of full fine-tuning are smaller than what 16-bit weights can tell apart.
@@ -147,14 +163,22 @@ def fine_tune(
     with _quiet(), tempfile.TemporaryDirectory(prefix="mmguard-") as scratch:
         trainer = _Trainer(
             model,
-            _arguments(scratch, config, lr, epochs, seed, attacker.device),
-            data_collator=_collator(attacker.processor),
+            _arguments(scratch, config, lr, epochs * training.epochs, seed, attacker.device),
+            data_collator=_collator(attacker.processor, bounds=training.pixels is not None),
             train_dataset=_table(rows, attacker.processor, store),
             processing_class=attacker.processor,
             peft_config=adapters,
             callbacks=[_OnStep(on_step)] if on_step else None,
         )
         trainer.remove_callback(PrinterCallback)  # it prints the losses to standard output
+        if training.staged:
+            trainer.add_callback(StagedUnfreezing(model, model_name))
+        if training.keep_best and validate is not None:
+            trainer.add_callback(KeepBest(lambda now: validate(replace(attacker, model=now))))
+        if training.pixels is not None:
+            trainer.adversary = adversarial_pixels(training.pixels)
+        if training.features is not None:
+            trainer.adversary = adversarial_features(training.features, projectors(model, model_name))
         with recipes.learning(recipe, model, model_name):
             trainer.train()
         trained: Any = trainer.model
@@ -212,6 +236,16 @@ def _begin(tokenizer: Any) -> str:
 class _Trainer(SFTTrainer):
     """TRL's trainer, without what an audit does not need."""
 
+    adversary: Adversary | None = None
+    """What makes every batch harder."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """TRL's, on what the adversary makes of the batch."""
+        if self.adversary is None:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        with self.adversary(model, inputs) as harder:
+            return super().compute_loss(model, harder, *args, **kwargs)
+
     def _send_telemetry(self) -> None:
         """Nothing leaves the machine."""
 
@@ -223,17 +257,30 @@ class _Trainer(SFTTrainer):
 class _Collator(DataCollatorForVisionLanguageModeling):
     """TRL's collator, for Mllama too: there the prompt's image mask has to reach over the completion."""
 
+    bounds = False
+    """Whether batches also have what the processor makes of a black and a white image, as `black` and `white`.
+
+    Families lay pixels out and scale them in ways of their own, and no adversary needs to know them then.
+    """
+
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super().torch_call(examples)
         if (mask := batch.get("cross_attention_mask")) is not None:
             missing = batch["input_ids"].shape[1] - mask.shape[1]
             batch["cross_attention_mask"] = torch.cat([mask, mask[:, -1:].expand(-1, missing, -1, -1)], dim=1)
+        for name in ("black", "white") if self.bounds else ():
+            plain = [
+                one | {"images": [Image.new("RGB", image.size, name) for image in one["images"]]} for one in examples
+            ]
+            batch[name] = super().torch_call(plain)["pixel_values"]
         return batch
 
 
-def _collator(processor: Any) -> _Collator:
+def _collator(processor: Any, bounds: bool = False) -> _Collator:
     pieces: Any = _Pieces(processor)
-    return _Collator(processor=pieces, completion_only_loss=True)
+    collator = _Collator(processor=pieces, completion_only_loss=True)
+    collator.bounds = bounds
+    return collator
 
 
 class _OnStep(TrainerCallback):

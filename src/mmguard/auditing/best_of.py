@@ -3,8 +3,8 @@
 A thief has a clean validation set, or can make one. The images of the test are therefore split in half: on one half
 every attacker chooses the recipe and the attack of the highest accuracy, for each arm by itself, and on the other half
 the choices are judged. Choosing and judging on the same answers would credit luck: of many options that are equally
-good, one always looks better. Intervals are those of the choices that were made; what another half would have led to
-choose is not in them.
+good, one always looks better. An attacker who stops early (`early-stop`) chose its weights on the first half, too.
+Intervals are those of the choices that were made; what another half would have led to choose is not in them.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from typing import Any
 from mmguard.auditing import recipes
 from mmguard.auditing.arms import ARMS, Arm, Pairing, pair, pixel_digest, with_controls_of
 from mmguard.auditing.attackers import default_attackers
-from mmguard.auditing.attacks import resolve
+from mmguard.auditing.attacks import attack_named, resolve
+from mmguard.auditing.best_of import choosing_half
 from mmguard.auditing.runs import PACKAGES, Run, Runner, Shelf
 from mmguard.config import AuditConfig
 from mmguard.data.readers import read_dataset
@@ -31,7 +32,7 @@ class Plan:
     attackers: tuple[str, ...]
     arms: tuple[Arm, ...]
     attacks: tuple[str, ...]
-    """What the thief does to the data of the arms in `attacked`."""
+    """What the thief does to the data of the arms in `attacked`, or to the training on it."""
     config: AuditConfig
     runner: Runner
     shelf: Shelf
@@ -113,13 +114,16 @@ def plan_audit(
     samples, groups, test_digest, warnings = _clean_test(
         read_dataset(test, test_split, test_limit, part="test"), pairing
     )
+    validation = [sample for sample, chosen in zip(samples, choosing_half(groups), strict=True) if chosen]
+    if not validation and any(attack_named(name).training.keep_best for name in attacks):
+        raise DataError(f"{test}: early-stop validates on one half of the test images: give at least 2")
     wanted = ("clean", "release", pairing.matched, *(ARMS if arms is None else arms))
     plan = Plan(
         attackers=names,
         arms=tuple(arm for arm in pairing.arms if arm in wanted),
         attacks=attacks,
         config=config,
-        runner=Runner(pairing, samples, test_digest, config, device),
+        runner=Runner(pairing, samples, validation, test_digest, config, device),
         shelf=Shelf(runs),
         groups=groups,
         warnings=(*captioned, *warnings),

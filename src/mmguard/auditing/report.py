@@ -31,7 +31,10 @@ NOT_TESTED: dict[str, frozenset[str]] = {
     ),
     "paraphrase of the questions": frozenset({"paraphrase"}),
     "translation of the questions, and removal of the inserted words by hand": frozenset(),
-    "filters that drop samples of unusual training loss, and stopping early": frozenset(),
+    "filters that drop samples of unusual training loss": frozenset(),
+    "training for less or more time, and stopping early": frozenset({"early-stop", "epochs"}),
+    "adversarial training, on pixels or on image features": frozenset({"adversarial-pixel", "adversarial-feature"}),
+    "training of the projector before that of other weights": frozenset({"staged-unfreezing"}),
     "mixing the release with clean data of the same kind": frozenset(),
     "attackers other than those in the table: other models, above all larger ones, other recipes, and attacks of "
     "other kinds or strengths": frozenset(),
@@ -177,8 +180,10 @@ def _effect(headline: Headline, beyond: Estimate, worst: bool) -> str:
 
 
 ATTACK_LEGEND = (
-    "All arms of a row are under the same attack on the training data; the test is clean. *Best of*: the attacker "
-    "chooses recipe and attack on one half of the test images, for each arm by itself, and is judged on the other half."
+    "All arms of a row are under the same attack on the training data or the training; the test is clean. "
+    "`early-stop` chooses its weights on one half of the test images, and its rows are accuracies on the other. "
+    "*Best of*: the attacker chooses recipe and attack on one half of the test images, for each arm by itself, and is "
+    "judged on the other half."
 )
 
 

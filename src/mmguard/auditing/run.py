@@ -17,13 +17,14 @@ import psutil
 import torch
 
 from mmguard.auditing.arms import Arm
-from mmguard.auditing.best_of import worst_case
+from mmguard.auditing.attacks import attack_named
+from mmguard.auditing.best_of import choosing_half, worst_case
 from mmguard.auditing.html import write_html
 from mmguard.auditing.losses import LossCurve, loss_curve
 from mmguard.auditing.plan import Plan, plan_audit
 from mmguard.auditing.report import AuditReport, Failure, not_tested
 from mmguard.auditing.runs import Result, Run
-from mmguard.auditing.stats import FloatArray, Scores, analyse
+from mmguard.auditing.stats import Finding, FloatArray, Scores, analyse
 from mmguard.config import AuditConfig, Recipe
 from mmguard.errors import ConfigError
 from mmguard.runtime.devices import device_of
@@ -192,7 +193,7 @@ class _Results:
         attacked = [one for attack in plan.attacks for one in self._entries(attack, failures)]
         options = [replace(one, status=status[one.attacker, one.recipe]) for one in (*entries, *attacked)]
         attacked = options[len(entries) :]
-        under_attack, _ = analyse(attacked, plan.groups, plan.config.bootstrap, plan.config.seed)
+        under_attack = self._under_attack(attacked)
         worst = worst_case(options, plan.groups, plan.config.bootstrap, plan.config.seed) if attacked else None
         return AuditReport(
             headline=headline,
@@ -205,6 +206,16 @@ class _Results:
             provenance=plan.provenance,
             losses=tuple(curve for one in entries for curve in self._losses(one)),
         )
+
+    def _under_attack(self, attacked: Sequence[Scores]) -> list[Finding]:
+        """Judges attacks: one that chose its weights on some of the test items, on the others alone."""
+        findings: list[Finding] = []
+        unseen = ~choosing_half(self._plan.groups)
+        for chose, items in ((False, np.full_like(unseen, True)), (True, unseen)):
+            scores = [one.on(items) for one in attacked if attack_named(str(one.attack)).training.keep_best == chose]
+            groups = np.asarray(self._plan.groups)[items].tolist()
+            findings += analyse(scores, groups, self._plan.config.bootstrap, self._plan.config.seed)[0]
+        return findings
 
     def _entries(self, attack: str | None, failures: list[Failure]) -> Iterator[Scores]:
         """The scores of all attackers and recipes under an attack; of those that have none, the failures."""

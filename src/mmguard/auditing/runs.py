@@ -14,8 +14,9 @@ import torch
 
 from mmguard.auditing import recipes
 from mmguard.auditing.arms import Arm, ImageStore, Pairing, ingredients, rows
-from mmguard.auditing.attackers import fine_tune, load_attacker, schedule
+from mmguard.auditing.attackers import Attacker, fine_tune, load_attacker, schedule
 from mmguard.auditing.attacks import attack_named
+from mmguard.auditing.attacks.base import Training
 from mmguard.auditing.evaluate import evaluate
 from mmguard.auditing.stats import FloatArray
 from mmguard.config import AuditConfig, Recipe
@@ -44,7 +45,7 @@ class Run:
     arm: Arm | Literal["zero-shot"] = "zero-shot"
     seed: int = 0
     attack: str | None = None
-    """What is done to the training data first."""
+    """What is done to the training data first, or to the training."""
 
     def __str__(self) -> str:
         return f"{self.attacker} {self.name}"
@@ -79,6 +80,8 @@ class Runner:
     pairing: Pairing
     samples: list[Sample]
     """Of the clean test."""
+    validation: list[Sample]
+    """Those of them on which attackers may choose, and are not judged if they do: `choosing_half`."""
     test_digest: str
     config: AuditConfig
     device: str = "auto"
@@ -118,6 +121,8 @@ class Runner:
                 # Images after an attack are those of this run alone: kept on, they would fill the common store.
                 store=ImageStore() if attack else self._store,
                 on_step=on_step,
+                training=attack.training if attack else Training(),
+                validate=self._validate,
             )
         return Result(evaluate(attacker, self.samples, self.config, self._store), tuple(losses))
 
@@ -149,6 +154,10 @@ class Runner:
         if run.attack is None:
             return description
         return description | {"attack": run.attack, "versions": versions(*PACKAGES, *ATTACK_PACKAGES)}
+
+    def _validate(self, attacker: Attacker) -> float:
+        """Accuracy on the validation samples."""
+        return float(evaluate(attacker, self.validation, self.config, self._store).mean())
 
     def _vocabulary(self, name: str) -> tuple[str, ...]:
         if name not in self._words:

@@ -22,7 +22,7 @@ the truth in 85% of the cases, five in 91%, ten in 94%. Use more seeds then.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -70,6 +70,11 @@ class Scores:
     """What was done to the data of every arm before training."""
     status: Status | None = None
     """Of the attacker, where other runs told; if not given, it follows from the cost of the control."""
+
+    def on(self, items: NDArray[np.bool_]) -> Scores:
+        """The scores on some of the test items alone. Shape of `items`: `(N,)`."""
+        by_arm = {arm: scores[:, items] for arm, scores in self.by_arm.items()}
+        return replace(self, by_arm=by_arm, zero_shot=self.zero_shot[items])
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -124,8 +124,7 @@ class Ensemble:
                 self._adapters.append(stack.enter_context(adapted(member.surrogate, self._config.inner_rank, seed=0)))
             yield
 
-    @contextmanager
-    def adapted(self, batches: Iterable[tuple[Sequence[Example], Sequence[Tensor]]], seed: int) -> Iterator[None]:
+    def adapt(self, batches: Iterable[tuple[Sequence[Example], Sequence[Tensor]]], seed: int) -> None:
         """Inside `adaptable`: adapts every member afresh by one supervised step a batch (inner problem).
 
         Args:
@@ -141,6 +140,25 @@ class Ensemble:
                 if not self._fits(lambda: adapter.step(encoded, pixels, self._config.inner_lr)):  # noqa: B023
                     self.recompute = True
                     adapter.step(encoded, pixels, self._config.inner_lr)
+
+    def adaptation(self) -> dict[str, Tensor]:
+        """Inside `adaptable`: the weights that `adapt` arrived at, by member and place."""
+        return {name: weight.detach().cpu() for name, weight in self._adaptable_weights()}
+
+    def readapt(self, weights: Mapping[str, Tensor]) -> None:
+        """Inside `adaptable`: takes up the weights of an earlier `adaptation`."""
+        with torch.no_grad():
+            for name, weight in self._adaptable_weights():
+                weight.copy_(weights[name])
+
+    def _adaptable_weights(self) -> Iterator[tuple[str, Tensor]]:
+        for number, adapter in enumerate(self._adapters):
+            for place, weight in enumerate(adapter.parameters):
+                yield f"{number}.{place}", weight
+
+    @contextmanager
+    def adapted(self) -> Iterator[None]:
+        """Inside `adaptable`: puts what was learned to use until the end of the block; nothing is learned inside."""
         with ExitStack() as stack:
             for adapter in self._adapters:
                 stack.enter_context(adapter.merged())

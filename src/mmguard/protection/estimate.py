@@ -5,22 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from PIL import Image
-from torchvision.transforms.functional import to_pil_image
 
 from mmguard.config import ProtectConfig
 from mmguard.data import formats
-from mmguard.data.images import load_image
+from mmguard.data.images import load_picture, picture_of
 from mmguard.lvlm.captions import with_captions
 from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.loop import Item, Stage, optimise
 from mmguard.protection.prepare import begin, captions_of
 from mmguard.protection.run import WRITERS
+from mmguard.release.layout import budgets
+from mmguard.release.pictures import store
 from mmguard.runtime.executor import cores
 from mmguard.runtime.progress import progress
 from mmguard.types import Dataset
@@ -99,7 +98,7 @@ def estimate(
     if config.optimised and ensemble is not None:
         round_, timed = _measured_round(items, ensemble, config, show_progress)
         optimised = _extrapolated(round_, data, config)
-    files, size = _measured_files(items), sum(pixels.values())
+    files, size = _measured_files(items, config), sum(pixels.values())
     wordless = len({sample.image for sample in data.samples if not sample.answer})
     contained = formats.named(data.format).contains
     return Estimate(
@@ -111,8 +110,9 @@ def estimate(
         },
         method=_method(timed, len(items), config),
         release_bytes=round(files.bytes * size) + (0 if contained else sum(f.stat().st_size for f in data.files)),
-        # δ, and pictures that wait for their data file.
-        working_bytes=(3 * size if config.perturbs_images else 0) + (round(files.bytes * size) if contained else 0),
+        # δ, twice while it is optimised, and pictures that wait for their data file.
+        working_bytes=(3 * size * (1 + config.optimised) if config.perturbs_images else 0)
+        + (round(files.bytes * size) if contained else 0),
     )
 
 
@@ -184,22 +184,21 @@ def _extrapolated(round_: _Round, data: Dataset, config: ProtectConfig) -> dict[
     return seconds
 
 
-def _measured_files(items: Sequence[Item]) -> _Files:
+def _measured_files(items: Sequence[Item], config: ProtectConfig) -> _Files:
     reading = writing = 0.0
     pixels = size = 0
     for item in items:
         began = time.perf_counter()
-        original = load_image(item.path)
+        picture = load_picture(item.path)
         read = time.perf_counter()
         # As run and writer do it: the original twice, and what was written once.
         protected, _ = item.protected(), item.original()
-        file = BytesIO()
-        to_pil_image(protected).save(file, format="PNG")
-        Image.open(file).load()
+        stored = store(item.path, picture, protected, config, budgets(config)[0])
+        picture_of(stored.content, item.path)
         writing += time.perf_counter() - read
         reading += read - began
-        pixels += original.shape[1] * original.shape[2]
-        size += len(file.getvalue())
+        pixels += picture.image.shape[1] * picture.image.shape[2]
+        size += len(stored.content)
     return _Files(reading / pixels, writing / pixels, size / pixels)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,17 +13,20 @@ import torch
 from torch import Tensor
 
 from mmguard.config import ProtectConfig
-from mmguard.data.images import load_image
+from mmguard.data.carrier import carrier_for
+from mmguard.data.images import Picture, load_image, load_picture
 from mmguard.data.tasks import target_text
 from mmguard.data.text import place_within
 from mmguard.errors import SampleError, SurrogateError
 from mmguard.lvlm.prompt import Example
 from mmguard.perturb import image as pgd
+from mmguard.perturb import jpeg as encoder
 from mmguard.perturb import trigger as hotflip
 from mmguard.perturb.budget import ImageBudget, apply, to_unit
 from mmguard.perturb.objective import Reference
 from mmguard.perturb.trigger import Trigger
 from mmguard.protection.ensemble import Ensemble
+from mmguard.protection.journal import Journal
 from mmguard.runtime.memory import is_out_of_memory, release_memory
 from mmguard.runtime.prefetch import prefetched
 from mmguard.types import Sample
@@ -45,6 +49,8 @@ class Item:
     """Present trigger of every sample; empty for captions."""
     places: list[int | None] = field(default_factory=list)
     """After how many words of its question each trigger stands; None for the end."""
+    seen: pgd.Seen = pgd.as_it_is
+    """What a reader of the released file sees: JPEG changes pictures once more."""
     lost: SampleError | None = None
     """Why its original could not be read any more, if so: nothing further is done with it."""
 
@@ -61,7 +67,7 @@ class Item:
         return load_image(self.path)
 
     def protected(self) -> Tensor:
-        """The image as it would be released now, uint8 `(3, H, W)`."""
+        """The image as it would be encoded now, uint8 `(3, H, W)`."""
         return apply(self.original(), self.delta)
 
 
@@ -70,6 +76,7 @@ def optimise(
     ensemble: Ensemble,
     config: ProtectConfig,
     advance: Advance = lambda stage, amount: None,
+    journal: Journal | None = None,
 ) -> None:
     """Algorithm 1, in place on δ and triggers of the items.
 
@@ -78,19 +85,38 @@ def optimise(
         ensemble: the surrogates.
         config: R rounds of Q inner steps, PGD steps and trigger search.
         advance: called whenever an inner step is done, the surrogates are adapted, or a batch is through a stage.
+        journal: keeps what is done, and what an earlier run left there is not done again; nothing is kept without one.
     """
-    recompute = ensemble.recompute
+    journal, recompute = journal or Journal(), ensemble.recompute
+    groups = list(batches(items, config.batch_size))
+    through = [journal.restore(number, group) for number, group in enumerate(groups)]
+    _tell_of_earlier(through, groups, config, advance)
     try:
         with ensemble.adaptable():
-            for round_ in range(config.rounds):
+            for round_ in range(min(through), config.rounds):
                 size = config.batch_size
-                with ensemble.adapted(_inner_batches(items, config, round_, advance), seed=config.seed + round_):
+                _adapt(items, ensemble, config, round_, advance, journal)
+                left = [(number, group) for number, group in enumerate(groups) if through[number] <= round_]
+                with ensemble.adapted():
                     advance("Adapting", 1)
-                    for batch, originals in prefetched(batches(items, config.batch_size), _originals):
-                        present, done = [i for i in batch if i.lost is None], _once(advance, len(batch))
+                    for (number, group), originals in prefetched(left, lambda job: _originals(job[1])):
+                        present, done = [i for i in group if i.lost is None], _once(advance, len(group))
                         size = _protect(present, originals, ensemble, config, size, done)
+                        journal.keep(number, group, round_ + 1)
     finally:
         ensemble.recompute = recompute
+
+
+def _adapt(
+    items: Sequence[Item], ensemble: Ensemble, config: ProtectConfig, round_: int, advance: Advance, journal: Journal
+) -> None:
+    """The inner problem, or what an earlier run made of it."""
+    if (weights := journal.adaptation(round_)) is not None:
+        ensemble.readapt(weights)
+        advance("Adapting", config.inner_steps)
+        return
+    ensemble.adapt(_inner_batches(items, config, round_, advance), seed=config.seed + round_)
+    journal.keep_adaptation(round_, ensemble.adaptation())
 
 
 def work(items: Sequence[Item], config: ProtectConfig) -> dict[Stage, int]:
@@ -102,6 +128,17 @@ def work(items: Sequence[Item], config: ProtectConfig) -> dict[Stage, int]:
     if config.inserts_triggers:
         units["Searching"] = config.rounds * len(items)
     return units
+
+
+def _tell_of_earlier(
+    through: Sequence[int], groups: Sequence[Sequence[Item]], config: ProtectConfig, advance: Advance
+) -> None:
+    """Tells of the rounds that batches are through from an earlier run."""
+    images = sum(rounds * len(group) for rounds, group in zip(through, groups, strict=True))
+    done: dict[Stage, int] = {"Adapting": min(through) * (config.inner_steps + 1)}
+    done |= {"Perturbing": images, "Searching": images}
+    for stage in work([], config).keys() & done.keys():
+        advance(stage, done[stage])
 
 
 def _once(advance: Advance, amount: float) -> Callable[[Stage], None]:
@@ -116,13 +153,13 @@ def _once(advance: Advance, amount: float) -> Callable[[Stage], None]:
     return done
 
 
-def _originals(batch: Sequence[Item]) -> list[Tensor]:
+def _originals(batch: Sequence[Item]) -> list[Picture]:
     """The originals of the items that are not lost; an item whose file cannot be read any more is from now on."""
     images = []
     for item in batch:
         try:
             if item.lost is None:
-                images.append(item.original())
+                images.append(load_picture(item.path))
         except SampleError as error:
             item.lost = error
     return images
@@ -130,7 +167,7 @@ def _originals(batch: Sequence[Item]) -> list[Tensor]:
 
 def _protect(
     batch: Sequence[Item],
-    originals: Sequence[Tensor],
+    pictures: Sequence[Picture],
     ensemble: Ensemble,
     config: ProtectConfig,
     size: int,
@@ -140,7 +177,7 @@ def _protect(
 
     Args:
         batch: whole images.
-        originals: of each.
+        pictures: the original of each.
         ensemble: the adapted surrogates.
         config: what to do.
         size: samples that go through a surrogate together.
@@ -153,12 +190,13 @@ def _protect(
     Raises:
         SurrogateError: memory is not enough for one sample.
     """
+    originals = [picture.image for picture in pictures]
     while True:
         try:
             parts = _parts(batch, originals, ensemble, size)
             deltas = [item.delta for item in batch]
             if config.perturbs_images:
-                deltas = _perturb(deltas, originals, parts, ensemble, config)
+                deltas = _perturb(batch, deltas, pictures, parts, ensemble, config)
                 done("Perturbing")
             if config.inserts_triggers:
                 _search_triggers(batch, deltas, originals, parts, ensemble)
@@ -192,7 +230,7 @@ def _inner_batches(
         for item, number in rng.sample(flat, min(config.inner_batch_size, len(flat))):
             for original in _originals([item]):
                 examples.append(item.examples[number])
-                images.append(to_unit(apply(original, item.delta)))
+                images.append(item.seen(original.image, to_unit(apply(original.image, item.delta))))
         if examples:
             yield examples, images
         advance("Adapting", 1)
@@ -232,14 +270,16 @@ def _parts(batch: Sequence[Item], originals: Sequence[Tensor], ensemble: Ensembl
 
 
 def _perturb(
+    batch: Sequence[Item],
     deltas: Sequence[Tensor],
-    originals: Sequence[Tensor],
+    pictures: Sequence[Picture],
     parts: Sequence[_Part],
     ensemble: Ensemble,
     config: ProtectConfig,
 ) -> list[Tensor]:
     """Outer problem, image: PGD steps with the triggers held."""
-    budget = ImageBudget(config.eps)
+    originals = [picture.image for picture in pictures]
+    budgets = [ImageBudget(config.eps, picture.alpha) for picture in pictures]
 
     def backward(protected: list[Tensor]) -> None:
         for part in parts:
@@ -247,7 +287,7 @@ def _perturb(
 
     moved = list(deltas)
     for _ in range(config.pgd_steps):
-        moved = pgd.descend(backward, originals, moved, budget)
+        moved = pgd.descend(backward, originals, moved, budgets, [item.seen for item in batch])
     return moved
 
 
@@ -259,7 +299,10 @@ def _search_triggers(
     ensemble: Ensemble,
 ) -> None:
     """Outer problem, text: HotFlip with the images held."""
-    protected = [to_unit(apply(image, delta)) for image, delta in zip(originals, deltas, strict=True)]
+    protected = [
+        item.seen(image, to_unit(apply(image, delta)))
+        for item, image, delta in zip(batch, originals, deltas, strict=True)
+    ]
     found: list[list[Trigger]] = [[] for _ in batch]
     for part in parts:
         better = ensemble.search(part.examples, [protected[k] for k in part.owners], part.references)
@@ -277,9 +320,9 @@ def start(path: Path, samples: Sequence[Sample], config: ProtectConfig, vocabula
     Raises:
         SampleError: the image cannot be read.
     """
-    image = load_image(path)
+    picture = load_picture(path)
     generator = torch.Generator().manual_seed(_seed_of(config.seed, samples[0].id))
-    budget = ImageBudget(config.eps if config.perturbs_images else 0)
+    budget = ImageBudget(config.eps if config.perturbs_images else 0, picture.alpha)
     random_start = budget.random_signs if config.variant == "random-noise" else budget.random
     words = config.trigger_words if config.inserts_triggers else 0
     triggers = [
@@ -294,7 +337,9 @@ def start(path: Path, samples: Sequence[Sample], config: ProtectConfig, vocabula
         else None
         for sample in samples
     ]
-    return Item(path, list(samples), random_start(image, generator), triggers, places)
+    jpeg = carrier_for(path, config.format).jpeg if config.format in ("keep", "jpeg") else None
+    seen = partial(encoder.seen, jpeg=jpeg, eps=budget.eps) if jpeg is not None else pgd.as_it_is
+    return Item(path, list(samples), random_start(picture.image, generator), triggers, places, seen)
 
 
 def _seed_of(seed: int, identifier: str) -> int:

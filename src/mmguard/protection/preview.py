@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mmguard.config import ProtectConfig
+from mmguard.data.images import load_picture, picture_of
 from mmguard.data.readers import read_dataset
 from mmguard.data.tasks import target_text
 from mmguard.data.text import trigger_start
@@ -16,6 +17,7 @@ from mmguard.lvlm.captions import with_captions
 from mmguard.lvlm.surrogate import Surrogate
 from mmguard.pages.pictures import AMPLIFIED, difference, png_uri
 from mmguard.pages.render import render
+from mmguard.perturb.budget import apply
 from mmguard.perturb.trigger import Trigger
 from mmguard.protection.loop import Item, optimise, work
 from mmguard.protection.prepare import (
@@ -28,6 +30,7 @@ from mmguard.protection.prepare import (
     speechless,
 )
 from mmguard.release import layout
+from mmguard.release.pictures import store
 from mmguard.release.writer import require_apart
 from mmguard.runtime.progress import stages
 from mmguard.types import Dataset, Rejection
@@ -118,7 +121,7 @@ def preview(
     page = render(
         PAGE,
         summary=_summary(dataset, shown, config, names_of(needed)),
-        pictures=[_picture(item, data) for item in shown],
+        pictures=[_picture(item, data, config) for item in shown],
         amplified=AMPLIFIED,
         left_out=failed,
         settings={name: str(value) for name, value in asdict(config).items()},
@@ -136,8 +139,10 @@ def _summary(source: str | Path, items: Sequence[Item], config: ProtectConfig, s
     )
 
 
-def _picture(item: Item, data: Dataset) -> _Picture:
-    before, after = item.original(), item.protected()
+def _picture(item: Item, data: Dataset, config: ProtectConfig) -> _Picture:
+    original = load_picture(item.path)
+    stored = store(item.path, original, apply(original.image, item.delta), config, layout.budgets(config)[0])
+    before, after = original.image, picture_of(stored.content, item.path).image
     texts = [
         (_marked(sample.question, trigger, place), target_text(sample))
         for sample, trigger, place in zip(item.samples, item.triggers, item.places, strict=True)

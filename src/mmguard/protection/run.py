@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from mmguard.lvlm.captions import with_captions
 from mmguard.lvlm.surrogate import Surrogate
 from mmguard.perturb.trigger import Trigger
 from mmguard.protection.deltas import DeltaFile
+from mmguard.protection.journal import FileJournal
 from mmguard.protection.loop import Item, optimise, work
 from mmguard.protection.prepare import (
     begin,
@@ -44,7 +46,7 @@ def protect(
     device: str = "auto",
     show_progress: bool | Told = False,
 ) -> Release:
-    """Protects a dataset and writes the release.
+    """Protects a dataset and writes the release. What an earlier run of the same left unfinished is finished.
 
     Args:
         dataset: whatever `read_dataset` reads, or one that was read already. It is never modified. Pictures without
@@ -67,7 +69,7 @@ def protect(
         ConfigError: settings that exclude each other.
         DataError: the dataset cannot be read, or nothing in it can be protected.
         SurrogateError: a surrogate cannot be loaded or used.
-        ReleaseError: the release cannot be written.
+        ReleaseError: the release cannot be written, another run is writing it, or an unfinished one is not of the same.
     """
     config = config or ProtectConfig()
     data = dataset if isinstance(dataset, Dataset) else read_dataset(dataset, split, limit)
@@ -77,6 +79,19 @@ def protect(
     # Before the models: a folder that cannot be written should be known in a second, not after a download.
     out = Path(out) if out is not None else default_folder(source)
     writer = ReleaseWriter(out, data, config, names_of(needed), source=source, split=split, limit=limit)
+    with closing(writer):
+        return _fill(writer, data, needed, config, device, show_progress)
+
+
+def _fill(
+    writer: ReleaseWriter,
+    data: Dataset,
+    needed: Sequence[str | Surrogate],
+    config: ProtectConfig,
+    device: str,
+    show_progress: bool | Told,
+) -> Release:
+    """Protects and writes, going on from where an earlier run stopped."""
     ensemble = ensemble_of(needed, config, device)
     said = captions_of(data, ensemble, config, show_progress)
     data = with_captions(data, said)
@@ -86,7 +101,7 @@ def protect(
     failed += unreadable
     if config.optimised and ensemble is not None:
         with stages(work(items, config), show_progress) as told:
-            optimise(items, ensemble, config, told)
+            optimise(items, ensemble, config, told, FileJournal(writer.state, config.perturbs_images))
 
     def write(item: Item) -> None:
         try:

@@ -84,7 +84,7 @@ def survey(
     require_something_to_do(data, config)
     needed = chosen(surrogates, config, device)
     place = (Path(out) if out is not None else default_folder(str(dataset))).resolve()
-    require_place(place, data)
+    require_place(place, data, config)
     pixels, unreadable = _examine(data, show_progress)
     readable = replace(data, samples=[sample for sample in data.samples if sample.image in pixels])
     began = time.perf_counter()

@@ -24,6 +24,10 @@ IMAGES = "images"
 """In the record folder until the release is complete, where images lie inside data files."""
 DELTAS = "deltas.int8"
 """In the record folder while perturbations are optimised."""
+STATE = "state"
+"""In the record folder until the release is complete: how far its optimisation is."""
+LOCK = "lock"
+"""In the record folder: held by the process that writes the release."""
 
 
 def record_folder(release: Path) -> Path:
@@ -57,6 +61,16 @@ def image_names(dataset: Dataset) -> dict[Path, str]:
         taken.add(str(name).casefold())
         names[image] = name.as_posix()
     return {image: names[image] for image in sorted(names)}
+
+
+def released_name(name: str, suffix: str, dataset: Dataset) -> str:
+    """The name of `image_names` for a picture that is stored in a format with another suffix."""
+    return name if formats.named(dataset.format).contains else PurePosixPath(name).with_suffix(suffix).as_posix()
+
+
+def name_key(name: str, dataset: Dataset) -> str:
+    """What of a released image's name does not depend on the format that it is stored in."""
+    return released_name(name, "", dataset) if name else ""
 
 
 def relative(image: Path, dataset: Dataset) -> PurePosixPath:

@@ -10,7 +10,7 @@ from mmguard.data.readers import read_dataset
 from mmguard.errors import DataError, ReleaseError
 from mmguard.release import layout
 
-_PRIVATE = (layout.RECORD, layout.WARNING, layout.UNFINISHED, layout.DELTAS)
+_PRIVATE = (layout.RECORD, layout.WARNING, layout.UNFINISHED, layout.DELTAS, layout.LOCK)
 _OF_THE_HUB = ".gitattributes"
 
 

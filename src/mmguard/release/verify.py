@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from mmguard.config import ProtectConfig
-from mmguard.data.images import load_image
+from mmguard.data import formats
+from mmguard.data.images import load_picture
 from mmguard.data.readers import open_source, read_dataset
 from mmguard.data.rows import image_value, owner_texts
 from mmguard.data.sources import Row, Source
@@ -20,6 +19,7 @@ from mmguard.data.text import insert_trigger, inserted_words
 from mmguard.errors import DataError, ReleaseError, SampleError
 from mmguard.release import layout
 from mmguard.release.match import look_alike, match_rows
+from mmguard.release.pictures import deviations, misnamed
 from mmguard.runtime.progress import Advance, Told, progress
 from mmguard.types import Dataset, Rejection, Sample
 
@@ -70,11 +70,11 @@ def verify(
 ) -> Verification:
     """Checks that a release is the original dataset, changed within its budgets and in nothing else.
 
-    Re-reads every file: each image is a metadata-free PNG of the original's size with `‖δ‖∞ ≤ ε_x` exactly
-    (Eq. 13); in each question the owner's words stand untouched with at most ε_t admissible words among them
-    (Eq. 16); answers and all other fields are identical; every id is there once, in order; nothing else lies
-    in the folder. Where the private record lies beside the release, files and words must also be those that
-    were recorded.
+    Re-reads every file: each image has the original's size, `‖δ‖∞ ≤ ε_x` exactly as it is decoded (Eq. 13), and
+    the original's opacity, low bits, grayness and metadata as far as its format holds them; in each question the
+    owner's words stand untouched with at most ε_t admissible words among them (Eq. 16); answers and all other fields
+    are identical; every id is there once, in order; nothing else lies in the folder. Where the private record lies
+    beside the release, files and words must also be those that were recorded.
 
     Args:
         release: the released folder.
@@ -126,6 +126,8 @@ class _Record:
     """Inserted words by sample id, and how many of the owner's stand before them."""
     hashes: dict[str, tuple[str, str]] = field(default_factory=dict)
     """(original, released) by path of the released image."""
+    declares: bool | None = None
+    """Whether pictures should declare that training is prohibited; None if unknown."""
 
 
 def _read_record(path: Path, problems: list[str]) -> _Record:
@@ -140,6 +142,7 @@ def _read_record(path: Path, problems: list[str]) -> _Record:
             {name for entry in record["left_out"] for name in entry["samples"]},
             {e["id"]: (tuple(e["words"]), int(next(iter(e["positions"]), 0))) for e in record["samples"]},
             {e["released"]: (e["original_sha256"], e["released_sha256"]) for e in record["images"]},
+            record["config"].get("declare_no_training"),
         )
     # Whatever is wrong with it is one problem of the release; the files themselves can still be checked.
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -178,9 +181,9 @@ def _check_rows(
     paths = [source.image_root / file for file in files]
     matching = match_rows(
         [original.rows[number] for number in expected],
-        [names[by_row[number][0].image] if original.named else "" for number in expected],
+        [layout.name_key(names[by_row[number][0].image], original) if original.named else "" for number in expected],
         [row for _, row in rows],
-        [file if original.named else "" for file in files],
+        [layout.name_key(file, original) if original.named else "" for file in files],
         original.image_field,
         None if original.named else look_alike([by_row[number][0].image for number in expected], paths),
     )
@@ -202,7 +205,7 @@ def _check_rows(
             result.problems.append(f"{where} (id {members[0].id}): fields altered: {matching.altered[number]}")
         _check_words(where, members, original.rows[expected[place]], row, record.words, result)
     with progress("Verifying", len(images), show_progress) as advance:
-        _check_images(source.image_root, images, record, result, advance)
+        _check_images(source, images, record, result, advance)
     wanted = {source.root / layout.CARD, *source.files, *(source.image_root / name for name in images.values())}
     _check_no_other_files(source.root, wanted, result)
 
@@ -261,37 +264,34 @@ def _placed(question: str, words: tuple[str, ...], first: int) -> tuple[tuple[st
 
 
 def _check_images(
-    release: Path, images: dict[Path, str], record: _Record, result: Verification, advance: Advance
+    source: Source, images: dict[Path, str], record: _Record, result: Verification, advance: Advance
 ) -> None:
+    contained = formats.named(source.format).contains
     for original, name in images.items():
         advance(1)
+        file = source.image_root / name
         try:
-            before, after = load_image(original), load_image(release / name)
+            before, after = load_picture(original), load_picture(file)
         except SampleError as error:
             result.problems.append(str(error))
             continue
         result.images += 1
-        if before.shape != after.shape:
-            size, owner = (f"{image.shape[2]} x {image.shape[1]}" for image in (after, before))
+        if before.image.shape != after.image.shape:
+            size, owner = (f"{one.image.shape[2]} x {one.image.shape[1]}" for one in (after, before))
             result.problems.append(f"{name}: is {size} pixels, the original {owner}")
             continue
-        reached, _ = layout.change(before, after)
+        reached, _ = layout.change(before.image, after.image)
         result.max_eps = max(result.max_eps, reached)
         if reached > result.eps:
             result.problems.append(f"{name}: differs by {reached}/255, the budget is {result.eps}/255")
-        _check_format(release / name, name, result)
+        found = deviations(original, before, file, after, result.eps, record.declares)
+        if not contained and (says := misnamed(file)):
+            found.append(says)
+        result.problems += [f"{name}: {deviation}" for deviation in found]
         if name in record.hashes:
-            for file, recorded in zip((original, release / name), record.hashes[name], strict=True):
-                if layout.sha256(file) != recorded:
-                    result.problems.append(f"{file}: is not the file that was recorded")
-
-
-def _check_format(path: Path, name: str, result: Verification) -> None:
-    with Image.open(path) as file:
-        if file.format != "PNG":
-            result.problems.append(f"{name}: is no PNG but {file.format}")
-        elif file.info:
-            result.problems.append(f"{name}: carries metadata ({', '.join(map(str, file.info))})")
+            for path, recorded in zip((original, file), record.hashes[name], strict=True):
+                if layout.sha256(path) != recorded:
+                    result.problems.append(f"{path}: is not the file that was recorded")
 
 
 def _check_no_other_files(release: Path, wanted: set[Path], result: Verification) -> None:

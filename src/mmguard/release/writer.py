@@ -14,19 +14,22 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
 
 from mmguard.config import ProtectConfig
 from mmguard.data import formats
+from mmguard.data.carrier import suffix_of
 from mmguard.data.formats.base import Released, changes, write_text
-from mmguard.data.images import load_image, save_png
+from mmguard.data.images import Picture, load_picture
 from mmguard.data.rows import released_row
 from mmguard.data.text import is_admissible
 from mmguard.errors import BudgetError, ReleaseError, SampleError
 from mmguard.release import layout
 from mmguard.release.card import WARNING_TEXT, dataset_card
 from mmguard.release.origin import origin
+from mmguard.release.pictures import Stored, deviations, store, summary
 from mmguard.release.status import FileStatus, statuses, to_csv
 from mmguard.runtime.provenance import commit
 from mmguard.types import Dataset, Rejection, Sample
@@ -47,6 +50,8 @@ class Release:
     config: ProtectConfig
     captions: dict[str, str]
     """What the first surrogate says of pictures that came without text, by sample: what they were protected against."""
+    pictures: dict[str, Any]
+    """Formats, file sizes and notes of the pictures, counted (`release/pictures.py`)."""
     files: list[FileStatus]
     """What became of every file."""
 
@@ -55,11 +60,11 @@ class ReleaseWriter:
     """Writes a release image by image, then its rows, card and record.
 
     Nothing of the original dataset is ever changed or copied. Until `finish`, the record folder holds a file
-    `unfinished`; as long as it is there, a new writer may take the same folder over and write its images
-    again.
+    `unfinished` that says what the release is made from; as long as it is there, a new writer of the same may take the
+    folder over, go on with its `state`, and write its images again.
 
     Args:
-        out: folder to write; must not exist, be empty, or be an unfinished release.
+        out: folder to write; must not exist, be empty, or be an unfinished release of the same.
         dataset: what is protected.
         config: settings of the run; its budgets are enforced.
         surrogates: names of the surrogates, for the record.
@@ -102,15 +107,40 @@ class ReleaseWriter:
                 "split": split,
                 "limit": limit,
             },
-            **origin(dataset, config, surrogates),
+            **(made_from := origin(dataset, config, surrogates)),
             "commit": commit(),
         }
-        require_place(self.path, dataset)
+        require_place(self.path, dataset, config)
+        _require_same_origin(self.path, made_from)
         for folder in (self.path, self.record):
             with _writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.record / layout.LOCK)
+        self._take_lock()
+        # Again: another run may have begun or finished in between.
+        _require_free(self.path, self.record)
+        _require_same_origin(self.path, made_from)
         _write_text(self.record / layout.WARNING, WARNING_TEXT)
-        _write_text(self.record / layout.UNFINISHED, "")
+        _write_text(self.record / layout.UNFINISHED, json.dumps(made_from, indent=1) + "\n")
+
+    def _take_lock(self) -> None:
+        """One process at a time; the system takes the lock from one that dies."""
+        with _writing(self.record):
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout as error:  # which is an OSError, too
+                raise ReleaseError(
+                    f"{self.path}: another run is writing it: wait until it is done, or choose another folder"
+                ) from error
+
+    def close(self) -> None:
+        """Lets another writer go on with the release, finished or not."""
+        self._lock.release()
+
+    @property
+    def state(self) -> Path:
+        """Folder for what a later writer of the same may go on with; it is gone once the release is finished."""
+        return self.record / layout.STATE
 
     @property
     def deltas(self) -> Path:
@@ -132,30 +162,51 @@ class ReleaseWriter:
         """
         if path not in self._names:
             raise ReleaseError(f"{path}: is no image of the dataset in {self.dataset.root}")
-        original, protected = load_image(path), protected.cpu()
+        picture, protected = load_picture(path), protected.cpu()
+        original = picture.image
         if protected.dtype != torch.uint8 or protected.shape != original.shape:
             raise BudgetError(
                 f"{path}: the protected image is {protected.dtype} {tuple(protected.shape)}, "
                 f"the original torch.uint8 {tuple(original.shape)}"
             )
-        reached, mean = layout.change(original, protected)
+        reached, _ = layout.change(original, protected)
         if reached > self._eps:
             raise BudgetError(f"{path}: the perturbation reaches {reached}/255, its budget is {self._eps}/255")
-        target = self._images / self._names[path]
+        stored = store(path, picture, protected, self.config, self._eps)
+        name = layout.released_name(self._names[path], suffix_of(path, stored.carrier.container), self.dataset)
+        target = self._images / name
         partial = target.with_name(target.name + ".partial")
         with _writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            save_png(protected, partial)
-            _require_same(partial, protected)
+            partial.write_bytes(stored.content)
+            released = self._read_back(path, picture, protected, partial, stored)
             os.replace(partial, target)
+            reached, mean = layout.change(original, released.image)
             self._written[path] = {
                 "original": layout.relative(path, self.dataset).as_posix(),
-                "released": self._names[path],
+                "released": name,
                 "original_sha256": layout.sha256(path),
                 "released_sha256": layout.sha256(target),
                 "eps": reached,
                 "mean_abs_delta": mean,
+                "original_bytes": path.stat().st_size,
+                **stored.facts(),
             }
+
+    def _read_back(self, path: Path, picture: Picture, protected: Tensor, written: Path, stored: Stored) -> Picture:
+        """What a reader sees of a file just written: the protected picture, and all else as in the original."""
+        try:
+            released = load_picture(written)
+        except SampleError as error:
+            raise ReleaseError(f"{written}: reads back differently from what was written: check the disk") from error
+        # JPEG and the low bits of 16-bit gray add something to δ, though never beyond ε.
+        exact = stored.carrier.jpeg is None and stored.carrier.mode != "I;16"
+        same = torch.equal(released.image, protected) if exact else released.image.shape == protected.shape
+        if not same or layout.change(picture.image, released.image)[0] > self._eps:
+            raise ReleaseError(f"{written}: reads back differently from what was written: check the disk")
+        if found := deviations(path, picture, written, released, self._eps, self.config.declare_no_training):
+            raise ReleaseError(f"{path}: cannot be stored faithfully: its copy {'; '.join(found)}: please report this")
+        return released
 
     def finish(
         self,
@@ -215,6 +266,7 @@ class ReleaseWriter:
         images = [self._written[image] for image in self._names if image in kept]
         record = {**self._header, "images": images, "samples": samples, "left_out": left_out}
         record["captions"] = dict(captions or {})
+        record["pictures"] = summary(images)
         _write_text(self.record / layout.RECORD, json.dumps(record, indent=1) + "\n")
         files = statuses(self.dataset, record)
         _write_text(self.record / layout.FILES, to_csv(files))
@@ -225,14 +277,28 @@ class ReleaseWriter:
             self._format.write(self.dataset, rows, self.path)
         with _writing(self.record):
             self.deltas.unlink(missing_ok=True)
-            shutil.rmtree(self.record / layout.IMAGES, ignore_errors=True)
+            # First, so that no part of the state is ever taken for the whole; what follows may be left lying.
             (self.record / layout.UNFINISHED).unlink()
-        return Release(self.path, self.record, len(kept), len(samples), skipped, self.config, record["captions"], files)
+            for folder in (layout.IMAGES, layout.STATE):
+                shutil.rmtree(self.record / folder, ignore_errors=True)
+            self.close()
+            (self.record / layout.LOCK).unlink(missing_ok=True)
+        return Release(
+            self.path,
+            self.record,
+            len(kept),
+            len(samples),
+            skipped,
+            self.config,
+            record["captions"],
+            record["pictures"],
+            files,
+        )
 
     def _released(
         self, number: int, image: Path, words: Mapping[int, Sequence[str]], places: Mapping[int, int | None]
     ) -> Released:
-        owner, name = self.dataset.rows[number], self._names[image]
+        owner, name = self.dataset.rows[number], self._written[image]["released"]
         row = released_row(owner, self.dataset.image_field, PurePosixPath(name).name, words, places)
         return Released(self.dataset.places[number], row, changes(owner, row), self._images / name)
 
@@ -259,7 +325,7 @@ class ReleaseWriter:
 
     def _remove_leftovers(self, kept: set[Path]) -> None:
         """Removes images of rows that were left out, and of an unfinished run that this one took over."""
-        wanted = {self._images / self._names[image] for image in kept}
+        wanted = {self._images / self._written[image]["released"] for image in kept}
         for file in sorted([*self.path.rglob("*"), *(self.record / layout.IMAGES).rglob("*")], reverse=True):
             with _writing(file):
                 if file.is_file() and file not in wanted:
@@ -275,21 +341,13 @@ def _trigger_record(sample: Sample, row: int, words: Sequence[str], after: int |
     return {"id": sample.id, "row": row, "words": list(words), "positions": positions}
 
 
-def _require_same(path: Path, image: Tensor) -> None:
-    try:
-        same = torch.equal(load_image(path), image)
-    except SampleError:
-        same = False
-    if not same:
-        raise ReleaseError(f"{path}: reads back differently from what was written: check the disk")
-
-
-def require_place(out: Path, dataset: Dataset) -> None:
+def require_place(out: Path, dataset: Dataset, config: ProtectConfig) -> None:
     """Makes sure that a release can be written, without touching the disk.
 
     Args:
         out: absolute folder of the release.
         dataset: what is protected.
+        config: settings of the run.
 
     Raises:
         ReleaseError: as `ReleaseWriter`.
@@ -298,7 +356,7 @@ def require_place(out: Path, dataset: Dataset) -> None:
     for folder in (out, record):
         require_apart(folder, dataset)
     _require_free(out, record)
-    _require_room(out, layout.images_folder(out, dataset), list(dataset.by_image()))
+    _require_room(out, layout.images_folder(out, dataset), list(dataset.by_image()), config.optimised)
 
 
 def require_apart(folder: Path, dataset: Dataset) -> None:
@@ -322,19 +380,44 @@ def _require_free(release: Path, record: Path) -> None:
     if (record / layout.UNFINISHED).is_file():
         return
     for folder in (release, record):
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(path.name != layout.LOCK for path in folder.iterdir()):
             raise ReleaseError(f"{folder}: is not empty: choose another folder, or remove it")
 
 
-def _require_room(release: Path, folder: Path, images: Sequence[Path]) -> None:
-    """A PNG needs hardly more than its pixels, and with noise of a few levels nearly as much; so does its δ."""
+def _require_same_origin(release: Path, made_from: Mapping[str, Any]) -> None:
+    """Refuses to go on with a release that was begun with other settings, surrogates, data or versions."""
+    unfinished = layout.record_folder(release) / layout.UNFINISHED
+    before: dict[str, Any] = json.loads(unfinished.read_text(encoding="utf-8") or "{}") if unfinished.is_file() else {}
+    if changed := _differences(before, made_from):
+        raise ReleaseError(
+            f"{release}: holds an unfinished release, and not of the same: {'; '.join(changed)}. Run again as before "
+            f"to finish it, choose another folder, or remove {release} and {unfinished.parent} to begin anew"
+        )
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> list[str]:
+    """What has another value now, by its path, as in `config.seed: 0, now 1`."""
+    found: list[str] = []
+    for name in before.keys() | now.keys() if before else ():
+        one, other = before.get(name), now.get(name)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += _differences(one, other, f"{within}{name}.")
+        elif one != other:
+            found.append("the data has changed" if name == "data" else f"{within}{name}: {one}, now {other}")
+    return sorted(found)
+
+
+def _require_room(release: Path, folder: Path, images: Sequence[Path], optimised: bool) -> None:
+    """A PNG needs hardly more than its pixels, and with noise of a few levels nearly as much; so does its δ, which
+    is kept twice while it is optimised."""
     # What an unfinished run left is written over.
-    left = [*folder.rglob("*"), layout.record_folder(release) / layout.DELTAS]
+    record = layout.record_folder(release)
+    left = [*folder.rglob("*"), record / layout.DELTAS, *(record / layout.STATE).rglob("*")]
     needed = -sum(file.stat().st_size for file in left if file.is_file())
     for image in images:
         # An image that cannot be read is reported when it is protected.
         with contextlib.suppress(Exception), Image.open(image) as file:
-            needed += 2 * 3 * file.width * file.height
+            needed += (max(3, len(file.getbands())) + 3 * (1 + optimised)) * file.width * file.height
     disk = next(folder for folder in (release, *release.parents) if folder.exists())
     available = shutil.disk_usage(disk).free
     if needed > available:

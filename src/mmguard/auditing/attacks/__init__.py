@@ -1,4 +1,4 @@
-"""What a thief does to a release before training on it, to be rid of its protection.
+"""What a thief does to a release, or to the training on it, to be rid of its protection.
 
 A name is a family, with its parameter behind a dash or colon (`jpeg-50`, `paraphrase:MODEL`); `+` joins an attack on
 images with one on texts (`rcp+punct`).
@@ -14,9 +14,10 @@ from dataclasses import replace
 from mmguard.auditing.attacks.base import Attack, Factory
 from mmguard.auditing.attacks.images import IMAGE_ATTACKS
 from mmguard.auditing.attacks.texts import TEXT_ATTACKS
+from mmguard.auditing.attacks.training import TRAINING_ATTACKS
 from mmguard.errors import ConfigError
 
-_FAMILIES: dict[str, Factory] = {**IMAGE_ATTACKS, **TEXT_ATTACKS}
+_FAMILIES: dict[str, Factory] = {**IMAGE_ATTACKS, **TEXT_ATTACKS, **TRAINING_ATTACKS}
 
 MILD = ("rcp", "jpeg-75", "blur-1", "punct", "case", "space", "rcp+punct", "jpeg-75+case", "blur-1+space")
 """The paper's nine: mild transforms of images, of texts, and of both (method.md, section 4)."""

@@ -1,4 +1,4 @@
-"""What an attack is: a change of stolen data before training, to be rid of its protection."""
+"""What an attack is: a change of stolen data, or of the training on it, to be rid of its protection."""
 
 from __future__ import annotations
 
@@ -16,8 +16,24 @@ Rewrite: TypeAlias = "Callable[[Sample, torch.Generator], str | None]"
 
 
 @dataclass(frozen=True)
+class Training:
+    """How a thief trains, where it is not in the ordinary way (`attacks/training.py`)."""
+
+    epochs: float = 1.0
+    """Factor of the number of epochs."""
+    keep_best: bool = False
+    """Whether the weights that validated best are kept, and not the last."""
+    pixels: float | None = None
+    """Largest adversarial change of a pixel, in 255ths; None for no adversary."""
+    features: float | None = None
+    """Length of an adversarial change of a feature vector, in terms of its own; None for no adversary."""
+    staged: bool = False
+    """Whether the projector learns alone at first."""
+
+
+@dataclass(frozen=True)
 class Attack:
-    """What a thief does to stolen data before training."""
+    """What a thief does to stolen data before training, or to the training."""
 
     name: str
     """As named on the command line, such as `jpeg-50`."""
@@ -30,6 +46,8 @@ class Attack:
     """Makes what `text` is from all released samples, for an attack that has to see them first; it has no `text`."""
     each_epoch: bool = False
     """Whether `image` is an augmentation, drawn anew for every epoch."""
+    training: Training = Training()
+    """How the attacker trains then."""
 
     def rewriting(self, samples: Sequence[Sample]) -> Rewrite | None:
         """What changes the questions of these samples; None if nothing does."""

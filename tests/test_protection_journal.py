@@ -1,0 +1,294 @@
+"""A protection that was broken off goes on where it stood, and ends as if it had never been."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import tiny
+from mmguard.config import ProtectConfig
+from mmguard.errors import ReleaseError
+from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.protection import journal, loop, run
+from mmguard.protection.run import protect
+from mmguard.release import layout, writer
+from mmguard.release.verify import verify
+from mmguard.runtime import durable
+
+CONFIG = ProtectConfig(rounds=2, inner_steps=2, pgd_steps=2, top_c=4, trigger_words=2, batch_size=2)
+BATCHES, WRITES = 3, 2 * (1 + 3)
+"""Of five images with one question each; files that the journal writes."""
+
+
+class Crash(BaseException):
+    """What no code of ours catches."""
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Surrogate:
+    return load_surrogate(tiny.build("llava", tmp_path_factory.mktemp("llava")), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    lines = []
+    for number in range(5):
+        generator = torch.Generator().manual_seed(number)
+        pixels = torch.randint(0, 256, (32 + number, 40, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+        lines.append({"file_name": f"{number}.png", "question": f"what is number {number}?", "answer": "red"})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, llava: Surrogate, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The release that was never broken off."""
+    return contents(protect(data, [llava], CONFIG, tmp_path_factory.mktemp("whole") / "release").path)
+
+
+def contents(release: Path) -> dict[str, str]:
+    """Hashes of all files of a release and of its record, which a lock is no part of."""
+    record = layout.record_folder(release)
+    files = [*release.rglob("*"), *record.rglob("*")]
+    return {
+        path.relative_to(release.parent).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+        if path.is_file() and path.name != layout.LOCK
+    }
+
+
+def at_write(number: int, before: bool, error: BaseException) -> Callable[[Path, bytes], None]:
+    """Writes as ever, until it fails before or after the write of that number."""
+    calls = itertools.count(1)
+
+    def write(path: Path, content: bytes) -> None:
+        last = next(calls) == number
+        if last and before:
+            raise error
+        durable.write_durably(path, content)
+        if last:
+            raise error
+
+    return write
+
+
+@pytest.mark.parametrize("number", range(1, WRITES + 1))
+@pytest.mark.parametrize("before", [True, False])
+def test_a_crash_at_any_step_changes_nothing(
+    number: int, before: bool, data: Path, llava: Surrogate, whole: dict[str, str], tmp_path: Path, monkeypatch: Any
+) -> None:
+    out = tmp_path / "release"
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "write_durably", at_write(number, before, Crash()))
+        with pytest.raises(Crash):
+            protect(data, [llava], CONFIG, out)
+    assert (layout.record_folder(out) / layout.UNFINISHED).is_file()
+    assert not list(out.rglob("*.png"))
+    protected: list[int] = []
+    work = loop._protect
+
+    def counted(batch: Any, *rest: Any) -> int:
+        protected.append(len(batch))
+        return work(batch, *rest)
+
+    monkeypatch.setattr(loop, "_protect", counted)
+    release = protect(data, [llava], CONFIG, out)
+    assert contents(release.path) == whole
+    assert not (release.record / layout.STATE).exists()
+    assert verify(release.path, data).ok
+    kept = [write for write in range(1, WRITES + 1) if (write - 1) % (BATCHES + 1)]  # the others are adapters
+    assert len(protected) == sum(write > number - before for write in kept)
+
+
+def test_a_crash_in_a_resumed_run_and_while_pictures_are_written(
+    data: Path, llava: Surrogate, whole: dict[str, str], tmp_path: Path, monkeypatch: Any
+) -> None:
+    out = tmp_path / "release"
+    for number in (2, 3):
+        with monkeypatch.context() as patch:
+            patch.setattr(journal, "write_durably", at_write(number, False, Crash()))
+            with pytest.raises(Crash):
+                protect(data, [llava], CONFIG, out)
+    write_image, calls = writer.ReleaseWriter.write_image, itertools.count()
+
+    def fails(self: Any, *given: Any) -> None:
+        if next(calls) == 3:
+            raise Crash
+        write_image(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.ReleaseWriter, "write_image", fails)
+        with pytest.raises(Crash):
+            protect(data, [llava], CONFIG, out)
+    monkeypatch.setattr(loop, "_protect", lambda *given: pytest.fail("protected again"))
+    assert contents(protect(data, [llava], CONFIG, out).path) == whole
+
+
+@pytest.mark.parametrize("variant", ["text", "image"])
+def test_variants_that_leave_one_side_alone_go_on_too(
+    variant: str, data: Path, llava: Surrogate, tmp_path: Path, monkeypatch: Any
+) -> None:
+    config = replace(CONFIG, variant=variant)
+    whole = contents(protect(data, [llava], config, tmp_path / "whole" / "release").path)
+    out = tmp_path / "broken" / "release"
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "write_durably", at_write(6, False, Crash()))
+        with pytest.raises(Crash):
+            protect(data, [llava], config, out)
+    size = sum(file.stat().st_size for file in (layout.record_folder(out) / layout.STATE).glob("batch-*"))
+    assert (size > 5 * 3 * 32 * 40) == (variant == "image")
+    assert contents(protect(data, [llava], config, out).path) == whole
+
+
+def test_a_full_disk_costs_nothing_that_is_done(
+    data: Path, llava: Surrogate, whole: dict[str, str], tmp_path: Path, monkeypatch: Any
+) -> None:
+    out = tmp_path / "release"
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "write_durably", at_write(5, True, full))
+        with pytest.raises(ReleaseError, match=r"adapters.safetensors: cannot be written \(No space left on device\)"):
+            protect(data, [llava], CONFIG, out)
+    assert contents(protect(data, [llava], CONFIG, out).path) == whole
+
+
+def test_a_partial_write_is_none(tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "file"
+    durable.write_durably(path, b"old")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output"):
+        durable.write_durably(path, b"new")
+    assert path.read_bytes() == b"old"
+
+
+@pytest.fixture
+def broken(data: Path, llava: Surrogate, tmp_path: Path, monkeypatch: Any) -> Path:
+    """An unfinished release."""
+    out = tmp_path / "release"
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "write_durably", at_write(3, False, Crash()))
+        with pytest.raises(Crash):
+            protect(data, [llava], CONFIG, out)
+    return out
+
+
+def test_other_settings_do_not_go_on(broken: Path, data: Path, llava: Surrogate) -> None:
+    state = contents(broken)
+    with pytest.raises(ReleaseError) as refused:
+        protect(data, [llava], replace(CONFIG, seed=1, eps=4), broken)
+    assert "not of the same: config.eps: 8, now 4; config.seed: 0, now 1. Run again as before" in str(refused.value)
+    assert contents(broken) == state
+
+
+def test_other_data_do_not_go_on(broken: Path, data: Path, llava: Surrogate, tmp_path: Path) -> None:
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    for file in data.iterdir():
+        (changed / file.name).write_bytes(file.read_bytes())
+    Image.new("RGB", (40, 40)).save(changed / "2.png")
+    with pytest.raises(ReleaseError, match="not of the same: the data has changed"):
+        protect(changed, [llava], CONFIG, broken)
+
+
+def test_a_damaged_state_is_told(broken: Path, data: Path, llava: Surrogate) -> None:
+    file = layout.record_folder(broken) / layout.STATE / "batch-000000.safetensors"
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(ReleaseError, match=r"batch-000000.safetensors: cannot be read .* to begin anew"):
+        protect(data, [llava], CONFIG, broken)
+
+
+def _hold(data: Path, out: Path, llava: Surrogate, ready: Any) -> None:
+    run._fill = lambda *given: (ready.set(), time.sleep(600))
+    protect(data, [llava], CONFIG, out)
+
+
+def test_two_processes_do_not_write_one_release(
+    data: Path, llava: Surrogate, whole: dict[str, str], tmp_path: Path
+) -> None:
+    out, forks = tmp_path / "release", multiprocessing.get_context("fork")
+    ready = forks.Event()
+    other = forks.Process(target=_hold, args=(data, out, llava, ready))
+    other.start()
+    try:
+        assert ready.wait(60)
+        with pytest.raises(ReleaseError, match="another run is writing it: wait until it is done"):
+            protect(data, [llava], CONFIG, out)
+        other.kill()
+        other.join()
+        assert contents(protect(data, [llava], CONFIG, out).path) == whole
+    finally:
+        other.kill()
+        other.join()
+
+
+def _run(data: Path, out: Path, llava: Surrogate) -> None:
+    torch.set_num_threads(1)
+    protect(data, [llava], CONFIG, out)
+    os._exit(0)
+
+
+@pytest.fixture
+def forked(data: Path, llava: Surrogate) -> Callable[[Path, float], bool]:
+    """Protects in a process of its own and kills it after so many seconds; whether it was done before."""
+    forks = multiprocessing.get_context("fork")
+
+    def start(out: Path, seconds: float) -> bool:
+        process = forks.Process(target=_run, args=(data, out, llava))
+        process.start()
+        process.join(seconds)
+        if process.exitcode is None:
+            os.kill(process.pid or 0, signal.SIGKILL)
+            process.join()
+        assert process.exitcode in (0, -signal.SIGKILL)
+        return process.exitcode == 0
+
+    return start
+
+
+@pytest.mark.slow
+def test_a_hundred_kills(
+    forked: Callable[[Path, float], bool], data: Path, whole: dict[str, str], tmp_path: Path
+) -> None:
+    """SIGKILL at random moments, again and again until the release is there: it is always the same one."""
+    originals = contents(data)
+    rng, kills = random.Random(0), 0
+    began = time.monotonic()
+    assert forked(tmp_path / "timed" / "release", 600)
+    duration = time.monotonic() - began
+    for number in itertools.count():
+        out = tmp_path / str(number) / "release"
+        before = kills
+        # Ever more patience, so that a run ends some time.
+        while not forked(out, rng.uniform(0, duration) * (1 + 0.1 * (kills - before))):
+            kills += 1
+            record = layout.record_folder(out)
+            if (record / layout.RECORD).exists() and not (record / layout.UNFINISHED).exists():
+                # Killed while it removed what is not needed any more.
+                for leftover in (layout.STATE, layout.IMAGES):
+                    shutil.rmtree(record / leftover, ignore_errors=True)
+                break
+            released = [path.name for path in out.rglob("*.png")] if out.exists() else []
+            for name in released:
+                assert (out / name).read_bytes() != (data / name).read_bytes()
+        assert contents(out) == whole, f"after {kills - before} kills"
+        if kills >= 100:
+            break
+    assert contents(data) == originals
