@@ -134,11 +134,11 @@ class _Page:
     def _connect(self) -> None:
         look = [self.slider, self.changed, self.texts]
         after = [self.status, self.result, self.number, *look, self.release, self.record]
-        taken = [self.found, self.status, self.result, self.test_found, self.audit_status, self.outcome]
-        audited = [self.audit_status, self.outcome, self.page, self.report]
+        taken = [self.found, self.status, self.result, self.test_found]
+        audited = [self.status, self.result, self.audit_status, self.outcome, self.page, self.report]
         self.dropped.upload(self._take, outputs=taken, **_BUTTON)
         self.example.click(self._take_example, outputs=taken, **_BUTTON)
-        self.tested.upload(self._take_test, outputs=self.test_found, **_BUTTON)
+        self.tested.upload(self._take_test, outputs=[self.test_found, self.status, self.result], **_BUTTON)
         self.protect.click(
             self._protect, [self.strength, self.variant], [*after, self.audit_status, self.outcome],
             show_progress_on=self.status, **_WORK,
@@ -158,7 +158,7 @@ class _Page:
             session.source = unpacked.folder
             return {self.found: _found(dataset, unpacked, session), self.test_found: ""}
 
-        return self._attempt(request, self.found, job) | self._nothing_made()
+        return self._attempt(request, self.found, job)
 
     def _take_example(self, request: gr.Request) -> _Answer:
         def job(session: Session) -> _Answer:
@@ -169,7 +169,7 @@ class _Page:
                 self.test_found: _note("The example's own: 100 other drawings."),
             }
 
-        return self._nothing_made() | self._attempt(request, self.found, job)
+        return self._attempt(request, self.found, job)
 
     def _take_test(self, event: gr.EventData, request: gr.Request) -> _Answer:
         def job(session: Session) -> _Answer:
@@ -188,8 +188,10 @@ class _Page:
             made = jobs.protect_session(session, config, self._models, _teller(session, progress))
             images = len({ours.image for ours, _ in session.pairs})
             return {
-                self.status: _made(made, session),
+                self.status: _made(made),
                 self.result: gr.Column(visible=True),
+                self.audit_status: "",
+                self.outcome: gr.Column(visible=False),
                 # A slider of one step has no range.
                 self.number: gr.Slider(1, max(2, images), 1, visible=images > 1),
                 self.release: gr.DownloadButton(value=str(made.release)),
@@ -197,7 +199,7 @@ class _Page:
                 **self._shown(session, 1),
             }
 
-        return self._nothing_made() | self._attempt(request, self.status, job)
+        return self._attempt(request, self.status, job)
 
     def _look(self, number: float, request: gr.Request) -> _Answer:
         try:
@@ -215,7 +217,7 @@ class _Page:
                 self.report: gr.DownloadButton(value=str(page)),
             }
 
-        return {self.outcome: gr.Column(visible=False)} | self._attempt(request, self.audit_status, job)
+        return self._attempt(request, self.audit_status, job)
 
     def _stop(self, request: gr.Request) -> None:
         self._sessions.of(request.session_hash).stopping.set()
@@ -224,24 +226,22 @@ class _Page:
         self._sessions.close(request.session_hash)
 
     def _attempt(self, request: gr.Request, status: gr.HTML, job: Callable[[Session], _Answer]) -> _Answer:
-        """Does a job with the visitor's files, or says why not."""
-        plain: Callable[[str], str] = str
+        """Does a job with the visitor's files, or says why not; what they no longer have is no longer shown."""
         try:
             session = self._sessions.of(request.session_hash)
-            plain = session.plain
-            with session.working():
-                return job(session)
         except MMGuardError as error:
-            return {status: _note(plain(str(error)), error=True)}
+            return {status: _note(str(error), error=True)}
+        try:
+            with session.working():
+                answer = job(session)
+        except MMGuardError as error:
+            answer = {status: _note(session.plain(str(error)), error=True)}
         except Stopped:
-            return {status: _note("Stopped. Nothing of it was kept.")}
+            answer = {status: _note("Stopped. Nothing of it was kept.")}
         except Exception:
             _log.exception("a job failed")
-            return {status: _note("This failed, and should not have. The terminal says more.", error=True)}
-
-    def _nothing_made(self) -> _Answer:
-        hidden: Any = gr.Column(visible=False)
-        return {self.status: "", self.result: hidden, self.audit_status: "", self.outcome: hidden}
+            answer = {status: _note("This failed, and should not have. The terminal says more.", error=True)}
+        return answer if session.release else {self.status: "", self.result: gr.Column(visible=False)} | answer
 
     def _shown(self, session: Session, number: int) -> _Answer:
         one = jobs.show(session, number)
@@ -298,13 +298,13 @@ def _found(dataset: Dataset, unpacked: Unpacked, session: Session) -> str:
     return _note(f"Found: {images:,} pictures; {', '.join(kinds)}.", more=_list(lines))
 
 
-def _made(made: jobs.Protected, session: Session) -> str:
+def _made(made: jobs.Protected) -> str:
     check = made.check
     text = (
         f"Protected and checked: {check.images:,} pictures, {check.samples:,} texts. The largest change of any "
         f"colour is {check.max_eps} levels of 255; at most {check.max_words} words were inserted into a question."
     )
-    return _note(text, more=_list([session.plain(f"left out: {where}: {reason}") for where, reason in made.left_out]))
+    return _note(text, more=_list(made.notes))
 
 
 def _text(question: list[tuple[str, str, bool]] | None, answer: str) -> str:

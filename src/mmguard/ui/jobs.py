@@ -58,8 +58,8 @@ class Protected:
     record: Path
     """Another one, which is private."""
     check: Verification
-    left_out: list[tuple[str, str]]
-    """File and reason."""
+    notes: list[str]
+    """What the owner should know: positions in metadata, and what was left out."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,10 @@ def protect_session(session: Session, config: ProtectConfig, models: Models, tol
         _packed(release.path, session.folder / "protected.zip", "protected"),
         _packed(release.record, session.folder / "private-record.zip", "private-record"),
         check,
-        [(failure.where, failure.reason) for failure in release.failed],
+        [
+            *(f"{count} of the pictures: {note}" for note, count in release.pictures["notes"].items()),
+            *(session.plain(f"left out: {failure.where}: {failure.reason}") for failure in release.failed),
+        ],
     )
     session.release, session.pairs = release, pairing.pairs
     return packed
