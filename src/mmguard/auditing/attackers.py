@@ -224,6 +224,16 @@ def render(processor: Any, text: str, target: str) -> tuple[str, str]:
     return _begin(processor.tokenizer) * (not prompt.startswith(_begin(processor.tokenizer))) + prompt, said + end
 
 
+def examples(attacker: Attacker, rows: Sequence[Row], store: ImageStore) -> Iterator[dict[str, torch.Tensor]]:
+    """What training gives to the model, labels included, one row at a time."""
+    table, collate = _table(rows, attacker.processor, store), _collator(attacker.processor)
+    for number in range(len(rows)):
+        yield {
+            key: value.to(attacker.device, attacker.model.dtype if value.is_floating_point() else None)
+            for key, value in collate([table[number]]).items()
+        }
+
+
 def _begin(tokenizer: Any) -> str:
     """The token that this tokenizer puts before any text, or nothing.
 

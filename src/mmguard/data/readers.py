@@ -53,8 +53,7 @@ def read_dataset(
             whole.
 
     Raises:
-        DataError: there is no such dataset, its file cannot be read, it has no such split, or no row can be
-        used.
+        DataError: there is no such dataset, its file cannot be read, it has no such split, or no row can be used.
     """
     if limit is not None and limit < 1:
         raise DataError(f"limit {limit}: give 1 or more images")

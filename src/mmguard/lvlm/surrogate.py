@@ -152,7 +152,8 @@ class Surrogate:
             image: float `(3, H, W)`; only its size is read.
 
         Raises:
-            as `encode`.
+            SurrogateError: as `encode`.
+            SampleError: as `encode`.
         """
         size = (image.shape[-2], image.shape[-1])
         return Reworded(self.processor, self.model.config.image_token_id, example, size)
