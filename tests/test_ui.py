@@ -19,6 +19,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
+from mmguard import zoo
 from mmguard.cli import app
 from mmguard.config import AuditConfig, ProtectConfig
 from mmguard.errors import ConfigError, DataError, MMGuardError
@@ -314,7 +315,7 @@ def test_from_an_upload_to_downloads_and_a_report(session: Session, monkeypatch:
         "release": session.folder / "release",
         "original": unpacked.folder,
         "test": "easy-vqa:test:what:5",
-        "attackers": ("zoo:qwen3vl-tiny", "zoo:llava-tiny"),
+        "attackers": tuple(f"zoo:{name}" for name in zoo.MEASURED[:2]),
         "seeds": 1,
     }
     session.close()
