@@ -14,6 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip(
+    "gradio", reason="Gradio holds Pillow below 13: try the page with an environment of its own, mmguard[test,ui]"
+)
+
 from fastapi import FastAPI
 from PIL import Image
 from starlette.testclient import TestClient

@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip(
+    "gradio", reason="Gradio holds Pillow below 13: try the page with an environment of its own, mmguard[test,ui]"
+)
+
 import uvicorn
 
 from mmguard.config import AuditConfig, ProtectConfig
