@@ -472,6 +472,31 @@ def demo(
         )
 
 
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this computer; 0 for any.")] = 7860,
+    surrogate: Annotated[
+        str, typer.Option(help="Model to protect against: a hub id, a folder or zoo:NAME.")
+    ] = "zoo:qwen3vl-tiny",
+    attacker: Annotated[
+        list[str] | None, typer.Option(help="Model for tests. Repeatable; the measured ones of the zoo if not given.")
+    ] = None,
+    device: Device = "auto",
+    open_browser: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
+) -> None:
+    """Serve a web page, on this computer only, that protects and audits. Needs `pip install 'mmguard[ui]'`."""
+    with _reporting(as_json=False):
+        from mmguard.ui.serve import require_gradio, serve
+
+        require_gradio()
+        from mmguard.ui.jobs import Models
+
+        serve(
+            Models(surrogate, tuple(attacker or ()), device), port, open_browser,
+            lambda address: _out.print(f"{address}  (this computer only; Ctrl-C ends it)", highlight=False),
+        )  # fmt: skip
+
+
 class _Options(TypedDict):
     """What `protect`, its dry run and its preview take alike."""
 

@@ -30,10 +30,8 @@ from mmguard.config import AuditConfig, Recipe
 from mmguard.errors import ConfigError
 from mmguard.runtime.devices import device_of
 from mmguard.runtime.executor import Failed, cores, execute
+from mmguard.runtime.progress import Told
 from mmguard.runtime.progress import progress as bar
-
-Progress = Callable[[float, str], None]
-"""Called with the share of the work that is done, from 0 to 1, and with what is being done."""
 
 _WORKER_BYTES = 2 << 30
 """Memory that a worker process is taken to need: the libraries, and a model as small as those of the zoo."""
@@ -47,7 +45,7 @@ def audit(
     config: AuditConfig = AuditConfig(),
     out: Path | None = None,
     arms: Sequence[Arm] | None = None,
-    progress: Progress | bool = False,
+    progress: Told | bool = False,
     device: str = "auto",
     split: str | None = None,
     test_split: str | None = None,
@@ -93,7 +91,7 @@ def audit(
     return report
 
 
-def carry_out(plan: Plan, jobs: int | None = 1, progress: Progress | bool = False) -> AuditReport:
+def carry_out(plan: Plan, jobs: int | None = 1, progress: Told | bool = False) -> AuditReport:
     """Makes the runs that are not on the plan's shelf yet, and reports.
 
     Args:
@@ -268,7 +266,7 @@ class _Results:
 
 
 @contextmanager
-def _reporting(progress: Progress | bool, runs: Sequence[Run]) -> Iterator[Callable[[Run, float], None]]:
+def _reporting(progress: Told | bool, runs: Sequence[Run]) -> Iterator[Callable[[Run, float], None]]:
     """Yields `reached(run, share)`, which reports to a callback, to a bar, or to nobody."""
     total = sum(run.weight for run in runs)
     shares = dict.fromkeys(runs, 0.0)
