@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from contextlib import ExitStack
 
 from mmguard.config import EngineConfig, ProtectConfig
 from mmguard.data.readers import read_dataset
@@ -42,18 +43,21 @@ def main() -> None:
     items, _ = begin(data, config, ensemble)
     jobs = list(enumerate(batches(items, config.batch_size)))
     rates: dict[int, list[float]] = {1: [], 2: []}
-    with ensemble.adaptable():
+    with ExitStack() as stack:
+        stack.enter_context(ensemble.adaptable())
+        # Both pools at once would need room for three: each is made for its turn, and warmed up.
         for _ in range(arguments.repeats):
-            for workers in rates:
-                choice = EngineConfig("ray", workers=workers)
-                with engine_of(choice, [arguments.surrogate], config, "cpu") as engine:
+            for workers, found in rates.items():
+                with engine_of(EngineConfig("ray", workers=workers), [arguments.surrogate], config, "cpu") as engine:
                     assert isinstance(engine, RayEngine)
-                    while engine.present < workers:  # they load, and the first of anything takes longer
+                    while engine.present < workers:  # one that loads late would be missed in what is timed
                         rate(engine, jobs[: 2 * workers], ensemble, config)
-                    rates[workers].append(rate(engine, jobs, ensemble, config))
-    one, two = (statistics.median(rates[workers]) for workers in (1, 2))
-    print("| workers | images/s |\n|---|---|")
-    print(f"| 1 | {one:.2f} |\n| 2 | {two:.2f} |\n\nRatio: {two / one:.2f}")
+                    rate(engine, jobs[: 2 * workers], ensemble, config)
+                    found.append(rate(engine, jobs, ensemble, config))
+    one, two = (statistics.median(found) for found in rates.values())
+    print(f"images per second: {one:.2f} with one worker, {two:.2f} with two: {two / one:.2f} x")
+    ratios = [b / a for a, b in zip(rates[1], rates[2], strict=True)]
+    print(f"pairs of turns: {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
 
 
 if __name__ == "__main__":

@@ -57,6 +57,21 @@ def _collate(attacker, rows):
 
 
 @pytest.mark.parametrize("family", tiny.CHAT_FAMILIES)
+def test_a_sample_is_learned_the_same_beside_longer_ones(models, rows, family):
+    attacker = load_attacker(str(models[family]), "cpu")
+    longer = replace(rows[1], text=rows[1].text + " or is it of no color at all")
+
+    def logits(data: list[Row]) -> torch.Tensor:
+        batch = _collate(attacker, data)
+        with torch.no_grad():
+            found = attacker.model(**{name: value for name, value in batch.items() if name != "labels"}).logits[0]
+        answer = (batch["labels"][0] != -100).nonzero()[:, 0]
+        return found[answer - 1]
+
+    torch.testing.assert_close(logits([rows[0], longer]), logits([rows[0]]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", tiny.CHAT_FAMILIES)
 def test_labels_are_the_answer_and_the_end_of_its_turn(models, samples, family):
     attacker = load_attacker(str(models[family]), "cpu")
     targets = ["red", "a blue square.", "Yes, it is!"]

@@ -180,7 +180,7 @@ def test_byte_order_mark_and_windows_line_ends(tmp_path: Path) -> None:
 def test_other_encodings_are_an_error(tmp_path: Path) -> None:
     image_folder(tmp_path)
     (tmp_path / "metadata.jsonl").write_bytes(json.dumps(qa(), ensure_ascii=False).encode("utf-16"))
-    with pytest.raises(DataError, match=r"metadata\.jsonl: byte 0 is not UTF-8: save the file as UTF-8"):
+    with pytest.raises(DataError, match=r"metadata\.jsonl:1: byte 0 of the line is not UTF-8: save the file as UTF-8"):
         read_dataset(tmp_path)
 
 

@@ -13,6 +13,7 @@ from mmguard.config import ProtectConfig
 from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
 from mmguard.data.tasks import CAPTION_PROMPT, score, target_text, user_text
+from mmguard.perturb.budget import ImageBudget, apply
 from mmguard.release.verify import verify
 from mmguard.release.writer import ReleaseWriter
 
@@ -50,9 +51,9 @@ def test_a_release_of_a_few_images_is_verified(name: str, tmp_path: Path) -> Non
     writer = ReleaseWriter(tmp_path / "out", dataset, ProtectConfig(), ["zoo:llava-tiny"], root, None, limit)
     before = {image: image.read_bytes() for image in dataset.by_image()}
     for seed, image in enumerate(dataset.by_image()):
-        original = load_image(image).int()
-        delta = torch.randint(-8, 9, original.shape, generator=torch.Generator().manual_seed(seed))
-        writer.write_image(image, (original + delta).clamp(0, 255).to(torch.uint8))
+        original = load_image(image)
+        delta = ImageBudget(8).random_signs(original, torch.Generator().manual_seed(seed))
+        writer.write_image(image, apply(original, delta))
     release = writer.finish({s.id: ("zebra", "moon") for s in dataset.samples if s.question is not None}, [])
     assert release.images == limit
     assert {image: image.read_bytes() for image in dataset.by_image()} == before

@@ -21,6 +21,12 @@ from mmguard.protection.run import protect
 from mmguard.release.verify import verify
 
 
+@pytest.fixture(autouse=True)
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tests run offline; these reach for no network either, but for file systems that are none."""
+    monkeypatch.setattr("mmguard.data.remote.is_offline_mode", lambda: False)
+
+
 @pytest.fixture
 def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MemoryFileSystem]:
     """`memory://bucket/my photos`: two pictures, a table and a hidden file."""

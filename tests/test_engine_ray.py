@@ -87,7 +87,7 @@ def protected(data: Path, llava: str, out: Path, engine: EngineConfig, config: P
     return protect(data, [llava], config, out, device="cpu", engine=engine)
 
 
-@pytest.mark.parametrize("engine", [ONE, TWO], ids=["one", "two"])
+@pytest.mark.parametrize("engine", [pytest.param(ONE, marks=pytest.mark.slow), TWO], ids=["one", "two"])
 def test_any_number_of_workers_makes_the_same_release(
     engine: EngineConfig, data: Path, llava: str, whole: dict[str, str], tmp_path: Path, started: None
 ) -> None:
@@ -135,7 +135,13 @@ def kill_process(engine: ray_engine.RayEngine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "harm"), [(1, kill_process), (3, lambda engine: ray.kill(last(engine)))], ids=["process", "actor"]
+    ("number", "harm"),
+    [
+        pytest.param(1, lambda engine: ray.kill(last(engine)), marks=pytest.mark.slow),
+        pytest.param(3, lambda engine: ray.kill(last(engine)), marks=pytest.mark.slow),
+        pytest.param(1, kill_process, marks=pytest.mark.slow),
+        (3, kill_process),
+    ],
 )
 def test_a_lost_worker_changes_nothing(
     number: int, harm: Any, data: Path, llava: str, whole: dict[str, str], tmp_path: Path, started: None, hurt: Any,
@@ -167,7 +173,11 @@ def test_what_kills_every_worker_ends_the_run_and_what_is_done_stays(
     assert contents(protected(data, llava, out, EngineConfig()).path) == whole
 
 
-@pytest.mark.parametrize(("first", "second"), [(TWO, EngineConfig()), (EngineConfig(), TWO)], ids=["ray", "local"])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(TWO, EngineConfig()), pytest.param(EngineConfig(), TWO, marks=pytest.mark.slow)],
+    ids=["ray", "local"],
+)
 def test_either_engine_finishes_what_the_other_began(
     first: EngineConfig, second: EngineConfig, data: Path, llava: str, whole: dict[str, str], tmp_path: Path,
     started: None, monkeypatch: pytest.MonkeyPatch,
@@ -235,8 +245,9 @@ def test_the_command_starts_ray_and_ends_it(data: Path, llava: str, whole: dict[
     """In a process of its own, as nobody has started Ray there."""
     command = [
         sys.executable, "-m", "mmguard.cli", "protect", str(data), "-o", str(tmp_path / "release"),
-        "--surrogate", llava, "--rounds", "2", "--pgd-steps", "2", "--top-c", "4", "--trigger-words", "2",
-        "--batch-size", "2", "--device", "cpu", "--engine", "ray", "--workers", "2", "--json",
+        "--surrogate", llava,
+        "--rounds", "2", "--pgd-steps", "2", "--top-c", "4", "--trigger-words", "2", "--batch-size", "2",
+        "--device", "cpu", "--engine", "ray", "--workers", "2", "--json",
     ]  # fmt: skip
     done = subprocess.run(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True

@@ -14,6 +14,7 @@ import mmguard
 PACKAGE = Path(mmguard.__file__).parent
 LAYERS = (
     {"cli"},
+    {"ui"},
     {"screen"},
     {"demo", "bench", "trace"},
     {"auditing", "protection"},
@@ -51,7 +52,7 @@ def test_imports_point_one_way(path: Path) -> None:
 def test_help_and_import_load_nothing_heavy() -> None:
     code = (
         "import sys, mmguard, mmguard.cli; heavy = "
-        "{'torch', 'transformers', 'datasets', 'peft', 'trl', 'numpy', 'matplotlib', 'jinja2'};"
+        "{'torch', 'transformers', 'datasets', 'peft', 'trl', 'numpy', 'matplotlib', 'jinja2', 'gradio'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

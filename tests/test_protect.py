@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ from mmguard.lvlm.prompt import Encoded
 from mmguard.lvlm.surrogate import Forward, Surrogate, load_surrogate
 from mmguard.perturb.budget import to_unit
 from mmguard.perturb.jpeg import seen
+from mmguard.perturb.objective import Objective
 from mmguard.protection.batch import Item
 from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.loop import batches, optimise, start
 from mmguard.protection.run import protect
 from mmguard.release.verify import verify
+from mmguard.release.writer import ReleaseWriter
 
 FAST = ProtectConfig(rounds=2, pgd_steps=2, top_c=4, eps=6, trigger_words=2, batch_size=4)
 OPTIMISED = ("bph", "crs", "bph-max", "crs-max", "image", "text", "multimodal")
@@ -337,3 +340,87 @@ def test_a_release_in_jpeg_is_optimised_as_it_is_decoded(
     jpegs = 2 if config.perturbs_images else 0
     assert release.pictures["formats"] == ({"JPEG": jpegs, "PNG": 1} if jpegs else {"PNG": 3})
     assert sum(path.suffix == ".jpg" for path in (release.path / "images").iterdir()) == jpegs
+
+
+def broken_objective(monkeypatch: pytest.MonkeyPatch, breaks: Callable[[Any, tuple[int, ...]], bool]) -> None:
+    """Makes the losses of images of some sizes no number, for surrogates in some state."""
+    compute = Objective.__call__
+
+    def call(self: Objective, examples: Any, images: list[Tensor], reference: Any) -> Any:
+        evaluation = compute(self, examples, images, reference)
+        lost = torch.tensor([breaks(self.surrogate.model, tuple(image.shape)) for image in images])
+        factor = torch.where(lost, torch.nan, 1.0)
+        return replace(evaluation, loss=evaluation.loss * factor)
+
+    monkeypatch.setattr(Objective, "__call__", call)
+
+
+@pytest.mark.parametrize("variant", ["bph", "text", "image"])
+def test_an_image_without_a_finite_loss_is_left_out_and_the_others_are_as_ever(
+    variant: str, folder: Path, tmp_path: Path, llava: Surrogate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(FAST, variant=variant, rounds=1)
+    whole = protect(folder, [llava], config, tmp_path / "whole")
+    model = model_hash(llava)
+    broken_objective(monkeypatch, lambda _, shape: shape == (3, 32, 56))
+    release = protect(folder, [llava], config, tmp_path / "release")
+    assert [failure.where for failure in release.failed] == [str(folder / "images" / "1.png")]
+    assert "is no number, in 32 bits either: take another surrogate" in release.failed[0].reason
+    assert sorted(path.name for path in release.path.rglob("*.png")) == ["0.png", "2.png"]
+    assert verify(release.path, folder).ok
+    assert model_hash(llava) == model
+    for name in ("0.png", "2.png"):
+        assert (release.path / "images" / name).read_bytes() == (whole.path / "images" / name).read_bytes()
+
+
+def test_what_is_no_number_in_16_bits_is_computed_in_32(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow = load_surrogate(str(tiny.built("llava")), device="cpu", dtype=torch.bfloat16)
+    before = {name: value.clone() for name, value in narrow.model.state_dict().items()}
+    tried: list[torch.dtype] = []
+
+    def breaks(model: Any, _: tuple[int, ...]) -> bool:
+        tried.append(model.dtype)
+        return model.dtype == torch.bfloat16
+
+    broken_objective(monkeypatch, breaks)
+    release = protect(folder, [narrow], replace(FAST, rounds=1), tmp_path / "release")
+    assert (release.images, release.failed) == (3, [])
+    assert set(tried) == {torch.bfloat16, torch.float32}
+    after = narrow.model.state_dict()
+    assert all(after[name].dtype == value.dtype and torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_what_is_lost_stays_lost_in_a_resumed_run(
+    folder: Path, tmp_path: Path, llava: Surrogate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(FAST, rounds=1, batch_size=1)
+    with monkeypatch.context() as patch:
+        broken_objective(patch, lambda _, shape: shape == (3, 40, 40))
+        patch.setattr(ReleaseWriter, "write_image", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            protect(folder, [llava], config, tmp_path / "release")
+    release = protect(folder, [llava], config, tmp_path / "release")
+    assert [failure.where for failure in release.failed] == [str(folder / "images" / "0.png")]
+    assert not (release.path / "images" / "0.png").exists()
+
+
+def test_a_step_towards_no_number_is_not_taken(llava: Surrogate, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (item, *_), config = [start(p, s, FAST, ("red",)) for p, s in read_dataset(folder).by_image().items()], FAST
+    ensemble = Ensemble([llava], config)
+    forward = Surrogate.forward
+
+    def nowhere(self: Surrogate, *given: Any) -> Forward:
+        found = forward(self, *given)
+        return replace(found, nll=found.nll * torch.nan)
+
+    with ensemble.adaptable():
+        ensemble.adapt([], seed=0)
+        fresh = {name: weight.clone() for name, weight in ensemble.adaptation().items()}
+        with monkeypatch.context() as patch:
+            patch.setattr(Surrogate, "forward", nowhere)
+            ensemble.adapt([(item.examples, [to_unit(item.protected())])], seed=0)
+        assert all(torch.equal(weight, fresh[name]) for name, weight in ensemble.adaptation().items())
+        ensemble.adapt([(item.examples, [to_unit(item.protected())])], seed=0)
+        assert any(not torch.equal(weight, fresh[name]) for name, weight in ensemble.adaptation().items())

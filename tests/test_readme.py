@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -13,21 +12,17 @@ from torchvision.transforms.functional import to_pil_image
 from typer.testing import CliRunner
 
 from mmguard.cli import app
+from snippets import blocks, commands, least_work
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [
-    shlex.split(line)
-    for block in re.findall(r"```bash\n(.*?)```", README, re.S)
-    for line in block.splitlines()
-    if line.startswith("mmguard ")
-]
+COMMANDS = [command for language, text in blocks(README) if language == "bash" for command in commands(text)]
 
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mmguard.lvlm.choose._hub_has", lambda name: False)
+    least_work(monkeypatch)
     for offset, name in enumerate(("my-photos", "my-test-photos")):
         (tmp_path / name / "images").mkdir(parents=True)
         rows = []
@@ -39,30 +34,17 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / name / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def shortened(command: list[str]) -> list[str]:
-    """The same command with the least work, and a zoo model where the README needs the hub."""
-    words = [word.replace("Qwen/Qwen3-VL-4B-Instruct", "zoo:qwen3vl-tiny") for word in command[1:]]
-    if words[0] == "protect":
-        words += ["--rounds", "1", "--pgd-steps", "1", "--top-c", "2"]
-    if words[0] == "audit":
-        words += ["--seeds", "1", "--epochs", "1", "--jobs", "1", "--attacker", "zoo:llava-tiny"]
-    return words
-
-
 def test_quick_start_runs_in_order(photos: None) -> None:
-    quick_start = [c for c in COMMANDS if c[1] in ("protect", "verify", "audit")]
-    assert [c[1] for c in quick_start] == ["protect", "verify", "audit", "protect"]
-    for command in quick_start[:3]:
-        result = CliRunner().invoke(app, shortened(command))
+    quick_start = [command for command in COMMANDS if command[0] in ("protect", "verify", "audit")]
+    assert [command[0] for command in quick_start] == ["protect", "verify", "audit", "protect"]
+    quick_start[3] = [word.replace("my-photos-release", "second-release") for word in quick_start[3]]
+    for command in quick_start:
+        result = CliRunner().invoke(app, command)
         assert result.exit_code == 0, (command, result.output)
-    other = [word.replace("my-photos-release", "second-release") for word in shortened(quick_start[3])]
-    assert CliRunner().invoke(app, other).exit_code == 0
 
 
-def test_python_example_runs(photos: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
-    code = code.replace('variant="crs"', 'variant="crs", rounds=1, pgd_steps=1, top_c=2')
-    code = code.replace("attackers=", "config=mmguard.AuditConfig(seeds=1, epochs=1), attackers=")
+def test_python_example_runs(photos: None, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = (text for language, text in blocks(README) if language == "python")
     exec(compile(code, "README.md", "exec"), {})
     assert "No claim follows" in capsys.readouterr().out
 

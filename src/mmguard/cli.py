@@ -6,9 +6,9 @@ experiments were left out; a dry run of `protect` exits as the run would.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypedDict, cast
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mmguard.config import (
@@ -30,8 +31,9 @@ from mmguard.config import (
     field_help,
 )
 from mmguard.data import benchmarks
+from mmguard.data.sources import json_text
 from mmguard.errors import ConfigError, MMGuardError
-from mmguard.screen import files_table, survey_tables, totals
+from mmguard.screen import files_table, printable, survey_tables, totals
 
 if TYPE_CHECKING:
     from mmguard.auditing.stealth_images import Lpips
@@ -69,6 +71,18 @@ Jobs = Annotated[
 ]
 Split = Annotated[str | None, typer.Option(help="Use only the rows of this split.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first so many images.")]
+
+
+def _go_offline(wanted: bool) -> None:
+    """Before the libraries of Hugging Face are imported, which read this once; runs started from here inherit it."""
+    if wanted:
+        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+
+Offline = Annotated[
+    bool,
+    typer.Option("--offline", callback=_go_offline, help="Use no network: what is not on this machine is not there."),
+]
 
 
 def _version(wanted: bool) -> None:
@@ -148,6 +162,7 @@ def protect(
         ),
     ] = None,
     log: Annotated[Path | None, typer.Option(help="Append what is done, and when, to this file.")] = None,
+    offline: Offline = False,
     as_json: Json = False,
 ) -> None:
     """Write a protected copy of DATASET to the folder OUT. The originals are never modified."""
@@ -195,7 +210,7 @@ def verify(
             _print_json(result.to_dict())
         else:
             for problem in result.problems:
-                _out.print(f"[red]problem[/] {problem}", highlight=False, markup=True)
+                _out.print(f"[red]problem[/] {escape(printable(problem))}", highlight=False)
             state = "[green]verified[/]" if result.ok else "[red]not what it should be[/]"
             _out.print(
                 f"{release}: {state}. {result.images} images, {result.samples} samples, largest change "
@@ -250,6 +265,7 @@ def audit(
     seed: Annotated[int, typer.Option(help=_AUDIT["seed"])] = AuditConfig.seed,
     jobs: Jobs = None,
     device: Device = "auto",
+    offline: Offline = False,
     as_json: Json = False,
 ) -> None:
     """Fine-tune attackers on a release, on clean data and on controls, and report what the protection is worth."""
@@ -359,6 +375,7 @@ def bench(
         Path | None, typer.Option(help="Write the page of results to this file, too, and its JSON beside it.")
     ] = None,
     device: Device = "auto",
+    offline: Offline = False,
     as_json: Json = False,
 ) -> None:
     """Make the releases and audits that a file describes, and tables of them; what is there is not made again."""
@@ -455,6 +472,31 @@ def demo(
         )
 
 
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this computer; 0 for any.")] = 7860,
+    surrogate: Annotated[
+        str, typer.Option(help="Model to protect against: a hub id, a folder or zoo:NAME.")
+    ] = "zoo:qwen3vl-tiny",
+    attacker: Annotated[
+        list[str] | None, typer.Option(help="Model for tests. Repeatable; the measured ones of the zoo if not given.")
+    ] = None,
+    device: Device = "auto",
+    open_browser: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
+) -> None:
+    """Serve a web page, on this computer only, that protects and audits. Needs `pip install 'mmguard[ui]'`."""
+    with _reporting(as_json=False):
+        from mmguard.ui.serve import require_gradio, serve
+
+        require_gradio()
+        from mmguard.ui.jobs import Models
+
+        serve(
+            Models(surrogate, tuple(attacker or ()), device), port, open_browser,
+            lambda address: _out.print(f"{address}  (this computer only; Ctrl-C ends it)", highlight=False),
+        )  # fmt: skip
+
+
 class _Options(TypedDict):
     """What `protect`, its dry run and its preview take alike."""
 
@@ -495,7 +537,7 @@ def _protect(
         lines.info("mmguard %s protects %s to %s with %s: %s, %s", __version__, dataset, out, names, config, options)
         release = run(dataset, names, config, out, engine=engine, **options)
         for failure in release.failed:
-            lines.warning("left out: %s: %s", failure.where, failure.reason)
+            lines.warning("left out: %s: %s", printable(failure.where), printable(failure.reason))
         lines.info("done: %d images, %d samples, %d left out", release.images, release.samples, len(release.failed))
     if as_json:
         _print_json(_release_dict(release))
@@ -550,7 +592,7 @@ def _preview(
         _print_json({"preview": str(made.page), "images": made.images, "samples": made.samples, "failed": failed})
     else:
         for failure in made.failed:
-            _err.print(f"left out: {failure.where}: {failure.reason}", highlight=False, markup=False)
+            _err.print(f"left out: {printable(f'{failure.where}: {failure.reason}')}", highlight=False, markup=False)
         _out.print(
             f"Preview: {made.page} ({made.images} images, {made.samples} samples)\n"
             "It is no release, and private: it shows originals and words.",
@@ -611,7 +653,7 @@ def _print_release(release: Release) -> None:
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False))
+    typer.echo(json_text(value))
 
 
 @contextmanager
@@ -630,7 +672,8 @@ def _reporting(as_json: bool) -> Iterator[None]:
 def _fail(error: MMGuardError, as_json: bool) -> NoReturn:
     if as_json:
         _print_json({"error": type(error).__name__, "message": str(error)})
-    _err.print(f"[red]error:[/] {str(error).replace('[', chr(92) + '[')}", highlight=False)
+    message = "\n".join(printable(line) for line in str(error).split("\n"))
+    _err.print(f"[red]error:[/] {escape(message)}", highlight=False)
     raise typer.Exit(1) from error
 
 
@@ -640,6 +683,8 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # A picture that large is left out, and the reason says so.
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")
 
 
 def main() -> None:

@@ -30,14 +30,15 @@ class SampleError(DataError):
 
     Attributes:
         where: the file and line, or the image, at fault.
+        message: what is wrong with it.
     """
 
     def __init__(self, where: str, message: str) -> None:
         super().__init__(where, message)  # what pickle makes it from again, in another process
-        self.where, self._message = where, message
+        self.where, self.message = where, message
 
     def __str__(self) -> str:
-        return f"{self.where}: {self._message}"
+        return f"{self.where}: {self.message}"
 
 
 class SurrogateError(MMGuardError):

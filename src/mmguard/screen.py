@@ -20,6 +20,14 @@ _ROWS = 20
 """Files that a table on the screen names."""
 
 
+def printable(text: str) -> str:
+    """Text for a line of the screen or the log: what does not print stands as an escape.
+
+    Names of files may hold line ends, changes of direction, escapes of terminals and bytes that are no text.
+    """
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
 def totals(files: Sequence[FileStatus]) -> dict[str, int]:
     """How many files there are of each status."""
     return {status: sum(file.status == status for file in files) for status in STATUSES}
@@ -32,7 +40,8 @@ def files_table(files: Sequence[FileStatus]) -> Table:
     ordered = sorted(files, key=lambda file: STATUSES.index(file.status))
     for file in ordered[:_ROWS]:
         numbers = ["", ""] if file.status == "left out" else [f"{file.change}/255", str(file.words)]
-        table.add_row(Text(file.file), file.status, str(file.samples), *numbers, Text(file.reason))
+        name, reason = Text(printable(file.file)), Text(printable(file.reason))
+        table.add_row(name, file.status, str(file.samples), *numbers, reason)
     if len(files) > _ROWS:
         table.add_row(f"… and {len(files) - _ROWS} more")
     table.add_section()
@@ -51,7 +60,7 @@ def survey_tables(survey: Survey) -> list[Table]:
     if survey.left_out:
         lost = Table("would be left out", "reason")
         for one in survey.left_out[:_ROWS]:
-            lost.add_row(Text(one.where, overflow="fold"), Text(one.reason, overflow="fold"))
+            lost.add_row(*(Text(printable(text), overflow="fold") for text in (one.where, one.reason)))
         if len(survey.left_out) > _ROWS:
             lost.add_row(f"… and {len(survey.left_out) - _ROWS} more", "all are in the output of --json")
         tables.append(lost)

@@ -224,6 +224,16 @@ def render(processor: Any, text: str, target: str) -> tuple[str, str]:
     return _begin(processor.tokenizer) * (not prompt.startswith(_begin(processor.tokenizer))) + prompt, said + end
 
 
+def examples(attacker: Attacker, rows: Sequence[Row], store: ImageStore) -> Iterator[dict[str, torch.Tensor]]:
+    """What training gives to the model, labels included, one row at a time."""
+    table, collate = _table(rows, attacker.processor, store), _collator(attacker.processor)
+    for number in range(len(rows)):
+        yield {
+            key: value.to(attacker.device, attacker.model.dtype if value.is_floating_point() else None)
+            for key, value in collate([table[number]]).items()
+        }
+
+
 def _begin(tokenizer: Any) -> str:
     """The token that this tokenizer puts before any text, or nothing.
 
@@ -255,8 +265,10 @@ class _Trainer(SFTTrainer):
 
 
 class _Collator(DataCollatorForVisionLanguageModeling):
-    """TRL's collator, for Mllama too: there the prompt's image mask has to reach over the completion."""
+    """TRL's collator, for Mllama too: there a mask says which tokens see the image."""
 
+    image_token: int | None = None
+    """What stands for the image in `input_ids`."""
     bounds = False
     """Whether batches also have what the processor makes of a black and a white image, as `black` and `white`.
 
@@ -266,8 +278,9 @@ class _Collator(DataCollatorForVisionLanguageModeling):
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super().torch_call(examples)
         if (mask := batch.get("cross_attention_mask")) is not None:
-            missing = batch["input_ids"].shape[1] - mask.shape[1]
-            batch["cross_attention_mask"] = torch.cat([mask, mask[:, -1:].expand(-1, missing, -1, -1)], dim=1)
+            # TRL puts prompts of all lengths to the left and completions behind them, and leaves the mask as it was.
+            seeing = (batch["input_ids"] == self.image_token).cumsum(dim=1) > 0
+            batch["cross_attention_mask"] = mask[:, -1:] * seeing[:, :, None, None]
         for name in ("black", "white") if self.bounds else ():
             plain = [
                 one | {"images": [Image.new("RGB", image.size, name) for image in one["images"]]} for one in examples
@@ -279,7 +292,7 @@ class _Collator(DataCollatorForVisionLanguageModeling):
 def _collator(processor: Any, bounds: bool = False) -> _Collator:
     pieces: Any = _Pieces(processor)
     collator = _Collator(processor=pieces, completion_only_loss=True)
-    collator.bounds = bounds
+    collator.image_token, collator.bounds = getattr(processor, "image_token_id", None), bounds
     return collator
 
 

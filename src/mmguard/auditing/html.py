@@ -9,7 +9,18 @@ from pathlib import Path
 from mmguard.auditing.arms import Pairing
 from mmguard.auditing.losses import LossCurve
 from mmguard.auditing.markdown import plain
-from mmguard.auditing.report import ATTACK_LEGEND, LEGEND, AuditReport, attack_table, choices, findings_table
+from mmguard.auditing.report import (
+    ATTACK_LEGEND,
+    FILTER_LEGEND,
+    LEGEND,
+    MIXTURE_LEGEND,
+    AuditReport,
+    attack_table,
+    choices,
+    filter_table,
+    findings_table,
+    mixture_table,
+)
 from mmguard.auditing.stats import Finding
 from mmguard.data.images import load_image
 from mmguard.data.tasks import target_text
@@ -91,6 +102,10 @@ def to_html(report: AuditReport, samples: Sequence[Shown] = ()) -> str:
         attack_lines=attack_lines,
         attack_legend=ATTACK_LEGEND,
         chosen=choices(report),
+        mixtures=mixture_table(report),
+        mixture_legend=MIXTURE_LEGEND,
+        filters=filter_table(report),
+        filter_legend=FILTER_LEGEND,
         samples=samples,
         amplified=AMPLIFIED,
         provenance={name: plain(value) for name, value in report.provenance.items()},

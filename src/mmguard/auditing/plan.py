@@ -13,6 +13,7 @@ from mmguard.auditing.attackers import default_attackers
 from mmguard.auditing.attacks import attack_named, resolve
 from mmguard.auditing.best_of import choosing_half
 from mmguard.auditing.runs import PACKAGES, Run, Runner, Shelf
+from mmguard.auditing.selection import MixedArm, clean_places
 from mmguard.config import AuditConfig
 from mmguard.data.readers import read_dataset
 from mmguard.data.tasks import target_text, user_text
@@ -58,10 +59,18 @@ class Plan:
             (recipe, arm, seed, attack)
             for attack in (None, *self.attacks)
             for recipe in self.config.recipes
-            for arm in (self.attacked if attack else self.arms)
+            for arm in self.arms_under(attack)
             for seed in self.seeds
         ]
-        return [run for name in self.attackers for run in (Run(name), *(Run(name, *one) for one in fine_tunings))]
+        runs = (run for name in self.attackers for run in (Run(name), *(Run.under(name, *one) for one in fine_tunings)))
+        return list(dict.fromkeys(runs))
+
+    def arms_under(self, attack: str | None) -> tuple[MixedArm, ...]:
+        """The arms that are run under an attack, or without any; of a mixture its clean part alone, too."""
+        if attack is None:
+            return self.arms
+        mixes = attack_named(attack).selection.clean_percent is not None
+        return (*self.attacked, "clean-part") if mixes else self.attacked
 
 
 def plan_audit(
@@ -109,6 +118,8 @@ def plan_audit(
     pairing = pair(released, originals)
     names = tuple(dict.fromkeys(attackers if attackers is not None else default_attackers()))
     pairing, captioned = _captioned(pairing, names[0], device)
+    for attack in attacks:
+        clean_places(pairing, attack_named(attack).selection, config.seed)  # complains of what cannot be mixed
     if controls is not None:
         pairing = with_controls_of(pairing, pair(read_dataset(controls), originals))
     samples, groups, test_digest, warnings = _clean_test(

@@ -12,7 +12,7 @@ from mmguard.auditing.attacks import families
 from mmguard.auditing.best_of import WorstCase
 from mmguard.auditing.losses import LossCurve
 from mmguard.auditing.markdown import bullets, facts, table
-from mmguard.auditing.stats import MIN_SEEDS, Estimate, Finding, Headline
+from mmguard.auditing.stats import MIN_SEEDS, Estimate, Finding, Headline, Marginal
 
 NOT_TESTED: dict[str, frozenset[str]] = {
     "compression of the images: JPEG, WebP": frozenset({"jpeg", "webp"}),
@@ -31,11 +31,13 @@ NOT_TESTED: dict[str, frozenset[str]] = {
     ),
     "paraphrase of the questions": frozenset({"paraphrase"}),
     "translation of the questions, and removal of the inserted words by hand": frozenset(),
-    "filters that drop samples of unusual training loss": frozenset(),
+    "filters that drop samples of unusual training loss": frozenset({"loss-filter"}),
+    "filters that drop samples of unusual features, and near duplicates": frozenset({"feature-filter", "dedup"}),
+    "detectors of protected samples that learned from leaked originals": frozenset({"leaked-detector"}),
     "training for less or more time, and stopping early": frozenset({"early-stop", "epochs"}),
     "adversarial training, on pixels or on image features": frozenset({"adversarial-pixel", "adversarial-feature"}),
     "training of the projector before that of other weights": frozenset({"staged-unfreezing"}),
-    "mixing the release with clean data of the same kind": frozenset(),
+    "mixing the release with clean data of the same kind": frozenset({"mix"}),
     "attackers other than those in the table: other models, above all larger ones, other recipes, and attacks of "
     "other kinds or strengths": frozenset(),
     "use without training: a model that is merely shown a protected image still understands it": frozenset(),
@@ -58,6 +60,20 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Filtered:
+    """What a filter did to the training data of an arm: means over seeds."""
+
+    attacker: str
+    recipe: str
+    attack: str
+    arm: str
+    dropped: float
+    """Share of the samples."""
+    auc: float | None
+    """How well it tells changed samples from clean ones; None where the data is not a mixture of both."""
+
+
+@dataclass(frozen=True)
 class AuditReport:
     """Everything that an audit found out. Accuracies, means of the items' scores, are shares from 0 to 1."""
 
@@ -68,6 +84,10 @@ class AuditReport:
     """All arms under the same attack, of every attack, attacker and recipe."""
     worst_case: WorstCase | None = None
     """Attackers who choose the best of all that; None without attacks."""
+    mixtures: tuple[Marginal, ...] = ()
+    """What the data adds for attackers who have clean data too. No part of the worst case."""
+    sifted: tuple[Filtered, ...] = ()
+    """What filters dropped."""
     failures: tuple[Failure, ...] = ()
     warnings: tuple[str, ...] = ()
     not_tested: tuple[str, ...] = tuple(NOT_TESTED)
@@ -99,6 +119,10 @@ class AuditReport:
         if self.under_attack:
             chosen = choices(self)
             parts += ["## Under attack", table(*attack_table(self)), *[bullets(chosen)] * bool(chosen), ATTACK_LEGEND]
+        if self.mixtures:
+            parts += ["## Mixed with clean data", table(*mixture_table(self)), MIXTURE_LEGEND]
+        if self.sifted:
+            parts += ["## What filters dropped", table(*filter_table(self)), FILTER_LEGEND]
         if self.failures:
             parts += [
                 "## Attackers that failed",
@@ -195,6 +219,55 @@ def attack_table(report: AuditReport) -> tuple[list[str], list[list[str]]]:
     lines += [_attack_row("chosen", one) for one in (worst.findings if worst else ())]
     head = ["attacker", "recipe", "attack", "clean", "control", "release", "beyond control", "gain removed", "status"]
     return head, lines
+
+
+MIXTURE_LEGEND = (
+    "A thief who has clean data of the same kind trains on it and on the stolen data; *mixture* names the percentage "
+    "that is clean. *Clean part alone*: accuracy of training on that part alone, repeated so that it takes as many "
+    "steps. The other columns say what the rest of the data adds to it, in points: left unprotected, changed at random "
+    "(control), and protected (release): perfectly protected data adds 0. *Beyond control*: control − release."
+)
+
+FILTER_LEGEND = (
+    "*Dropped*: percent of the training samples. *AUC*: how well what the filter goes by tells protected (in the "
+    "control, randomly changed) samples from clean ones, where data is a mixture of both: 1 is perfect, 0.5 chance. "
+    "Means over seeds."
+)
+
+
+def mixture_table(report: AuditReport) -> tuple[list[str], list[list[str]]]:
+    """The head and the lines of the table of mixtures, as text."""
+    head = [
+        "attacker", "recipe", "mixture", "clean part alone", "+ unprotected", "+ control", "+ release",
+        "beyond control",
+    ]  # fmt: skip
+    lines = [
+        [
+            one.attacker,
+            one.recipe,
+            one.attack,
+            *map(_cell, (one.alone, *(one.added[arm] for arm in ("clean", one.matched, "release")))),
+            _cell(one.beyond_control),
+        ]
+        for one in report.mixtures
+    ]
+    return head, lines
+
+
+def filter_table(report: AuditReport) -> tuple[list[str], list[list[str]]]:
+    """The head and the lines of the table of filters, as text."""
+    lines = [
+        [
+            one.attacker,
+            one.recipe,
+            one.attack,
+            one.arm,
+            f"{100 * one.dropped:.0f}",
+            "–" if one.auc is None else f"{one.auc:.2f}",
+        ]
+        for one in report.sifted
+    ]
+    return ["attacker", "recipe", "attack", "data", "dropped", "AUC"], lines
 
 
 def choices(report: AuditReport) -> list[str]:

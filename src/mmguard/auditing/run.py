@@ -22,17 +22,16 @@ from mmguard.auditing.best_of import choosing_half, worst_case
 from mmguard.auditing.html import write_html
 from mmguard.auditing.losses import LossCurve, loss_curve
 from mmguard.auditing.plan import Plan, plan_audit
-from mmguard.auditing.report import AuditReport, Failure, not_tested
+from mmguard.auditing.report import AuditReport, Failure, Filtered, not_tested
 from mmguard.auditing.runs import Result, Run
-from mmguard.auditing.stats import Finding, FloatArray, Scores, analyse
+from mmguard.auditing.selection import MixedArm
+from mmguard.auditing.stats import Finding, FloatArray, Scores, analyse, marginal_values
 from mmguard.config import AuditConfig, Recipe
 from mmguard.errors import ConfigError
 from mmguard.runtime.devices import device_of
 from mmguard.runtime.executor import Failed, cores, execute
+from mmguard.runtime.progress import Told
 from mmguard.runtime.progress import progress as bar
-
-Progress = Callable[[float, str], None]
-"""Called with the share of the work that is done, from 0 to 1, and with what is being done."""
 
 _WORKER_BYTES = 2 << 30
 """Memory that a worker process is taken to need: the libraries, and a model as small as those of the zoo."""
@@ -46,7 +45,7 @@ def audit(
     config: AuditConfig = AuditConfig(),
     out: Path | None = None,
     arms: Sequence[Arm] | None = None,
-    progress: Progress | bool = False,
+    progress: Told | bool = False,
     device: str = "auto",
     split: str | None = None,
     test_split: str | None = None,
@@ -92,7 +91,7 @@ def audit(
     return report
 
 
-def carry_out(plan: Plan, jobs: int | None = 1, progress: Progress | bool = False) -> AuditReport:
+def carry_out(plan: Plan, jobs: int | None = 1, progress: Told | bool = False) -> AuditReport:
     """Makes the runs that are not on the plan's shelf yet, and reports.
 
     Args:
@@ -193,6 +192,10 @@ class _Results:
         # How an attacker bears any change is told by the runs that change nothing else.
         status = {(one.attacker, one.recipe): one.status for one in findings}
         attacked = [one for attack in plan.attacks for one in self._entries(attack, failures)]
+        # What clean data does for an attacker says nothing of the release: mixtures are judged by what that adds to it.
+        mixtures = [one for one in attacked if "clean-part" in one.by_arm]
+        sifted = tuple(self._sifted(attacked))
+        attacked = [one for one in attacked if "clean-part" not in one.by_arm]
         options = [replace(one, status=status[one.attacker, one.recipe]) for one in (*entries, *attacked)]
         attacked = options[len(entries) :]
         under_attack = self._under_attack(attacked)
@@ -202,9 +205,11 @@ class _Results:
             findings=tuple(findings),
             under_attack=tuple(under_attack),
             worst_case=worst,
+            mixtures=tuple(marginal_values(mixtures, plan.groups, plan.config.bootstrap, plan.config.seed)),
+            sifted=sifted,
             failures=tuple(dict.fromkeys(failures)),
             warnings=plan.warnings,
-            not_tested=not_tested(plan.attacks if attacked else ()),
+            not_tested=not_tested(plan.attacks if attacked or mixtures else ()),
             provenance=plan.provenance,
             losses=tuple(curve for one in entries for curve in self._losses(one)),
         )
@@ -224,16 +229,32 @@ class _Results:
         plan = self._plan
         for name in plan.attackers:
             for recipe in plan.config.recipes:
-                needed = _needed(Run(name, recipe, attack=attack))
+                made = {arm: self._runs(name, recipe, arm, attack) for arm in plan.arms_under(attack)}
+                needed = [kind for runs in made.values() for run in runs for kind in _needed(run)]
                 if failed := [kind for kind in needed if kind in self._failed]:
                     failures.append(Failure(name, self._failed[failed[0]]))
                     continue
                 by_arm: dict[str, FloatArray] = {
-                    arm: np.stack([self._results[Run(name, recipe, arm, seed, attack)].scores for seed in plan.seeds])
-                    for arm in (plan.attacked if attack else plan.arms)
+                    arm: np.stack([self._results[run].scores for run in runs]) for arm, runs in made.items()
                 }
                 zero_shot, matched = self._results[Run(name)].scores, plan.runner.pairing.matched
                 yield Scores(name, recipe, by_arm, zero_shot, matched, attack)
+
+    def _sifted(self, entries: Sequence[Scores]) -> Iterator[Filtered]:
+        """What filters did to every arm that they were used on: means over seeds."""
+        for one in entries:
+            for arm in one.by_arm:
+                runs = self._runs(one.attacker, cast("Recipe", one.recipe), cast("MixedArm", arm), one.attack)
+                found = [sifted for run in runs if (sifted := self._results[run].sifted) is not None]
+                if found:
+                    aucs = [sifted.auc for sifted in found if sifted.auc is not None]
+                    dropped = float(np.mean([sifted.dropped for sifted in found]))
+                    auc = float(np.mean(aucs)) if aucs else None
+                    yield Filtered(one.attacker, one.recipe, str(one.attack), arm, dropped, auc)
+
+    def _runs(self, attacker: str, recipe: Recipe, arm: MixedArm, attack: str | None) -> list[Run]:
+        """One a seed."""
+        return [Run.under(attacker, recipe, arm, seed, attack) for seed in self._plan.seeds]
 
     def _losses(self, one: Scores) -> Iterator[LossCurve]:
         """How training went on every arm, without attacks."""
@@ -245,7 +266,7 @@ class _Results:
 
 
 @contextmanager
-def _reporting(progress: Progress | bool, runs: Sequence[Run]) -> Iterator[Callable[[Run, float], None]]:
+def _reporting(progress: Told | bool, runs: Sequence[Run]) -> Iterator[Callable[[Run, float], None]]:
     """Yields `reached(run, share)`, which reports to a callback, to a bar, or to nobody."""
     total = sum(run.weight for run in runs)
     shares = dict.fromkeys(runs, 0.0)

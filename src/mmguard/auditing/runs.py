@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,11 +13,13 @@ import numpy as np
 import torch
 
 from mmguard.auditing import recipes
-from mmguard.auditing.arms import Arm, ImageStore, Pairing, ingredients, rows
+from mmguard.auditing.arms import Arm, ImageStore, Pairing, Row, ingredients, rows
 from mmguard.auditing.attackers import Attacker, fine_tune, load_attacker, schedule
 from mmguard.auditing.attacks import attack_named
-from mmguard.auditing.attacks.base import Training
+from mmguard.auditing.attacks.base import Attack, Selection
 from mmguard.auditing.evaluate import evaluate
+from mmguard.auditing.filters import Judge
+from mmguard.auditing.selection import MixedArm, Sifted, clean_places, mixture, repeated, sift
 from mmguard.auditing.stats import FloatArray
 from mmguard.config import AuditConfig, Recipe
 from mmguard.lvlm.weights import weights_digest
@@ -31,6 +33,9 @@ PACKAGES = ("mmguard", "torch", "transformers", "peft", "trl", "accelerate")
 ATTACK_PACKAGES = ("kornia", "pillow", "pyspellchecker", "scikit-image", "torchvision")
 """Those that a run under attack depends on, too."""
 
+FILTER_PACKAGES = ("rapidfuzz", "scikit-learn", "scipy")
+"""Those that a run on filtered data depends on, too."""
+
 _TRAINING_SHARE = 0.9
 """What part of a run is training; the rest is answering the test. For the progress bar only."""
 
@@ -42,13 +47,23 @@ class Run:
     attacker: str
     recipe: Recipe | None = None
     """None for the untouched model."""
-    arm: Arm | Literal["zero-shot"] = "zero-shot"
+    arm: MixedArm | Literal["zero-shot"] = "zero-shot"
     seed: int = 0
     attack: str | None = None
     """What is done to the training data first, or to the training."""
 
     def __str__(self) -> str:
         return f"{self.attacker} {self.name}"
+
+    @classmethod
+    def under(cls, attacker: str, recipe: Recipe, arm: MixedArm, seed: int, attack: str | None) -> Run:
+        """A fine-tuning under an attack; where it changes nothing, the one without it, or under less of it."""
+        selection = attack_named(attack).selection if attack else Selection()
+        if arm == "clean-part":  # a thief has no cause to filter it
+            attack = f"mix-{selection.clean_percent}"
+        elif arm == "clean" and selection.clean_percent is not None and selection.judge in (None, "leaked"):
+            attack = None  # clean data mixed with clean data; and a detector has nothing to learn from
+        return cls(attacker, recipe, arm, seed, attack)
 
     @property
     def name(self) -> str:
@@ -71,6 +86,8 @@ class Result:
     """Of every test sample, from 0 to 1. Shape: `(N,)`."""
     losses: tuple[float, ...] = ()
     """Training loss of every step, in nats a token; none of the untouched model, and of runs that did not keep it."""
+    sifted: Sifted | None = None
+    """What a filter did to the training data; None without one."""
 
 
 @dataclass
@@ -97,6 +114,7 @@ class Runner:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         losses: list[float] = []
+        sifted = None
         if run.recipe is None:
             attacker = load_attacker(run.attacker, self.device)
             self._words[run.attacker] = attacker.words
@@ -109,22 +127,40 @@ class Runner:
                 done += _TRAINING_SHARE * share
                 report(done)
 
-            attack = attack_named(run.attack) if run.attack else None
-            words = self._vocabulary(run.attacker)
+            attack = attack_named(run.attack) if run.attack else Attack("none")
+            data, sifted = self._training_data(run, attack)
             attacker = fine_tune(
                 run.attacker,
-                rows(run.arm, self.pairing, words, run.seed, attack),  # type: ignore[arg-type]
+                data,
                 run.recipe,
                 self.config,
                 run.seed,
                 device=self.device,
                 # Images after an attack are those of this run alone: kept on, they would fill the common store.
-                store=ImageStore() if attack else self._store,
+                store=ImageStore() if attack.image else self._store,
                 on_step=on_step,
-                training=attack.training if attack else Training(),
+                training=attack.training,
                 validate=self._validate,
             )
-        return Result(evaluate(attacker, self.samples, self.config, self._store), tuple(losses))
+        return Result(evaluate(attacker, self.samples, self.config, self._store), tuple(losses), sifted)
+
+    def _training_data(self, run: Run, attack: Attack) -> tuple[list[Row], Sifted | None]:
+        """The rows that a run is trained on, and what a filter did to them."""
+        assert run.recipe is not None
+        assert run.arm != "zero-shot"
+        selection, words = attack.selection, self._vocabulary(run.attacker)
+        clean = clean_places(self.pairing, selection, run.seed)
+        originals = rows("clean", self.pairing, words, run.seed)
+        if run.arm == "clean-part":
+            return repeated([originals[place] for place in clean], len(originals)), None
+        stolen = rows(run.arm, self.pairing, words, run.seed, attack)
+        data = mixture(stolen, originals, clean)
+        if selection.judge is None:
+            return data, None
+        judge = Judge(run.attacker, run.recipe, self.config, run.seed, self.device, self._store)
+        leaked = {place: stolen[place] for place in clean[: selection.leaked]}
+        suspicion, drop = judge.of(data, selection, leaked)
+        return sift(data, suspicion, drop, range(len(data)) if run.arm == "clean" else clean)
 
     def describe(self, run: Run) -> dict[str, Any]:
         """Everything that the scores of a run depend on.
@@ -147,13 +183,18 @@ class Runner:
             "arm": run.arm,
             "seed": run.seed,
             "settings": settings,
-            "data": self.data_digest(run.arm),
+            "data": self.data_digest("clean" if run.arm == "clean-part" else run.arm),
             "test": self.test_digest,
             "versions": versions(*PACKAGES),
         }
         if run.attack is None:
             return description
-        return description | {"attack": run.attack, "versions": versions(*PACKAGES, *ATTACK_PACKAGES)}
+        selection = attack_named(run.attack).selection
+        packages = (*PACKAGES, *ATTACK_PACKAGES, *(FILTER_PACKAGES if selection.judge else ()))
+        description |= {"attack": run.attack, "versions": versions(*packages)}
+        if selection.clean_percent is not None:
+            description["clean data"] = self.data_digest("clean")
+        return description
 
     def _validate(self, attacker: Attacker) -> float:
         """Accuracy on the validation samples."""
@@ -189,7 +230,8 @@ class Shelf:
         try:
             stored = json.loads(self._path(description).read_text(encoding="utf-8"))
             if {key: stored[key] for key in description} == description:
-                return Result(np.array(stored["scores"], dtype=np.float64), tuple(stored.get("losses", ())))
+                sifted = Sifted(**stored["sifted"]) if "sifted" in stored else None
+                return Result(np.array(stored["scores"], dtype=np.float64), tuple(stored.get("losses", ())), sifted)
         except (OSError, ValueError, KeyError, TypeError):
             pass  # not made yet, or cut off while it was being written: made again either way
         return None
@@ -201,10 +243,10 @@ class Shelf:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._path(description)
         unfinished = path.with_suffix(f".{os.getpid()}.tmp")  # another audit may make the same run
-        text = json.dumps(
-            {**description, "commit": commit(), "scores": result.scores.tolist(), "losses": result.losses}
-        )
-        unfinished.write_text(text, encoding="utf-8")
+        made = {**description, "commit": commit(), "scores": result.scores.tolist(), "losses": result.losses}
+        if result.sifted is not None:
+            made["sifted"] = asdict(result.sifted)
+        unfinished.write_text(json.dumps(made), encoding="utf-8")
         unfinished.replace(path)
 
     def _path(self, description: dict[str, Any]) -> Path:

@@ -42,6 +42,7 @@ Status = Literal["valid", "doubtful", "brittle", "unjudged"]
 brittle."""
 
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Scores:
     status: Status | None = None
     """Of the attacker, where other runs told; if not given, it follows from the cost of the control."""
 
-    def on(self, items: NDArray[np.bool_]) -> Scores:
+    def on(self, items: BoolArray) -> Scores:
         """The scores on some of the test items alone. Shape of `items`: `(N,)`."""
         by_arm = {arm: scores[:, items] for arm, scores in self.by_arm.items()}
         return replace(self, by_arm=by_arm, zero_shot=self.zero_shot[items])
@@ -104,6 +105,24 @@ class Finding:
     """G = beyond_control / (Acc(control FT) − Acc(zero-shot)). None where that gain is not clearly positive.
     """
     status: Status
+
+
+@dataclass(frozen=True)
+class Marginal:
+    """What data adds to clean data that the attacker has anyway: accuracy on both, less accuracy on the clean alone."""
+
+    attacker: str
+    recipe: str
+    attack: str
+    """The mixture, and the filter if there is one."""
+    seeds: int
+    alone: Estimate
+    """Accuracy of fine-tuning on the clean part alone, for as many steps."""
+    matched: str
+    added: dict[str, Estimate]
+    """Marginal value of each arm's data; perfectly protected data adds nothing."""
+    beyond_control: Estimate
+    """Marginal value of the matched control less that of the release: what the optimisation earned."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +166,20 @@ def analyse(
         findings.append(finding)
         kept.append((finding, beyond, share))
     return findings, _headline(kept)
+
+
+def marginal_values(
+    scores: Sequence[Scores], groups: Sequence[int] | None = None, resamples: int = 2000, seed: int = 0
+) -> list[Marginal]:
+    """What every arm's data adds to clean data.
+
+    Args:
+        scores: of mixtures; among their arms are `clean-part`, the matched control and `release`.
+        groups: as for `analyse`, which raises likewise.
+        resamples: bootstrap resamples.
+        seed: of the bootstrap.
+    """
+    return [_marginal(entry, _draw(entry, groups, resamples, seed, number)) for number, entry in enumerate(scores)]
 
 
 def mean_of_independent(estimates: Sequence[Estimate]) -> Estimate:
@@ -233,6 +266,24 @@ def _finding(entry: Scores, draws: dict[str, FloatArray]) -> tuple[Finding, Floa
         status=status,
     )
     return finding, beyond_draws, share_draws
+
+
+def _marginal(entry: Scores, draws: dict[str, FloatArray]) -> Marginal:
+    mean = {arm: float(array.mean()) for arm, array in entry.by_arm.items()}
+
+    def difference(a: str, b: str) -> Estimate:
+        return _interval(mean[a] - mean[b], draws[a] - draws[b])
+
+    return Marginal(
+        attacker=entry.attacker,
+        recipe=entry.recipe,
+        attack=entry.attack or "",
+        seeds=len(entry.by_arm["clean-part"]),
+        alone=_interval(mean["clean-part"], draws["clean-part"]),
+        matched=entry.matched,
+        added={arm: difference(arm, "clean-part") for arm in entry.by_arm if arm != "clean-part"},
+        beyond_control=difference(entry.matched, "release"),
+    )
 
 
 def _status(cost: float, seeds: int) -> Status:

@@ -14,6 +14,10 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from mmguard.errors import SampleError
 
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What Pillow may decode: raster images. Its other decoders are seldom used and thus seldom tried, and that of
+PostScript runs what the file says."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -104,7 +108,7 @@ def _require_file(path: Path) -> None:
 
 def _decoded(source: Path | io.BytesIO, path: Path) -> Picture:
     try:
-        with Image.open(source) as file:
+        with Image.open(source, formats=_FORMATS) as file:
             _require_still(file, path)
             _require_sane_size(file.size, path)
             return _picture(ImageOps.exif_transpose(file), path)

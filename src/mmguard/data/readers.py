@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from mmguard.data import benchmarks, drawings, easyvqa, formats, hub, remote
-from mmguard.data.rows import image_value, samples_of
+from mmguard.data.rows import image_value, require_no_picture, samples_of
 from mmguard.data.sources import Source
 from mmguard.errors import DataError
 from mmguard.types import Dataset, Rejection, Sample
@@ -17,6 +17,12 @@ _FORMATS = (
     f"give {formats.DESCRIBED}, the URL of one of these, a hub id owner/name, a benchmark "
     f"({', '.join(benchmarks.NAMES)}), easy-vqa, or drawings:DOMAIN"
 )
+
+_MAX_NAME = 240
+"""Bytes of a file's name that leave room for another suffix, or a number, in its release."""
+
+_LONGEST = 600
+"""Characters of a reason why a row was left out."""
 
 
 def read_dataset(
@@ -53,8 +59,7 @@ def read_dataset(
             whole.
 
     Raises:
-        DataError: there is no such dataset, its file cannot be read, it has no such split, or no row can be
-        used.
+        DataError: there is no such dataset, its file cannot be read, it has no such split, or no row can be used.
     """
     if limit is not None and limit < 1:
         raise DataError(f"limit {limit}: give 1 or more images")
@@ -75,15 +80,16 @@ def open_source(source: str | Path, split: str | None = None, part: str = "train
         DataError: there is no such dataset, or its file cannot be read.
     """
     path, name = Path(source), str(source)
-    if isinstance(source, str) and easyvqa.is_name(name) and not path.exists():
+    exists = os.path.exists(path)  # unlike Path.exists, of any name
+    if isinstance(source, str) and easyvqa.is_name(name) and not exists:
         return easyvqa.read_easy_vqa(name)
-    if isinstance(source, str) and drawings.is_name(name) and not path.exists():
+    if isinstance(source, str) and drawings.is_name(name) and not exists:
         return formats.open_path(drawings.drawings_folder(name, split or part).resolve()), None
-    if isinstance(source, str) and (benchmark := benchmarks.find(name)) and not path.exists():
+    if isinstance(source, str) and (benchmark := benchmarks.find(name)) and not exists:
         return _benchmark(benchmark, split or part), None
     if isinstance(source, str) and remote.is_url(name):
         return formats.open_path(remote.local_copy(name)), None
-    if path.exists():
+    if exists:
         return formats.open_path(path.resolve()), None
     if isinstance(source, str) and hub.is_hub_id(name):
         folders = [formats.open_path(folder.resolve()) for folder in hub.hub_folder(name, split)]
@@ -139,6 +145,8 @@ def _assemble(source: Source, limit: int | None) -> Dataset:
         unpacked=source.unpacked,
         named=source.named,
     )
+    if file := next((file for file in source.files if len(os.fsencode(file.name)) > _MAX_NAME), None):
+        raise DataError(f"{file}: its name is longer than {_MAX_NAME} bytes: rename it")
     chosen: set[Path] = set()
     ids: dict[str, str] = {}
     exists: dict[str, Path | None] = {}
@@ -151,10 +159,11 @@ def _assemble(source: Source, limit: int | None) -> Dataset:
             if full and image not in chosen:
                 continue
             samples = samples_of(row, len(dataset.rows), image, source.wordless)
+            require_no_picture(row)
             _require_new_ids(samples, ids)
         except ValueError as error:
             if not full:
-                dataset.rejected.append(Rejection(where, str(error)))
+                dataset.rejected.append(Rejection(where, _shortened(str(error))))
             continue
         chosen.add(image)
         ids.update((sample.id, where) for sample in samples)
@@ -167,12 +176,19 @@ def _assemble(source: Source, limit: int | None) -> Dataset:
     return dataset
 
 
+def _shortened(reason: str) -> str:
+    """A reason without the middle of what it cites, if that is long: what is wrong and the cure stand at its ends."""
+    return reason if len(reason) <= _LONGEST else f"{reason[: _LONGEST // 2]} … {reason[-_LONGEST // 2 :]}"
+
+
 def _locate(source: Source, value: str, known: dict[str, Path | None]) -> Path:
     if value not in known:
         known[value] = next((path for path in source.candidates(value) if os.path.isfile(path)), None)
     found = known[value]
     if found is None:
         raise ValueError(f"image {value} is not in {source.root}: correct the path, or remove the row")
+    if len(os.fsencode(found.name)) > _MAX_NAME:
+        raise ValueError(f"the name of image {value} is longer than {_MAX_NAME} bytes: rename it")
     return found
 
 

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
+from huggingface_hub import is_offline_mode
 
 from mmguard.data.cache import cached
 from mmguard.data.formats.contained import is_safe
@@ -15,6 +16,7 @@ from mmguard.runtime.provenance import digest
 
 _ALONE = (".parquet", ".tar", ".tgz", ".gz")
 """Suffixes of files that have their pictures inside; with any other file its whole folder is copied."""
+_HERE = ("file://", "local://", "memory://")
 _STATES = ("size", "mtime", "LastModified", "last_modified", "updated", "created", "ETag", "etag", "md5Hash", "blob_id")
 """What file systems tell of a file that changes when the file does."""
 
@@ -34,8 +36,11 @@ def local_copy(url: str) -> Path:
             Credentials are those that its package finds.
 
     Raises:
-        DataError: no such file system or place, it cannot be reached, or the copy cannot be written.
+        DataError: no such file system or place, it cannot be reached, the copy cannot be written, or the hub's client
+            is offline (`--offline`, or `HF_HUB_OFFLINE`), which is taken to mean every network.
     """
+    if is_offline_mode() and not url.startswith(_HERE):
+        raise DataError(f"{url}: is not on this machine, and networks are excluded: give a local copy, or go online")
     try:
         system, path = fsspec.url_to_fs(url)
         alone = path.lower().endswith(_ALONE)

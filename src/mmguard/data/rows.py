@@ -9,9 +9,10 @@ Every other field is the owner's and passes through verbatim.
 from __future__ import annotations
 
 import json
+import math
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -25,6 +26,17 @@ FORMS = (
     "or with `conversations` (or `messages`)"
 )
 """The rows that are understood, for messages."""
+
+_ENCODED_PICTURE = re.compile(
+    r"data:image/[\w.+-]+;base64,|\A\s*(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk0|SUkqA|TU0AK)[A-Za-z0-9+/\s]{64}"
+)
+"""A data URL, or a text that is the base64 of a JPEG, PNG, GIF, WebP, BMP or TIFF file."""
+
+_MAX_TEXT = 100_000
+"""Characters of a text: far more than a model reads."""
+
+_HALF = re.compile("[\ud800-\udfff]")
+"""A lone surrogate: it has no UTF-8 form, and no tokenizer takes it."""
 
 _SEVERAL = ("file_names", "video", "videos")
 
@@ -94,6 +106,25 @@ def samples_of(row: dict[str, Any], number: int, image: Path, wordless: bool = F
     if options and option_index(answer, options) is None:
         raise ValueError(f"answer {answer!r} is neither the letter nor the text of exactly one option: correct it")
     return [Sample(name, number, image, question, answer, answers, options, split=split, metric=_metric(row))]
+
+
+def require_no_picture(row: dict[str, Any]) -> None:
+    """Makes sure that no field holds a picture as text: it would be released as it is.
+
+    Raises:
+        ValueError: one does.
+    """
+    for field, value in row.items():
+        if any(_ENCODED_PICTURE.search(text) for text in _strings(value)):
+            raise ValueError(f"`{field}` holds a picture as text, which would be released as it is: remove the field")
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from _strings(entry)
 
 
 def owner_texts(row: dict[str, Any]) -> list[str]:
@@ -170,7 +201,7 @@ def _name(row: dict[str, Any], number: int) -> str:
     value = row.get("id")
     if value is None:
         return str(number)
-    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "" or _HALF.search(str(value)):
         raise ValueError(f"`id` {value!r} is neither text nor a whole number: correct or remove it")
     return str(value)
 
@@ -183,11 +214,17 @@ def _split(row: dict[str, Any]) -> str | None:
 
 
 def _text(value: Any, what: str) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{what} is {value}, which is no answer: fill it in or remove the row")
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise ValueError(f"{what} is {type(value).__name__}, not text: give one string")
     text = value if isinstance(value, str) else json.dumps(value)
     if not text.strip():
         raise ValueError(f"{what} is empty: fill it in or remove the row")
+    if _HALF.search(text):
+        raise ValueError(f"{what} holds half a character, an escape such as \\ud83d by itself: correct it")
+    if len(text) > _MAX_TEXT:
+        raise ValueError(f"{what} has {len(text)} characters, at most {_MAX_TEXT} are read: shorten or remove it")
     return text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import re
@@ -70,26 +71,33 @@ def read_text(path: Path) -> str:
     Raises:
         DataError: it is missing, unreadable or in another encoding.
     """
+    content = _read_bytes(path)
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}: line {line}: byte {error.start} is not UTF-8: save the file as UTF-8") from error
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}): correct the path or its permissions") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start} is not UTF-8: save the file as UTF-8") from error
 
 
 def read_json_lines(path: Path) -> list[tuple[str, Row | Rejection]]:
     """The objects of a JSON-lines file by line; a line that is none becomes a `Rejection`.
 
     Raises:
-        DataError: as `read_text`.
+        DataError: it is missing or unreadable.
     """
     rows: list[tuple[str, Row | Rejection]] = []
     # Not splitlines(): JSON strings may hold U+2028 and other separators that are no line ends here.
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate(_read_bytes(path).removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         if line.strip():
             where = f"{path.name}:{number}"
-            rows.append((where, _object(line, where)))
+            rows.append((where, _line(line, where)))
     return rows
 
 
@@ -108,17 +116,27 @@ def read_json_list(path: Path) -> list[tuple[str, Row | Rejection]]:
     rows: list[tuple[str, Row | Rejection]] = []
     for number, entry in enumerate(entries):
         where = f"{path.name}[{number}]"
-        usable = isinstance(entry, dict)
-        rows.append((where, entry if usable else Rejection(where, "is no JSON object: correct or remove it")))
+        rows.append((where, _object(entry, where)))
     return rows
 
 
-def _object(line: str, where: str) -> Row | Rejection:
+def _line(line: bytes, where: str) -> Row | Rejection:
     try:
-        entry = json.loads(line)
+        return _object(json.loads(line.decode()), where)
+    except UnicodeDecodeError as error:
+        return Rejection(where, f"byte {error.start} of the line is not UTF-8: save the file as UTF-8")
     except (ValueError, RecursionError) as error:
         return Rejection(where, f"not valid JSON ({error}): correct or remove the line")
-    return entry if isinstance(entry, dict) else Rejection(where, "is no JSON object: correct or remove the line")
+
+
+def _object(entry: Any, where: str) -> Row | Rejection:
+    if not isinstance(entry, dict):
+        return Rejection(where, "is no JSON object: correct or remove it")
+    try:
+        json.dumps(entry, allow_nan=False)
+    except ValueError:  # Python reads NaN and infinite numbers, but trainers' JSON readers do not
+        return Rejection(where, "holds NaN or an infinite number, which JSON does not have: put null in its place")
+    return entry
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

@@ -29,21 +29,20 @@ def captions(model: Surrogate, paths: Sequence[Path], batch_size: int = 16) -> d
         batch_size: pictures at a time.
 
     Returns:
-        The captions, white space folded, by path; "" where the model says nothing. Pictures that cannot be read are
-        not in it.
+        The captions, white space folded, by path; "" where the model says nothing. Pictures that cannot be read, or
+        that the model does not take, are not in it.
     """
     said: dict[Path, str] = {}
     for start in range(0, len(paths), batch_size):
         images: dict[Path, Tensor] = {}
+        # Prompts of one length need no padding, which some models do not take on the left.
+        by_length: dict[int, list[Path]] = {}
         for path in paths[start : start + batch_size]:
             try:
                 images[path] = load_image(path) / 255
+                by_length.setdefault(_prompt_length(_encoded(model, [images[path]])), []).append(path)
             except SampleError:  # whoever needs the picture itself reports it
                 continue
-        # Prompts of one length need no padding, which some models do not take on the left.
-        by_length: dict[int, list[Path]] = {}
-        for path, image in images.items():
-            by_length.setdefault(_prompt_length(_encoded(model, [image])), []).append(path)
         for length, group in by_length.items():
             said.update(zip(group, _said(model, [images[path] for path in group], length), strict=True))
     return said

@@ -28,7 +28,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mmguard import zoo
-from mmguard.errors import SurrogateError
+from mmguard.errors import SampleError, SurrogateError
 from mmguard.lvlm.attention import IMPLEMENTATION, attention_modules, tap
 from mmguard.lvlm.energy import energy_per_image_token
 from mmguard.lvlm.pixels import differentiable_pixels
@@ -103,6 +103,22 @@ class Surrogate:
         self.recompute = False
         self._shares: bool | None = None
 
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Computes in 32 bits until the end of the block; the weights then come back to the bit."""
+        narrow = [
+            (tensor, tensor.data)
+            for tensor in (*self.model.parameters(), *self.model.buffers())
+            if tensor.is_floating_point() and tensor.dtype != torch.float32
+        ]
+        try:
+            for tensor, data in narrow:
+                tensor.data = data.float()
+            yield
+        finally:
+            for tensor, data in narrow:
+                tensor.data = data
+
     def encode(self, examples: Sequence[Example], images: Sequence[Tensor]) -> Encoded:
         """Token ids, labels and roles of a batch, on the model's device.
 
@@ -112,7 +128,7 @@ class Surrogate:
 
         Raises:
             SurrogateError: the chat template rewrites the text.
-            SampleError: a text contains one of the model's control tokens.
+            SampleError: a text contains one of the model's control tokens, or the processor refuses an image's shape.
         """
         return self._encode(examples, [(image.shape[-2], image.shape[-1]) for image in images])[0].to(self.device)
 
@@ -152,7 +168,8 @@ class Surrogate:
             image: float `(3, H, W)`; only its size is read.
 
         Raises:
-            as `encode`.
+            SurrogateError: as `encode`.
+            SampleError: as `encode`.
         """
         size = (image.shape[-2], image.shape[-1])
         return Reworded(self.processor, self.model.config.image_token_id, example, size)
@@ -267,7 +284,11 @@ class Surrogate:
     # Below: how it is done.
 
     def _encode(self, examples: Sequence[Example], sizes: Sequence[tuple[int, int]]) -> tuple[Encoded, frozenset[str]]:
-        return encode(self.processor, self.model.config.image_token_id, examples, sizes)
+        try:
+            return encode(self.processor, self.model.config.image_token_id, examples, sizes)
+        except (ValueError, ArithmeticError) as error:  # image processors refuse what is 200 times as long as wide
+            shapes = ", ".join(dict.fromkeys(f"{width} x {height} pixels" for height, width in sizes))
+            raise SampleError(shapes, f"{self.name} takes no such image ({error}): crop or replace it") from error
 
     @cached_property
     def _from_image(self) -> frozenset[str]:

@@ -73,6 +73,8 @@ class Adapter:
     def step(self, encoded: Encoded, pixels: dict[str, Tensor], lr: float) -> float:
         """One supervised step (Algorithm 1); outside it the adapter is frozen and has no dropout.
 
+        A batch whose loss or gradient is no number teaches nothing.
+
         Args:
             encoded: from `Surrogate.encode`.
             pixels: from `Surrogate.pixels`; no gradient flows into them.
@@ -89,11 +91,13 @@ class Adapter:
                 parameter.requires_grad_(True)
             loss = self._surrogate.forward(encoded, pixels).nll.mean()
             gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-            for parameter, gradient in zip(self.parameters, gradients, strict=True):
-                parameter.grad = gradient
-            self._optimiser.param_groups[0]["lr"] = lr
-            self._optimiser.step()
-            self._optimiser.zero_grad()
+            # A step towards what is no number would be the end of the adapter.
+            if all(one.isfinite().all() for one in (loss, *gradients) if one is not None):
+                for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                    parameter.grad = gradient
+                self._optimiser.param_groups[0]["lr"] = lr
+                self._optimiser.step()
+                self._optimiser.zero_grad()
         self._steps += 1
         return loss.item()
 

@@ -18,7 +18,7 @@ from mmguard.perturb import image as pgd
 from mmguard.perturb.budget import ImageBudget, apply, to_unit
 from mmguard.perturb.objective import Reference
 from mmguard.perturb.trigger import Trigger
-from mmguard.protection.ensemble import Ensemble
+from mmguard.protection.ensemble import Ensemble, require_numbers
 from mmguard.runtime.memory import is_out_of_memory, release_memory
 from mmguard.types import Sample
 
@@ -43,7 +43,7 @@ class Item:
     seen: pgd.Seen = pgd.as_it_is
     """What a reader of the released file sees: JPEG changes pictures once more."""
     lost: SampleError | None = None
-    """Why its original could not be read any more, if so: nothing further is done with it."""
+    """Why nothing further is done with it, if so: its original could not be read any more, or no loss be computed."""
 
     @property
     def examples(self) -> list[Example]:
@@ -82,7 +82,35 @@ def protect_batch(
     size: int,
     done: Callable[[Stage], None] = lambda stage: None,
 ) -> int:
-    """The outer problem for one batch: both sides, one after the other, with the surrogates held.
+    """The outer problem for one batch; where a loss or gradient is no number, image by image in 32 bits.
+
+    An image with which even that fails is lost; the arguments are those of `_fitted`, and so is the rest.
+    """
+    try:
+        return _fitted(batch, pictures, ensemble, config, size, done)
+    except FloatingPointError:
+        release_memory()
+    for item, picture in zip(batch, pictures, strict=True):
+        try:
+            with ensemble.in_float32():
+                _fitted([item], [picture], ensemble, config, size, done)
+        except FloatingPointError:
+            names = ", ".join(member.surrogate.name for member in ensemble.members)
+            item.lost = SampleError(
+                str(item.path), f"a loss or gradient of {names} is no number, in 32 bits either: take another surrogate"
+            )
+    return size
+
+
+def _fitted(
+    batch: Sequence[Item],
+    pictures: Sequence[Picture],
+    ensemble: Ensemble,
+    config: ProtectConfig,
+    size: int,
+    done: Callable[[Stage], None],
+) -> int:
+    """Both sides of the outer problem, one after the other, with the surrogates held, as far as memory allows.
 
     Args:
         batch: whole images.
@@ -97,6 +125,7 @@ def protect_batch(
         surrogates compute activations twice instead of keeping them.
 
     Raises:
+        FloatingPointError: a loss or gradient is no finite number; δ and triggers are as before.
         SurrogateError: memory is not enough for one sample.
     """
     originals = [picture.image for picture in pictures]
@@ -164,6 +193,7 @@ def _perturb(
     def backward(protected: list[Tensor]) -> None:
         for part in parts:
             ensemble.backward(part.examples, [protected[k] for k in part.owners], part.references)
+        require_numbers(*(image.grad for image in protected if image.grad is not None))
 
     moved = list(deltas)
     for _ in range(config.pgd_steps):

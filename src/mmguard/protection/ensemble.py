@@ -58,14 +58,38 @@ class Ensemble:
         for member in self.members:
             member.surrogate.recompute = value
 
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """All members compute in 32 bits until the end of the block."""
+        with ExitStack() as stack:
+            for member in self.members:
+                stack.enter_context(member.surrogate.in_float32())
+            yield
+
+    def require_takes(self, examples: Sequence[Example], size: tuple[int, int]) -> None:
+        """Makes sure that every member reads these samples of one image, of `(H, W)` pixels.
+
+        Raises:
+            SampleError: one does not; the message says why.
+        """
+        images = [torch.empty(3, *size)] * len(examples)
+        for member in self.members:
+            member.surrogate.encode(examples, images)
+
     def references(self, examples: Sequence[Example], images: Sequence[Tensor]) -> list[Reference]:
         """The clean side of a batch for every member, in its present state."""
         return [member.objective.reference(examples, images) for member in self.members]
 
     def backward(self, examples: Sequence[Example], images: Sequence[Tensor], references: Sequence[Reference]) -> None:
-        """Adds the gradient of the batch's summed ℓ_prot to `.grad` of the images, `[0,1]` float `(3, H, W)`."""
+        """Adds the gradient of the batch's summed ℓ_prot to `.grad` of the images, `[0,1]` float `(3, H, W)`.
+
+        Raises:
+            FloatingPointError: a loss is no finite number.
+        """
         for member, reference in zip(self.members, references, strict=True):
-            (member.weight * member.objective(examples, images, reference).loss.sum()).backward()
+            loss = member.objective(examples, images, reference).loss
+            require_numbers(loss)
+            (member.weight * loss.sum()).backward()
 
     def search(
         self, examples: Sequence[Example], images: Sequence[Tensor], references: Sequence[Reference]
@@ -77,6 +101,9 @@ class Ensemble:
             examples: with their present triggers, which may be empty.
             images: protected, `[0,1]` float, each `(3, H, W)`.
             references: from `references`, of the same samples.
+
+        Raises:
+            FloatingPointError: a present loss is no finite number.
         """
         if not any(example.trigger for example in examples):
             return [example.trigger for example in examples]
@@ -87,6 +114,7 @@ class Ensemble:
         for member, reference in zip(self.members, references, strict=True):
             with torch.enable_grad():
                 evaluation = member.objective(examples, images, reference)
+                require_numbers(evaluation.loss)
                 (gradient,) = torch.autograd.grad(evaluation.loss.sum(), evaluation.forward.embeddings)
             proposed = hotflip.propose(member.surrogate, evaluation.encoded, gradient, triggers, share)
             for slots, more in zip(words, proposed, strict=True):
@@ -179,3 +207,9 @@ class Ensemble:
     def vocabulary(self) -> Sequence[str]:
         """Admissible words of the first member."""
         return self.members[0].surrogate.admissible_tokens().words
+
+
+def require_numbers(*tensors: Tensor) -> None:
+    """Raises FloatingPointError if one of the tensors has a value that is no finite number."""
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        raise FloatingPointError

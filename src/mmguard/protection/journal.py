@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from mmguard.errors import ReleaseError
+from mmguard.errors import ReleaseError, SampleError
 from mmguard.runtime.durable import write_durably
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Journal:
         return 0
 
     def keep(self, number: int, batch: Sequence[Item], rounds: int) -> None:
-        """Keeps δ and triggers of a batch that is through so many rounds."""
+        """Keeps δ and triggers of a batch that is through so many rounds, and what of it is lost."""
 
     def adaptation(self, round_: int) -> dict[str, Tensor] | None:
         """The adapters that this round began with, if an earlier run got so far."""
@@ -65,15 +65,21 @@ class FileJournal(Journal):
         if found is None:
             return 0
         tensors, facts = found
-        for place, (item, triggers) in enumerate(zip(batch, json.loads(facts["triggers"]), strict=True)):
+        kept = zip(batch, json.loads(facts["triggers"]), json.loads(facts["lost"]), strict=True)
+        for place, (item, triggers, lost) in enumerate(kept):
             item.triggers = [tuple(words) for words in triggers]
+            item.lost = SampleError(*lost) if lost else None
             if self._images:
                 item.delta.copy_(tensors[str(place)])
         return int(facts["rounds"])
 
     def keep(self, number: int, batch: Sequence[Item], rounds: int) -> None:
         tensors = {str(place): item.delta.contiguous() for place, item in enumerate(batch)} if self._images else {}
-        facts = {"rounds": str(rounds), "triggers": json.dumps([item.triggers for item in batch])}
+        facts = {
+            "rounds": str(rounds),
+            "triggers": json.dumps([item.triggers for item in batch]),
+            "lost": json.dumps([item.lost and (item.lost.where, item.lost.message) for item in batch]),
+        }
         self._write(self._batch(number), tensors, facts)
 
     def adaptation(self, round_: int) -> dict[str, Tensor] | None:

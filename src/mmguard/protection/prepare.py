@@ -14,7 +14,7 @@ from mmguard.protection.batch import Item
 from mmguard.protection.deltas import DeltaFile
 from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.loop import start
-from mmguard.runtime.progress import progress
+from mmguard.runtime.progress import Told, progress
 from mmguard.types import Dataset, Rejection
 
 
@@ -59,7 +59,7 @@ def ensemble_of(surrogates: Sequence[str | Surrogate], config: ProtectConfig, de
 
 
 def captions_of(
-    data: Dataset, ensemble: Ensemble | None, config: ProtectConfig, show_progress: bool = False
+    data: Dataset, ensemble: Ensemble | None, config: ProtectConfig, show_progress: bool | Told = False
 ) -> dict[Path, str]:
     """The first surrogate's captions of pictures without text, "" where it says nothing; none for controls."""
     wordless = [path for path, samples in data.by_image().items() if not samples[0].answer]
@@ -92,17 +92,17 @@ def begin(
     ensemble: Ensemble | None,
     deltas: DeltaFile | None = None,
     lost: Sequence[Rejection] = (),
-    show_progress: bool = False,
+    show_progress: bool | Told = False,
 ) -> tuple[list[Item], list[Rejection]]:
-    """Every image that can be read, with δ and triggers drawn at random, and those that cannot.
+    """Every image that we and the surrogates can read, with δ and triggers drawn at random, and those that we cannot.
 
     Args:
         data: what to protect.
         config: its budgets and seed.
-        ensemble: for the vocabulary that words are drawn from.
+        ensemble: for the vocabulary that words are drawn from, and to judge what it cannot take.
         deltas: the file that δ lives in; in memory if not given.
         lost: what is left out already, for the message if nothing remains.
-        show_progress: show a bar.
+        show_progress: show a bar, or tell a function.
 
     Raises:
         DataError: no image can be read.
@@ -115,6 +115,8 @@ def begin(
         for path, samples in images.items():
             try:
                 item = start(path, samples, config, vocabulary)
+                if ensemble is not None and config.optimised:
+                    ensemble.require_takes(item.examples, (item.delta.shape[1], item.delta.shape[2]))
                 if deltas is not None:
                     if config.perturbs_images:
                         deltas.append(item.delta)

@@ -180,13 +180,13 @@ class RayEngine:
         except RayError as error:  # whatever else there is: the worker, its node or the way there is lost
             ray.kill(worker)
             self._losses += 1
-            reason = " ".join(str(error).split())
+            cause = " ".join(str(error).split())
             if self._losses >= self._patience:
                 raise EngineError(
-                    f"engine ray: {self._losses} workers were lost with no batch done in between ({reason}): where "
+                    f"engine ray: {self._losses} workers were lost with no batch done in between ({cause}): where "
                     "memory was not enough take fewer workers, then run again; what is done so far stays"
                 ) from error
-            _log.warning("a worker was lost, its batch is done again: %s", reason)
+            _log.warning("a worker was lost, its batch is done again: %s", cause)
             self._hire()
             return task, None
         self._idle.append(worker)

@@ -30,7 +30,7 @@ from mmguard.protection.prepare import (
     speechless,
 )
 from mmguard.release.writer import Release, ReleaseWriter
-from mmguard.runtime.progress import progress, stages
+from mmguard.runtime.progress import Told, progress, stages
 from mmguard.types import Dataset, Rejection
 
 WRITERS = 4
@@ -47,7 +47,7 @@ def protect(
     limit: int | None = None,
     device: str = "auto",
     engine: EngineConfig | None = None,
-    show_progress: bool = False,
+    show_progress: bool | Told = False,
 ) -> Release:
     """Protects a dataset and writes the release. What an earlier run of the same left unfinished is finished.
 
@@ -63,7 +63,8 @@ def protect(
         limit: protect only the first so many images.
         device: `auto`, `cpu`, `cuda`…
         engine: who does the work; this process if not given. Ray takes names of surrogates only.
-        show_progress: a bar with the time that remains for each stage, on standard error.
+        show_progress: a bar with the time that remains for each stage, on standard error; or a function that is told
+            how far each stage is.
 
     Returns:
         What was written. Samples that could not be protected are in its `failed`, and not in the release.
@@ -94,7 +95,7 @@ def _fill(
     config: ProtectConfig,
     device: str,
     engine: Engine,
-    show_progress: bool,
+    show_progress: bool | Told,
 ) -> Release:
     """Protects and writes, going on from where an earlier run stopped."""
     ensemble = ensemble_of(needed, config, device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,8 +13,11 @@ from typing import Any
 from mmguard.config import ProtectConfig
 from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
+from mmguard.data.tasks import target_text
 from mmguard.errors import DataError, SampleError
+from mmguard.lvlm.prompt import Example
 from mmguard.lvlm.surrogate import Surrogate
+from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.estimate import Estimate, estimate
 from mmguard.protection.prepare import chosen, ensemble_of, names_of, require_something_to_do
 from mmguard.protection.run import WRITERS, default_folder
@@ -85,11 +88,18 @@ def survey(
     needed = chosen(surrogates, config, device)
     place = (Path(out) if out is not None else default_folder(str(dataset))).resolve()
     require_place(place, data, config)
-    pixels, unreadable = _examine(data, show_progress)
-    readable = replace(data, samples=[sample for sample in data.samples if sample.image in pixels])
+    sizes, unreadable = _examine(data, show_progress)
     began = time.perf_counter()
     ensemble = ensemble_of(needed, config, device)
     loading = {"Loading": time.perf_counter() - began} if ensemble else {}
+    if ensemble is not None and config.optimised:
+        unreadable += _refused(data, sizes, ensemble)
+    lost = {rejection.where for rejection in unreadable}
+    pixels = {path: height * width for path, (height, width) in sizes.items() if str(path) not in lost}
+    if not pixels:
+        reasons = "; ".join(rejection.reason for rejection in unreadable[:3])
+        raise DataError(f"{data.root}: none of its {len(unreadable)} images can be protected: {reasons}")
+    readable = replace(data, samples=[sample for sample in data.samples if sample.image in pixels])
     cost = estimate(readable, pixels, ensemble, config, show_progress)
     asked = [sample for sample in readable.samples if sample.question is not None]
     wordless = {sample.image for sample in readable.samples if not sample.answer}
@@ -111,17 +121,17 @@ def survey(
     )
 
 
-def _examine(data: Dataset, show_progress: bool) -> tuple[dict[Path, int], list[Rejection]]:
-    """Decodes every image: the pixels of those that can be read, and why the others cannot."""
+def _examine(data: Dataset, show_progress: bool) -> tuple[dict[Path, tuple[int, int]], list[Rejection]]:
+    """Decodes every image: `(H, W)` of those that can be read, and why the others cannot."""
 
-    def look(path: Path) -> int | Rejection:
+    def look(path: Path) -> tuple[int, int] | Rejection:
         try:
             image = load_image(path)
         except SampleError as error:
             return Rejection(str(path), str(error))
-        return image.shape[1] * image.shape[2]
+        return image.shape[1], image.shape[2]
 
-    pixels: dict[Path, int] = {}
+    sizes: dict[Path, tuple[int, int]] = {}
     unreadable: list[Rejection] = []
     paths = list(data.by_image())
     with progress("Reading", len(paths), show_progress) as advance, ThreadPoolExecutor(WRITERS) as pool:
@@ -129,9 +139,20 @@ def _examine(data: Dataset, show_progress: bool) -> tuple[dict[Path, int], list[
             if isinstance(found, Rejection):
                 unreadable.append(found)
             else:
-                pixels[path] = found
+                sizes[path] = found
             advance(1)
-    if not pixels:
-        reasons = "; ".join(rejection.reason for rejection in unreadable[:3])
-        raise DataError(f"{data.root}: none of its {len(unreadable)} images can be protected: {reasons}")
-    return pixels, unreadable
+    return sizes, unreadable
+
+
+def _refused(data: Dataset, sizes: Mapping[Path, tuple[int, int]], ensemble: Ensemble) -> list[Rejection]:
+    """The images that a surrogate does not take, for their shape or for what their samples say."""
+    refused = []
+    for path, samples in data.by_image().items():
+        # Pictures without text get one from the surrogate itself.
+        examples = [Example(s.question, target_text(s) or "a picture", s.options) for s in samples]
+        try:
+            if path in sizes:
+                ensemble.require_takes(examples, sizes[path])
+        except SampleError as error:
+            refused.append(Rejection(str(path), str(error)))
+    return refused

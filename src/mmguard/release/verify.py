@@ -20,7 +20,7 @@ from mmguard.errors import DataError, ReleaseError, SampleError
 from mmguard.release import layout
 from mmguard.release.match import look_alike, match_rows
 from mmguard.release.pictures import deviations, misnamed
-from mmguard.runtime.progress import Advance, progress
+from mmguard.runtime.progress import Advance, Told, progress
 from mmguard.types import Dataset, Rejection, Sample
 
 
@@ -66,7 +66,7 @@ def verify(
     trigger_words: int | None = None,
     split: str | None = None,
     limit: int | None = None,
-    show_progress: bool = False,
+    show_progress: bool | Told = False,
 ) -> Verification:
     """Checks that a release is the original dataset, changed within its budgets and in nothing else.
 
@@ -83,7 +83,7 @@ def verify(
         trigger_words: budget in words; likewise.
         split: the split that was protected; if not given, the record's.
         limit: the number of images that were protected; if not given, the record's.
-        show_progress: a bar with the time that remains, on standard error.
+        show_progress: a bar with the time that remains, on standard error; or a function that is told how far it is.
 
     Raises:
         ReleaseError: `release` is no folder with a dataset of a known format.
@@ -163,7 +163,9 @@ def _start(record: _Record, eps: int | None, trigger_words: int | None) -> Verif
     return Verification(eps_255, words, eps_from, words_from)
 
 
-def _check_rows(source: Source, original: Dataset, record: _Record, result: Verification, show_progress: bool) -> None:
+def _check_rows(
+    source: Source, original: Dataset, record: _Record, result: Verification, show_progress: bool | Told
+) -> None:
     if source.format != original.format:
         result.problems.append(f"{source.name}: is of the format {source.format}, the original {original.format}")
     by_row: dict[int, list[Sample]] = {}

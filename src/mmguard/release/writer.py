@@ -158,7 +158,7 @@ class ReleaseWriter:
             BudgetError: `protected` has another size or type than the original, or `‖δ‖∞` exceeds ε_x (Eq.
             13).
             ReleaseError: the file cannot be written, or reads back differently.
-            SampleError: the original cannot be decoded.
+            SampleError: the original cannot be decoded, or stored with all that it holds besides its pixels.
         """
         if path not in self._names:
             raise ReleaseError(f"{path}: is no image of the dataset in {self.dataset.root}")
@@ -205,7 +205,8 @@ class ReleaseWriter:
         if not same or layout.change(picture.image, released.image)[0] > self._eps:
             raise ReleaseError(f"{written}: reads back differently from what was written: check the disk")
         if found := deviations(path, picture, written, released, self._eps, self.config.declare_no_training):
-            raise ReleaseError(f"{path}: cannot be stored faithfully: its copy {'; '.join(found)}: please report this")
+            copy = f"cannot be stored faithfully: its copy {'; '.join(found)}"
+            raise SampleError(str(path), f"{copy}: save it anew with another program, and please report this")
         return released
 
     def finish(

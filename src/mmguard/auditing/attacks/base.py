@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,6 +13,20 @@ from mmguard.types import Sample
 
 Rewrite: TypeAlias = "Callable[[Sample, torch.Generator], str | None]"
 """From a released sample to its question after the attack; None where it has none, as captions do."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which samples a thief trains on, where it is not all that was released (`attacks/data.py`)."""
+
+    clean_percent: int | None = None
+    """Share of the samples that are clean ones of the owner; None for no mixture."""
+    judge: Literal["loss", "features", "duplicates", "leaked"] | None = None
+    """By what samples are dropped; None for no filter."""
+    drop_percent: int = 0
+    """Share of the samples that is dropped by `loss` and `features`."""
+    leaked: int = 0
+    """Number of samples that `leaked` learned from in both versions."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,8 @@ class Attack:
     """Makes what `text` is from all released samples, for an attack that has to see them first; it has no `text`."""
     each_epoch: bool = False
     """Whether `image` is an augmentation, drawn anew for every epoch."""
+    selection: Selection = Selection()
+    """Which samples are trained on."""
     training: Training = Training()
     """How the attacker trains then."""
 

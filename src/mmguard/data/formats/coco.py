@@ -6,7 +6,7 @@ The file may lie in `annotations/`, with the images beside that folder, as the o
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,10 @@ def read(folder: Path, files: Sequence[Path]) -> Source:
     """
     (file,) = files
     content = _content(file)
-    images = {image.get("id"): image for image in content["images"] if isinstance(image, dict)}
+    images: dict[str | float, list[Row]] = {}
+    for image in content["images"]:
+        if (name := _id(image, "id")) is not None:
+            images.setdefault(name, []).append(image)
     rows = [(_place(file, n), _row(_place(file, n), entry, images)) for n, entry in enumerate(content["annotations"])]
     root = file.parent.parent if file.parent.name == "annotations" else file.parent
     part = file.stem.partition("_")[2]  # captions_train2017.json describes train2017/
@@ -42,7 +45,7 @@ def write(dataset: Dataset, released: Sequence[Released], out: Path) -> None:
     content["annotations"] = [entry for place, entry in annotations if place in kept]
     names = {entry["image_id"]: kept[place].row["file_name"] for place, entry in annotations if place in kept}
     content["images"] = [
-        {**image, "file_name": names[image["id"]]} for image in content["images"] if image.get("id") in names
+        {**image, "file_name": names[image["id"]]} for image in content["images"] if _id(image, "id") in names
     ]
     write_text(target(dataset, file, out), json_like(file, content))
 
@@ -61,12 +64,23 @@ def _place(file: Path, number: int) -> str:
     return f"{file.name} annotations[{number}]"
 
 
-def _row(place: str, annotation: Any, images: dict[Any, Any]) -> Row | Rejection:
+def _id(entry: Any, field: str) -> str | float | None:
+    """The id in a field of an image or annotation; None if there is nothing that could be one."""
+    value = entry.get(field) if isinstance(entry, dict) else None
+    return value if isinstance(value, (str, int, float)) else None
+
+
+def _row(place: str, annotation: Any, images: Mapping[str | float, Sequence[Row]]) -> Row | Rejection:
+    """A caption with its image; `images` has those of each id."""
     if not isinstance(annotation, dict):
         return Rejection(place, "is no JSON object: correct or remove it")
-    image = images.get(annotation.get("image_id"))
-    if image is None:
+    name = _id(annotation, "image_id")
+    found = images.get(name, ()) if name is not None else ()
+    if not found:
         return Rejection(place, f"no image has the id {annotation.get('image_id')!r}: correct its `image_id`")
+    if len(found) > 1:
+        return Rejection(place, f"{len(found)} images have the id {name!r}: give each its own")
+    (image,) = found
     rest = {field: value for field, value in image.items() if field != "file_name"}
     return {**annotation, "file_name": image.get("file_name"), "image": rest}
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
 from mmguard.data.cache import cached
 from mmguard.runtime.provenance import digest
+
+_MAX_NAME = 255
+"""Bytes of a name, in every usual file system."""
 
 
 def unpacked(files: Sequence[Path], pictures: Iterable[tuple[str, bytes]]) -> Path:
@@ -26,17 +31,21 @@ def unpacked(files: Sequence[Path], pictures: Iterable[tuple[str, bytes]]) -> Pa
 
     def fill(folder: Path) -> None:
         for name, content in pictures:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
+            # A name may also be that of a folder of others: its picture is then missed when it is looked for.
+            with suppress(FileExistsError, IsADirectoryError, NotADirectoryError):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
 
     states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return cached(f"unpacked/{digest(states)[:20]}", fill)
 
 
 def is_safe(name: str) -> bool:
-    """Whether a path that a data file gives can be one in a folder of ours."""
+    """Whether a path that a data file gives can be one in a folder of ours: inside it, and no part too long."""
     parts = PurePosixPath(name).parts
-    return bool(parts) and not name.startswith("/") and ".." not in parts and "\\" not in name
+    if not parts or name.startswith("/") or ".." in parts or any(sign in name for sign in "\\\0"):
+        return False
+    return all(len(os.fsencode(part)) <= _MAX_NAME for part in parts)
 
 
 def is_picture(content: bytes) -> bool:

@@ -96,7 +96,7 @@ def _value(name: str, cell: str) -> Any:
     if name in _JSON_COLUMNS and cell.lstrip().startswith(("[", "{")):
         try:
             return json.loads(cell)
-        except ValueError:
+        except (ValueError, RecursionError):
             return cell
     return cell
 

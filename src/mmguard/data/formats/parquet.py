@@ -44,10 +44,15 @@ def read(folder: Path, files: Sequence[Path]) -> Source:
         split = _SHARD.fullmatch(file.stem)
         extra = {"split": split[1] or split[2]} if split else {}
         for number, (row, name) in enumerate(zip(table.to_pylist(), names, strict=True)):
-            # As JSON has it: dates and bytes become text here, and stay what they are in the release.
-            plain = json.loads(json.dumps({**extra, **row}, default=str))
+            place = _place(folder, file, number)
+            try:
+                # As JSON has it: dates become text here, and stay what they are in the release.
+                plain = json.loads(json.dumps({**extra, **row}, default=_plain))
+            except ValueError as error:
+                rows.append((place, Rejection(place, str(error))))
+                continue
             image = {column: f"{_shard(folder, file)}/{name}"} if name else {}
-            rows.append((_place(folder, file, number), {**plain, **image}))
+            rows.append((place, {**plain, **image}))
     name = str(files[0] if len(files) == 1 else folder)
     return Source(name, folder, column, rows, (), "parquet", tuple(files), root, named)
 
@@ -106,6 +111,15 @@ def _content(cell: Any) -> tuple[bytes | None, str | None]:
     return (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
 
 
+def _plain(value: Any) -> Any:
+    """What JSON has not: bytes as a list, which is no text that could get words inserted, and the rest as text."""
+    if not isinstance(value, bytes):
+        return str(value)
+    if is_picture(value):
+        raise ValueError("holds a second picture, which would be released as it is: keep only one column of pictures")
+    return [f"sha256:{content_digest(value)}"]
+
+
 def _picture(old: Any, new: Released) -> Any:
     content = new.image.read_bytes()
     if not isinstance(old, dict):
@@ -121,8 +135,7 @@ def _picture_column(folder: Path, files: Sequence[Path]) -> tuple[str, bool]:
             for batch in pq.ParquetFile(file).iter_batches(batch_size=32):
                 for field in batch.schema:
                     cells = (_content(cell.as_py())[0] for cell in batch[field.name]) if _may_hold(field.type) else ()
-                    first = next((content for content in cells if content), None)
-                    if first is not None and is_picture(first):
+                    if any(content and is_picture(content) for content in cells):
                         found[field.name] = pa.types.is_struct(field.type)
                 break
     if len(found) != 1:

@@ -6,6 +6,7 @@ that models give it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def write(dataset: Dataset, released: Sequence[Released], out: Path) -> None:
 
 
 def _sidecar(picture: Path) -> Path | None:
-    return next((path for suffix in _SIDECARS if (path := picture.with_suffix(suffix)).is_file()), None)
+    return next((path for suffix in _SIDECARS if os.path.isfile(path := picture.with_suffix(suffix))), None)
 
 
 def _row(folder: Path, picture: Path, sidecar: Path | None) -> Row | Rejection:

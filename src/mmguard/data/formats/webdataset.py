@@ -16,17 +16,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmguard.data.formats.base import Format, Released, by_place, replacing, target
-from mmguard.data.formats.contained import content_digest, is_safe, unpacked
+from mmguard.data.formats.contained import content_digest, is_picture, is_safe, unpacked
 from mmguard.data.sources import Row, Source, json_text
 from mmguard.errors import DataError
 from mmguard.types import Dataset, Rejection
 
 IMAGE = "__image__"
-_KEY = re.compile(r"(?P<key>(?:.*/)?[^./][^./]*)\.(?P<ext>[^/]+)")
+_KEY = re.compile(r"(?P<key>(?:.*/)?[^./][^./]*)\.(?P<ext>[^/]+)", re.DOTALL)
 _PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
 _CAPTIONS = ("txt", "caption", "text")
 _TEXTS = ("question", "caption", "captions", "text", "conversations", "messages")
 _ENDINGS = (".tar", ".tar.gz", ".tgz")
+_MAX_BYTES = 2**28
+"""Of one member: more than any picture that is read has; a few kilobytes of a compressed shard can claim any size."""
 
 
 @dataclass
@@ -35,6 +37,8 @@ class _Sample:
     """Content of each member by extension, less pictures."""
     pictures: list[str] = field(default_factory=list)
     """Names of its pictures."""
+    too_large: str | None = None
+    """Name of a member beyond the limit, if there is one."""
 
 
 def read(folder: Path, files: Sequence[Path]) -> Source:
@@ -48,7 +52,9 @@ def read(folder: Path, files: Sequence[Path]) -> Source:
         samples: dict[str, _Sample] = {}
         for key, ext, member, content in _members(file, pictures=False):
             sample = samples.setdefault(key, _Sample())
-            if content is None:
+            if member.size > _MAX_BYTES:
+                sample.too_large = member.name
+            elif content is None:
                 sample.pictures.append(member.name)
             else:
                 sample.fields[ext] = content
@@ -79,6 +85,7 @@ def write(dataset: Dataset, released: Sequence[Released], out: Path) -> None:
                 elif ext == "json" and (changed := {k: v for k, v in one.changed.items() if k != IMAGE}):
                     content = json_text({**json.loads(content), **changed}).encode()
                 member.size = len(content)
+                member.pax_headers = {}  # what is needed is written anew; the rest may say or show anything
                 tar.addfile(member, io.BytesIO(content))
 
 
@@ -91,21 +98,26 @@ def _members(file: Path, pictures: bool) -> Iterator[tuple[str, str, tarfile.Tar
                 if named is None or not member.isfile():
                     continue
                 ext = named["ext"].lower()
-                wanted = pictures or not _is_picture(ext)
+                wanted = (pictures or not _is_picture(ext)) and member.size <= _MAX_BYTES
                 stream = tar.extractfile(member) if wanted else None
                 yield named["key"], ext, member, stream.read() if stream else None
             _require_end(tar)
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+    # Beyond TarError, headers with nonsense in them make `tarfile` raise ValueError and its like.
+    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
         raise DataError(f"{file}: cannot be read as a tar file ({error}): replace the file") from error
 
 
 def _require_end(tar: tarfile.TarFile) -> None:
-    """What is behind the last member must be zeros: `tarfile` takes a damaged header for the end."""
+    """What is behind the last member must be zeros, since `tarfile` takes a damaged header for the end; and all must
+    be read, since a compressed shard has its checksum at the very end.
+    """
     stream = tar.fileobj
     assert stream is not None
     stream.seek(tar.offset)
     if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
         raise tarfile.ReadError(f"damaged at byte {tar.offset}")
+    while stream.read(2**20):
+        pass
 
 
 def _is_picture(ext: str) -> bool:
@@ -113,10 +125,14 @@ def _is_picture(ext: str) -> bool:
 
 
 def _row(place: str, shard: str, key: str, sample: _Sample) -> Row | Rejection:
+    if sample.too_large is not None:
+        return Rejection(place, f"{sample.too_large} is larger than {_MAX_BYTES >> 20} MiB: remove it, or shrink it")
     if len(sample.pictures) != 1:
         return Rejection(place, f"has {len(sample.pictures)} pictures: only one image a sample is supported")
     if not is_safe(sample.pictures[0]):
         return Rejection(place, f"the name {sample.pictures[0]} cannot be a file's: rename the member")
+    if hidden := next((ext for ext, content in sample.fields.items() if is_picture(content)), None):
+        return Rejection(place, f"its .{hidden} is a picture that would be released as it is: remove it")
     try:
         row = json.loads(sample.fields.get("json") or b"{}")
         if not isinstance(row, dict):
@@ -126,7 +142,7 @@ def _row(place: str, shard: str, key: str, sample: _Sample) -> Row | Rejection:
                 row.setdefault(ext if any(name in row for name in _TEXTS) else "caption", content.decode())
             elif ext != "json":
                 row.setdefault(ext, f"sha256:{content_digest(content)}")
-    except ValueError as error:  # UnicodeDecodeError too
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError too
         return Rejection(place, f"its texts cannot be read ({error}): correct them")
     return {"__key__": key, **row, IMAGE: f"{shard}/{sample.pictures[0]}"}
 

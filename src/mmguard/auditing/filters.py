@@ -1,0 +1,93 @@
+"""What a thief goes by who drops samples that look protected: their loss, features, likeness, or a learned detector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from mmguard.auditing.arms import ImageStore, Row
+from mmguard.auditing.attackers import Attacker, examples, fine_tune, load_attacker, schedule
+from mmguard.auditing.attacks.base import Selection
+from mmguard.auditing.features import duplicates, features, neighbour_distance, protected_chance
+from mmguard.auditing.stats import BoolArray, FloatArray
+from mmguard.config import AuditConfig, Recipe
+
+_WARM_UP = 0.2
+"""Share of the epochs that a thief trains for before it compares losses."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """An attacker who looks at samples before training on them."""
+
+    attacker: str
+    recipe: Recipe
+    config: AuditConfig
+    seed: int
+    device: str
+    store: ImageStore
+
+    def of(self, data: Sequence[Row], selection: Selection, leaked: Mapping[int, Row]) -> tuple[FloatArray, BoolArray]:
+        """What a filter makes of training data.
+
+        Args:
+            data: one row a sample.
+            selection: by what samples are judged, and how many are dropped.
+            leaked: for a learned detector: places in `data` of known clean samples, each with its protected version.
+
+        Returns:
+            How protected each sample looks (what is known is no number), and which are dropped. Shape of each: `(N,)`.
+        """
+        if selection.judge == "duplicates":
+            drop = duplicates(data, self.store)
+            return drop.astype(np.float64), drop
+        if selection.judge == "leaked":
+            known = list(leaked)
+            found = self._features(data)
+            suspicion = protected_chance(found, found[known], self._features(list(leaked.values())))
+            suspicion[known] = np.nan
+            return suspicion, suspicion > 0.5
+        if selection.judge == "features":
+            suspicion = neighbour_distance(self._features(data))
+        else:
+            suspicion = unusual(self._losses(data))
+        return suspicion, most(suspicion, selection.drop_percent)
+
+    def _features(self, data: Sequence[Row]) -> FloatArray:
+        return features(load_attacker(self.attacker, self.device), data, self.store)
+
+    def _losses(self, data: Sequence[Row]) -> FloatArray:
+        """Losses after a warm-up on all of the data."""
+        epochs = _WARM_UP * schedule(self.attacker, self.recipe, self.config)[1]
+        warm = fine_tune(
+            self.attacker, data, self.recipe, replace(self.config, epochs=epochs), self.seed,
+            device=self.device, store=self.store,
+        )  # fmt: skip
+        return sample_losses(warm, data, self.store)
+
+
+def unusual(losses: FloatArray) -> FloatArray:
+    """How far each loss is from the usual, up or down: protections drive losses down, or (-Max) up.
+
+    Losses are compared as logarithms, since their distribution is skewed and both tails shall count.
+
+    Returns:
+        Distance of the logarithm from the median. Shape: `(N,)`.
+    """
+    logarithms = np.log(losses + 1e-6)
+    return np.abs(logarithms - np.median(logarithms))
+
+
+def most(suspicion: FloatArray, percent: int) -> BoolArray:
+    """Which samples are the most suspicious, so many percent of all. Shape: `(N,)`."""
+    worst = np.argsort(-suspicion, kind="stable")[: round(len(suspicion) * percent / 100)]
+    return np.isin(np.arange(len(suspicion)), worst)
+
+
+@torch.inference_mode()
+def sample_losses(attacker: Attacker, data: Sequence[Row], store: ImageStore) -> FloatArray:
+    """The attacker's loss of each sample, in nats a token of its answer. Shape: `(N,)`."""
+    return np.array([attacker.model(**example).loss.item() for example in examples(attacker, data, store)])

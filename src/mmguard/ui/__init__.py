@@ -1,0 +1,1 @@
+"""`mmguard ui`: the program as a web page on this computer. What it does, the Python API does."""

@@ -1,0 +1,110 @@
+"""Starts the page: on this computer only, without telemetry, without a tunnel, and leaving nothing behind."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import socket
+import sys
+import tempfile
+import webbrowser
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmguard.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from mmguard.ui.jobs import Models
+    from mmguard.ui.sessions import Sessions
+
+HOST = "127.0.0.1"
+PORT = 7860
+_PATIENCE = 2
+"""Seconds that open pages have when the server ends."""
+
+
+def serve(models: Models, port: int, open_browser: bool, say: Callable[[str], None]) -> None:
+    """Serves the page until it is interrupted.
+
+    Args:
+        models: what visitors' data is protected and tested with.
+        port: 0 takes any that is free.
+        open_browser: whether to show the page.
+        say: is told the address.
+
+    Raises:
+        ConfigError: Gradio is not installed, or the port is taken.
+    """
+    require_gradio()
+    import uvicorn
+
+    with _listening(port) as listening, tempfile.TemporaryDirectory(prefix="mmguard-ui-") as folder:
+        # A link on the way there (/tmp on some systems) would make Gradio's and our paths differ.
+        app, sessions = create(Path(folder).resolve(), models)
+        address = f"http://{HOST}:{listening.getsockname()[1]}"
+        say(address)
+        if open_browser:
+            webbrowser.open(address)
+        server = uvicorn.Server(
+            uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_PATIENCE)
+        )
+        # Once it has ended, uvicorn raises the signal that ended it again: files must go then, too.
+        previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+        try:
+            with suppress(KeyboardInterrupt):
+                server.run(sockets=[listening])
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+            sessions.close_all()
+
+
+def create(store: Path, models: Models) -> tuple[FastAPI, Sessions]:
+    """The application, and its visitors.
+
+    Args:
+        store: an empty folder for all files.
+        models: what visitors' data is protected and tested with.
+    """
+    _settle_gradio(store)
+    from fastapi import FastAPI
+
+    from mmguard.ui.app import mount
+    from mmguard.ui.guard import Guard
+    from mmguard.ui.sessions import Sessions
+
+    sessions = Sessions(store)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Guard)
+    # There is no `launch`, and so nothing that could open a tunnel.
+    return mount(app, sessions, models), sessions
+
+
+def require_gradio() -> None:
+    """Says what to do where Gradio is missing.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise ConfigError("the page needs Gradio, which is not installed: pip install 'mmguard[ui]'")
+
+
+def _settle_gradio(store: Path) -> None:
+    """Sets what Gradio reads from the environment, before it is imported; whatever else is there must not count."""
+    for name in [name for name in os.environ if name.startswith("GRADIO_")]:
+        del os.environ[name]
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_TEMP_DIR"] = str(store)
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+
+def _listening(port: int) -> socket.socket:
+    try:
+        return socket.create_server((HOST, port))
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"port {port}: cannot be used ({error}): choose another with --port") from error
