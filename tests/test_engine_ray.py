@@ -213,10 +213,10 @@ def test_what_ray_cannot_do_is_refused(data: Path, llava: str, tmp_path: Path, s
 
 
 def test_ray_listens_to_this_machine_alone(started: None) -> None:
-    ours = [process for process in psutil.Process().children(recursive=True) if "ray" in " ".join(process.cmdline())]
-    listening = {
-        socket.laddr.ip for process in ours for socket in process.net_connections("tcp") if socket.status == "LISTEN"
-    }
+    alive = [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
+    ours = [process for process in alive if "ray" in " ".join(process.cmdline())]
+    sockets = [socket for process in ours for socket in process.net_connections("tcp")]
+    listening = {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}
     assert listening
     assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
 
