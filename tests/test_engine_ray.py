@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 import torch
@@ -197,6 +198,15 @@ def test_errors_of_workers_are_those_of_one_process(data: Path, tmp_path: Path, 
     assert str(side_by_side.value) == str(local.value)
     error = pickle.loads(pickle.dumps(SampleError("1.png", "is no picture")))
     assert (str(error), error.where) == ("1.png: is no picture", "1.png")
+
+
+def test_ray_listens_to_this_machine_alone(started: None) -> None:
+    ours = [process for process in psutil.Process().children(recursive=True) if "ray" in " ".join(process.cmdline())]
+    listening = {
+        socket.laddr.ip for process in ours for socket in process.net_connections("tcp") if socket.status == "LISTEN"
+    }
+    assert listening
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
 
 
 def test_what_ray_cannot_do_is_refused(data: Path, llava: str, tmp_path: Path, started: None) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 import torch
+from ray._private import ray_constants
 from ray.exceptions import RayError, RayTaskError
 from torch import Tensor
 
@@ -243,8 +244,8 @@ def _connect(choice: EngineConfig) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if choice.address is None:
-        here = {"num_cpus": choice.workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        ray.init("local", **here, **quiet)
+        with _on_loopback():
+            ray.init("local", num_cpus=choice.workers, include_dashboard=False, **quiet)
         return
     try:
         ray.init(choice.address, **quiet)
@@ -253,6 +254,20 @@ def _connect(choice: EngineConfig) -> None:
             f"address {choice.address}: no Ray cluster to be reached there ({error}): start one with "
             "`ray start --head`, or leave the address out"
         ) from error
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Has a Ray that is started within listen on 127.0.0.1 alone: who can reach it can run any code.
+
+    The address as an argument would be replaced by that of the network card. This is what Ray's own switch
+    `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER` sets, which counts only before Ray is imported.
+    """
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _require_room(workers: int, gpus: float) -> None:
