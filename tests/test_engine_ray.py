@@ -200,15 +200,6 @@ def test_errors_of_workers_are_those_of_one_process(data: Path, tmp_path: Path, 
     assert (str(error), error.where) == ("1.png: is no picture", "1.png")
 
 
-def test_ray_listens_to_this_machine_alone(started: None) -> None:
-    ours = [process for process in psutil.Process().children(recursive=True) if "ray" in " ".join(process.cmdline())]
-    listening = {
-        socket.laddr.ip for process in ours for socket in process.net_connections("tcp") if socket.status == "LISTEN"
-    }
-    assert listening
-    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
-
-
 def test_what_ray_cannot_do_is_refused(data: Path, llava: str, tmp_path: Path, started: None) -> None:
     with pytest.raises(ConfigError, match="give their names, or use engine local"):
         protect(data, [load_surrogate(llava, device="cpu")], CONFIG, tmp_path / "a", device="cpu", engine=TWO)
@@ -219,6 +210,15 @@ def test_what_ray_cannot_do_is_refused(data: Path, llava: str, tmp_path: Path, s
     for wrong in ({"workers": 0}, {"workers": 2}, {"address": "auto"}, {"engine": "spark"}):
         with pytest.raises(ConfigError):
             EngineConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_ray_listens_to_this_machine_alone(started: None) -> None:
+    alive = [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
+    ours = [process for process in alive if "ray" in " ".join(process.cmdline())]
+    sockets = [socket for process in ours for socket in process.net_connections("tcp")]
+    listening = {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}
+    assert listening
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
 
 
 def test_other_versions_are_refused(llava: str) -> None:

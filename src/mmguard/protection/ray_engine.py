@@ -143,6 +143,11 @@ class RayEngine:
                     _tell(advance, config, len(job[1]))
                     yield job
 
+    @property
+    def present(self) -> int:
+        """Workers that have begun."""
+        return len(self._idle) + sum(task is not None for _, task in self._busy.values())
+
     def close(self) -> None:
         """Ends all workers."""
         for worker in [*self._idle, *(worker for worker, _ in self._busy.values())]:
@@ -175,13 +180,13 @@ class RayEngine:
         except RayError as error:  # whatever else there is: the worker, its node or the way there is lost
             ray.kill(worker)
             self._losses += 1
+            cause = " ".join(str(error).split())
             if self._losses >= self._patience:
-                cause = " ".join(str(error).split())
                 raise EngineError(
                     f"engine ray: {self._losses} workers were lost with no batch done in between ({cause}): where "
                     "memory was not enough take fewer workers, then run again; what is done so far stays"
                 ) from error
-            _log.warning("a worker was lost, its batch is done again: %s", error)
+            _log.warning("a worker was lost, its batch is done again: %s", cause)
             self._hire()
             return task, None
         self._idle.append(worker)
