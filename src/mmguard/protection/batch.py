@@ -62,13 +62,23 @@ class Item:
         return apply(self.original(), self.delta)
 
 
+def sides(config: ProtectConfig) -> list[Stage]:
+    """The stages of the outer problem that a variant has."""
+    wanted: dict[Stage, bool] = {"Perturbing": config.perturbs_images, "Searching": config.inserts_triggers}
+    return [stage for stage, is_wanted in wanted.items() if is_wanted]
+
+
+def remaining(batch: Sequence[Item]) -> list[Item]:
+    """The items of a batch that are not lost."""
+    return [item for item in batch if item.lost is None]
+
+
 def originals(batch: Sequence[Item], load: Callable[[Path], Original]) -> list[Original]:
     """The originals of the items that are not lost; an item whose file cannot be loaded any more is from now on."""
     images = []
-    for item in batch:
+    for item in remaining(batch):
         try:
-            if item.lost is None:
-                images.append(load(item.path))
+            images.append(load(item.path))
         except SampleError as error:
             item.lost = error
     return images
@@ -95,10 +105,8 @@ def protect_batch(
             with ensemble.in_float32():
                 _fitted([item], [picture], ensemble, config, size, done)
         except FloatingPointError:
-            names = ", ".join(member.surrogate.name for member in ensemble.members)
-            item.lost = SampleError(
-                str(item.path), f"a loss or gradient of {names} is no number, in 32 bits either: take another surrogate"
-            )
+            says = f"a loss or gradient of {ensemble.name} is no number, in 32 bits either: take another surrogate"
+            item.lost = SampleError(str(item.path), says)
     return size
 
 
@@ -147,10 +155,9 @@ def _fitted(
             if not is_out_of_memory(error):
                 raise
             if size == 1 and ensemble.recompute:
-                names = ", ".join(member.surrogate.name for member in ensemble.members)
                 raise SurrogateError(
-                    f"{names}: memory is not enough for {batch[0].path} or a picture near it, even one sample at a "
-                    "time: take a smaller surrogate, smaller pictures, or a device with more memory"
+                    f"{ensemble.name}: memory is not enough for {batch[0].path} or a picture near it, even one sample "
+                    "at a time: take a smaller surrogate, smaller pictures, or a device with more memory"
                 ) from error
         ensemble.recompute, size = size == 1 or ensemble.recompute, max(1, size // 2)
         parts = []

@@ -10,7 +10,7 @@ from mmguard.config import EngineConfig, ProtectConfig
 from mmguard.data.images import load_picture
 from mmguard.errors import ConfigError
 from mmguard.lvlm.surrogate import Surrogate
-from mmguard.protection.batch import Item, Stage, originals, protect_batch
+from mmguard.protection.batch import Item, Stage, originals, protect_batch, remaining
 from mmguard.protection.ensemble import Ensemble
 from mmguard.runtime.prefetch import prefetched
 
@@ -46,8 +46,8 @@ class LocalEngine:
         with ensemble.adapted():
             advance("Adapting", 1)
             for (number, batch), pictures in prefetched(jobs, lambda job: originals(job[1], load_picture)):
-                present, done = [item for item in batch if item.lost is None], _once(advance, len(batch))
-                size = protect_batch(present, pictures, ensemble, config, size, done)
+                done = _once(advance, len(batch))
+                size = protect_batch(remaining(batch), pictures, ensemble, config, size, done)
                 yield number, batch
 
 

@@ -49,6 +49,11 @@ class Ensemble:
         self._adapters: list[Adapter] = []
 
     @property
+    def name(self) -> str:
+        """The members' names, for messages."""
+        return ", ".join(member.surrogate.name for member in self.members)
+
+    @property
     def recompute(self) -> bool:
         """Whether the surrogates compute activations twice instead of keeping them (`Surrogate.recompute`)."""
         return all(member.surrogate.recompute for member in self.members)

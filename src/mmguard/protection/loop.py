@@ -20,7 +20,7 @@ from mmguard.perturb import image as pgd
 from mmguard.perturb import jpeg as encoder
 from mmguard.perturb import trigger as hotflip
 from mmguard.perturb.budget import ImageBudget, apply, to_unit
-from mmguard.protection.batch import Item, Stage, originals
+from mmguard.protection.batch import Item, Stage, originals, sides
 from mmguard.protection.engine import Advance, Engine, LocalEngine
 from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.journal import Journal
@@ -77,22 +77,17 @@ def work(items: Sequence[Item], config: ProtectConfig) -> dict[Stage, int]:
     """How much each stage has to do in all, as `optimise` counts it; a stage with nothing to do is not in it."""
     # Putting the adapters to use counts as one more step.
     units: dict[Stage, int] = {"Adapting": config.rounds * (config.inner_steps + 1)}
-    if config.perturbs_images:
-        units["Perturbing"] = config.rounds * len(items)
-    if config.inserts_triggers:
-        units["Searching"] = config.rounds * len(items)
-    return units
+    return units | dict.fromkeys(sides(config), config.rounds * len(items))
 
 
 def _tell_of_earlier(
     through: Sequence[int], groups: Sequence[Sequence[Item]], config: ProtectConfig, advance: Advance
 ) -> None:
     """Tells of the rounds that batches are through from an earlier run."""
+    advance("Adapting", min(through) * (config.inner_steps + 1))
     images = sum(rounds * len(group) for rounds, group in zip(through, groups, strict=True))
-    done: dict[Stage, int] = {"Adapting": min(through) * (config.inner_steps + 1)}
-    done |= {"Perturbing": images, "Searching": images}
-    for stage in work([], config).keys() & done.keys():
-        advance(stage, done[stage])
+    for stage in sides(config):
+        advance(stage, images)
 
 
 def _inner_batches(

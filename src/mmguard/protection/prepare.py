@@ -86,6 +86,12 @@ def speechless(said: Mapping[Path, str], surrogates: Sequence[str]) -> list[Reje
     ]
 
 
+def nothing_left(data: Dataset, lost: Sequence[Rejection]) -> DataError:
+    """What to raise where no image can be protected, with the first reasons."""
+    reasons = "; ".join(rejection.reason for rejection in lost[:3])
+    return DataError(f"{data.root}: none of its {len(lost)} images can be protected: {reasons}")
+
+
 def begin(
     data: Dataset,
     config: ProtectConfig,
@@ -126,9 +132,7 @@ def begin(
                 failed.append(Rejection(str(path), str(error)))
             advance(1)
     if not items:
-        every = [*lost, *failed]
-        reasons = "; ".join(rejection.reason for rejection in every[:3])
-        raise DataError(f"{data.root}: none of its {len(every)} images can be protected: {reasons}")
+        raise nothing_left(data, [*lost, *failed])
     if deltas is not None and config.perturbs_images:
         for item, delta in zip(items, deltas.mapped(), strict=True):
             item.delta = delta

@@ -25,7 +25,7 @@ from mmguard.data.images import picture_of, read_file
 from mmguard.errors import ConfigError, EngineError, SampleError
 from mmguard.lvlm.surrogate import load_surrogate
 from mmguard.perturb.trigger import Trigger
-from mmguard.protection.batch import Item, originals, protect_batch
+from mmguard.protection.batch import Item, originals, protect_batch, remaining, sides
 from mmguard.protection.engine import Advance, Job
 from mmguard.protection.ensemble import Ensemble
 from mmguard.runtime.devices import device_of
@@ -96,8 +96,7 @@ class Worker:
             self._adapters, self._size = adapters, self._config.batch_size
         files = {item.path: content for item, content in zip(batch, contents, strict=True)}
         pictures = originals(batch, lambda path: picture_of(files[path], path))
-        present = [item for item in batch if item.lost is None]
-        self._size = protect_batch(present, pictures, self._ensemble, self._config, self._size)
+        self._size = protect_batch(remaining(batch), pictures, self._ensemble, self._config, self._size)
         return [(item.delta, item.triggers, item.lost) for item in batch]
 
 
@@ -140,7 +139,8 @@ class RayEngine:
                     left -= 1
                     job = task[0]
                     _put(job[1], outcomes)
-                    _tell(advance, config, len(job[1]))
+                    for stage in sides(config):
+                        advance(stage, len(job[1]))
                     yield job
 
     @property
@@ -160,7 +160,7 @@ class RayEngine:
     def _give(self, task: Task, adapters: list[Any]) -> None:
         (_, batch), contents = task
         # Copies: pickle would take a view of the mapped file with all of the file.
-        present = [replace(item, delta=item.delta.clone()) for item in batch if item.lost is None]
+        present = [replace(item, delta=item.delta.clone()) for item in remaining(batch)]
         worker = self._idle.pop()
         self._busy[worker.protect.remote(adapters, present, contents)] = worker, task
 
@@ -197,17 +197,9 @@ class RayEngine:
 
 def _put(batch: Sequence[Item], outcomes: Sequence[Outcome]) -> None:
     """Puts what a worker made of a batch into its items."""
-    present = [item for item in batch if item.lost is None]
-    for item, (delta, triggers, lost) in zip(present, outcomes, strict=True):
+    for item, (delta, triggers, lost) in zip(remaining(batch), outcomes, strict=True):
         item.delta.copy_(delta)
         item.triggers, item.lost = triggers, lost
-
-
-def _tell(advance: Advance, config: ProtectConfig, images: int) -> None:
-    if config.perturbs_images:
-        advance("Perturbing", images)
-    if config.inserts_triggers:
-        advance("Searching", images)
 
 
 @contextmanager

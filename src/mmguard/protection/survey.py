@@ -14,12 +14,12 @@ from mmguard.config import ProtectConfig
 from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
 from mmguard.data.tasks import target_text
-from mmguard.errors import DataError, SampleError
+from mmguard.errors import SampleError
 from mmguard.lvlm.prompt import Example
 from mmguard.lvlm.surrogate import Surrogate
 from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.estimate import Estimate, estimate
-from mmguard.protection.prepare import chosen, ensemble_of, names_of, require_something_to_do
+from mmguard.protection.prepare import chosen, ensemble_of, names_of, nothing_left, require_something_to_do
 from mmguard.protection.run import WRITERS, default_folder
 from mmguard.release.writer import require_place
 from mmguard.runtime.devices import device_of
@@ -97,8 +97,7 @@ def survey(
     lost = {rejection.where for rejection in unreadable}
     pixels = {path: height * width for path, (height, width) in sizes.items() if str(path) not in lost}
     if not pixels:
-        reasons = "; ".join(rejection.reason for rejection in unreadable[:3])
-        raise DataError(f"{data.root}: none of its {len(unreadable)} images can be protected: {reasons}")
+        raise nothing_left(data, unreadable)
     readable = replace(data, samples=[sample for sample in data.samples if sample.image in pixels])
     cost = estimate(readable, pixels, ensemble, config, show_progress)
     asked = [sample for sample in readable.samples if sample.question is not None]
