@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from mmguard.config import ImageFormat
-from mmguard.data.images import Picture
+from mmguard.data.images import Picture, opened
 from mmguard.data.metadata import (
     Container,
     Metadata,
@@ -99,7 +99,7 @@ def carrier_for(path: Path, wanted: ImageFormat) -> Carrier:
         SampleError: it can no longer be opened.
     """
     try:
-        with Image.open(path) as file:
+        with opened(path) as file:
             return _carrier(file, path, wanted)
     except OSError as error:
         raise SampleError(str(path), f"cannot be opened ({error}): replace the file, or remove the row") from error

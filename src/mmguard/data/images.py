@@ -33,6 +33,15 @@ class Picture:
     """Levels of a 16-bit gray file, int32 `(H, W)`, 0…65535; None for others."""
 
 
+def opened(source: Path | io.BytesIO) -> Image.Image:
+    """An image file that Pillow knows to be one of the formats that we read; nothing is decoded yet.
+
+    Raises:
+        OSError: it is missing, or none of them. Pillow has more kinds of errors for bad bytes.
+    """
+    return Image.open(source, formats=_FORMATS)
+
+
 def load_image(path: Path) -> Tensor:
     """Decodes an image file as a trainer would see it.
 
@@ -108,7 +117,7 @@ def _require_file(path: Path) -> None:
 
 def _decoded(source: Path | io.BytesIO, path: Path) -> Picture:
     try:
-        with Image.open(source, formats=_FORMATS) as file:
+        with opened(source) as file:
             _require_still(file, path)
             _require_sane_size(file.size, path)
             return _picture(ImageOps.exif_transpose(file), path)

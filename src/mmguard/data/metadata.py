@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from PIL import ExifTags, Image, PngImagePlugin
 
+from mmguard.data.images import opened
+
 Container = Literal["PNG", "WEBP", "JPEG"]
 """Formats of a release, as Pillow calls them."""
 
@@ -84,7 +86,7 @@ def read_metadata(path: Path) -> tuple[Metadata, list[str]]:
         The metadata as it stands in the file, and notes on what of it can never be carried over.
     """
     try:
-        with Image.open(path) as file:
+        with opened(path) as file:
             return _read(file, path)
     # Pixels are fine where this is called. Pillow raises half a dozen kinds of errors on other bad bytes.
     except Exception as error:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
-from mmguard.errors import ReleaseError
+from mmguard.release.writer import writing
 
 
 class DeltaFile:
@@ -28,30 +26,21 @@ class DeltaFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with self._writing():
+        with writing(self.path):
             path.unlink(missing_ok=True)
             self._file: BinaryIO = path.open("wb")
         self._shapes: list[torch.Size] = []
 
     def append(self, delta: Tensor) -> None:
         """Adds one perturbation, int8 `(3, H, W)`."""
-        with self._writing():
-            delta.contiguous().numpy().tofile(self._file)
+        with writing(self.path):
+            self._file.write(delta.contiguous().numpy().data)
         self._shapes.append(delta.shape)
 
     def mapped(self) -> list[Tensor]:
         """Every perturbation, in the order in which they came; what is written into one is written into the file."""
-        with self._writing():
+        with writing(self.path):
             self._file.close()
             sizes = [shape.numel() for shape in self._shapes]
             whole = torch.from_file(str(self.path), shared=True, size=sum(sizes), dtype=torch.int8)
         return [part.view(shape) for part, shape in zip(whole.split(sizes), self._shapes, strict=True)]
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise ReleaseError(
-                f"{self.path}: cannot be written ({error.strerror or error}): free space there"
-            ) from error

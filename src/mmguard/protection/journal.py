@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mmguard.errors import ReleaseError, SampleError
+from mmguard.release.writer import writing
 from mmguard.runtime.durable import write_durably
 
 if TYPE_CHECKING:
@@ -99,14 +100,9 @@ class FileJournal(Journal):
         return self._folder / f"batch-{number:06}.safetensors"
 
     def _write(self, path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
-        try:
+        with writing(path):
             self._folder.mkdir(parents=True, exist_ok=True)
             write_durably(path, save(dict(tensors), dict(facts)))
-        except OSError as error:
-            raise ReleaseError(
-                f"{path}: cannot be written ({error.strerror or error}): free space there and run again; "
-                "what is done so far stays"
-            ) from error
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmguard.config import ImageFormat, ProtectConfig
 from mmguard.data.carrier import SUFFIXES, Carrier, carried_metadata, carrier_for, encode
-from mmguard.data.images import Picture
+from mmguard.data.images import Picture, opened
 from mmguard.data.metadata import Container, Metadata, differences, read_metadata
 from mmguard.errors import BudgetError
 from mmguard.perturb.budget import ImageBudget, is_gray
@@ -79,7 +79,7 @@ def deviations(
         declares: whether it should declare that training is prohibited; None if either may be.
     """
     found: list[str] = []
-    with Image.open(released) as file:
+    with opened(released) as file:
         if file.format not in SUFFIXES:
             return [f"is {file.format}, not one of {', '.join(SUFFIXES)}"]
         container: Container = file.format
@@ -103,7 +103,7 @@ def deviations(
 
 def misnamed(released: Path) -> str | None:
     """What a released file is, if its name says something else."""
-    with Image.open(released) as file:
+    with opened(released) as file:
         named = Image.registered_extensions().get(released.suffix.lower())
         return None if file.format == named else f"is {file.format}, by its name {named or 'no picture'}"
 

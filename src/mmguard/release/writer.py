@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,14 +14,13 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from PIL import Image
 from torch import Tensor
 
 from mmguard.config import ProtectConfig
 from mmguard.data import formats
 from mmguard.data.carrier import suffix_of
 from mmguard.data.formats.base import Released, changes, write_text
-from mmguard.data.images import Picture, load_picture
+from mmguard.data.images import Picture, load_picture, opened
 from mmguard.data.rows import released_row
 from mmguard.data.text import is_admissible
 from mmguard.errors import BudgetError, ReleaseError, SampleError
@@ -31,6 +29,7 @@ from mmguard.release.card import WARNING_TEXT, dataset_card
 from mmguard.release.origin import origin
 from mmguard.release.pictures import Stored, deviations, store, summary
 from mmguard.release.status import FileStatus, statuses, to_csv
+from mmguard.runtime.durable import replacing
 from mmguard.runtime.provenance import commit
 from mmguard.types import Dataset, Rejection, Sample
 
@@ -113,7 +112,7 @@ class ReleaseWriter:
         require_place(self.path, dataset, config)
         _require_same_origin(self.path, made_from)
         for folder in (self.path, self.record):
-            with _writing(folder):
+            with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.record / layout.LOCK)
         self._take_lock()
@@ -125,7 +124,7 @@ class ReleaseWriter:
 
     def _take_lock(self) -> None:
         """One process at a time; the system takes the lock from one that dies."""
-        with _writing(self.record):
+        with writing(self.record):
             try:
                 self._lock.acquire(timeout=0)
             except Timeout as error:  # which is an OSError, too
@@ -175,12 +174,11 @@ class ReleaseWriter:
         stored = store(path, picture, protected, self.config, self._eps)
         name = layout.released_name(self._names[path], suffix_of(path, stored.carrier.container), self.dataset)
         target = self._images / name
-        partial = target.with_name(target.name + ".partial")
-        with _writing(target):
+        with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(stored.content)
-            released = self._read_back(path, picture, protected, partial, stored)
-            os.replace(partial, target)
+            with replacing(target) as partial:
+                partial.write_bytes(stored.content)
+                released = self._read_back(path, picture, protected, partial, stored)
             reached, mean = layout.change(original, released.image)
             self._written[path] = {
                 "original": layout.relative(path, self.dataset).as_posix(),
@@ -274,9 +272,9 @@ class ReleaseWriter:
         targets_only = all(sample.question is None for sample in self.dataset.samples)
         card = dataset_card([one.row for one in rows], len(kept), len(samples), targets_only, self._format)
         _write_text(self.path / layout.CARD, card)
-        with _writing(self.path):
+        with writing(self.path):
             self._format.write(self.dataset, rows, self.path)
-        with _writing(self.record):
+        with writing(self.record):
             self.deltas.unlink(missing_ok=True)
             # First, so that no part of the state is ever taken for the whole; what follows may be left lying.
             (self.record / layout.UNFINISHED).unlink()
@@ -328,7 +326,7 @@ class ReleaseWriter:
         """Removes images of rows that were left out, and of an unfinished run that this one took over."""
         wanted = {self._images / self._written[image]["released"] for image in kept}
         for file in sorted([*self.path.rglob("*"), *(self.record / layout.IMAGES).rglob("*")], reverse=True):
-            with _writing(file):
+            with writing(file):
                 if file.is_file() and file not in wanted:
                     file.unlink()
                 elif file.is_dir() and not any(file.iterdir()):
@@ -417,7 +415,7 @@ def _require_room(release: Path, folder: Path, images: Sequence[Path], optimised
     needed = -sum(file.stat().st_size for file in left if file.is_file())
     for image in images:
         # An image that cannot be read is reported when it is protected.
-        with contextlib.suppress(Exception), Image.open(image) as file:
+        with contextlib.suppress(Exception), opened(image) as file:
             needed += (max(3, len(file.getbands())) + 3 * (1 + optimised)) * file.width * file.height
     disk = next(folder for folder in (release, *release.parents) if folder.exists())
     available = shutil.disk_usage(disk).free
@@ -429,7 +427,12 @@ def _require_room(release: Path, folder: Path, images: Sequence[Path], optimised
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Says what to do where something of a release, or of its record, cannot be written.
+
+    Raises:
+        ReleaseError: instead of an OSError within.
+    """
     try:
         yield
     except OSError as error:
@@ -441,5 +444,5 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _write_text(path: Path, text: str) -> None:
-    with _writing(path):
+    with writing(path):
         write_text(path, text)

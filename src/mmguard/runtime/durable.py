@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write that takes the place of `path` once it is complete."""
+    partial = path.with_name(path.name + ".partial")
+    yield partial
+    os.replace(partial, path)
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -12,12 +22,10 @@ def write_durably(path: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written; what was there under this name before is there still.
     """
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, path)
     _sync_folder(path.parent)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmguard.data.sources import Row, Source, json_text, read_text
+from mmguard.runtime.durable import replacing
 from mmguard.types import Dataset
 
 
@@ -74,14 +73,6 @@ def target(dataset: Dataset, file: Path, out: Path) -> Path:
     path = out / file.relative_to(dataset.root)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file to write that takes the place of `path` once it is complete."""
-    partial = path.with_name(path.name + ".partial")
-    yield partial
-    os.replace(partial, path)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmguard.data.formats.base import Format, Released, by_place, matching, replacing, suffixed, target
+from mmguard.data.formats.base import Format, Released, by_place, matching, suffixed, target
 from mmguard.data.sources import Row, Source, json_text, read_text
 from mmguard.errors import DataError
+from mmguard.runtime.durable import replacing
 from mmguard.types import Dataset, Rejection
 
 _IMAGE_COLUMNS = ("file_name", "image", "image_path", "filepath", "path", "filename", "file", "img")

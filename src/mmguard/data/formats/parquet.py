@@ -16,10 +16,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmguard.data.formats.base import Format, Released, by_place, replacing, suffixed, target
+from mmguard.data.formats.base import Format, Released, by_place, suffixed, target
 from mmguard.data.formats.contained import content_digest, is_picture, is_safe, unpacked
 from mmguard.data.sources import Row, Source
 from mmguard.errors import DataError
+from mmguard.runtime.durable import replacing
 from mmguard.types import Dataset, Rejection
 
 _SHARD = re.compile(r"(\w+?)-\d+-of-\d+|(train|validation|test)")

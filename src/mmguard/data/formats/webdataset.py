@@ -15,10 +15,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmguard.data.formats.base import Format, Released, by_place, replacing, target
+from mmguard.data.formats.base import Format, Released, by_place, target
 from mmguard.data.formats.contained import content_digest, is_picture, is_safe, unpacked
 from mmguard.data.sources import Row, Source, json_text
 from mmguard.errors import DataError
+from mmguard.runtime.durable import replacing
 from mmguard.types import Dataset, Rejection
 
 IMAGE = "__image__"
