@@ -17,7 +17,6 @@ import psutil
 import pytest
 import ray
 import torch
-from PIL import Image
 from ray._private.state import actors
 from ray.cluster_utils import Cluster
 from typer.testing import CliRunner
@@ -56,13 +55,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> str:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six pictures, one of them with two questions, one a JPEG."""
     folder = tmp_path_factory.mktemp("data")
-    lines = []
-    for number in range(6):
-        generator = torch.Generator().manual_seed(number)
-        pixels = torch.randint(0, 256, (32 + number, 40, 3), generator=generator, dtype=torch.uint8)
-        name = f"{number}.{'jpg' if number == 3 else 'png'}"
-        Image.fromarray(pixels.numpy()).save(folder / name)
-        lines.append({"file_name": name, "question": f"what is number {number}?", "answer": "red"})
+    lines = tiny.pictures_of_noise(folder, 6, jpeg=[3])
     lines.append(lines[0] | {"question": "what else is there?"})
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     return folder

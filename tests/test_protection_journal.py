@@ -48,12 +48,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Surrogate:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    lines = []
-    for number in range(5):
-        generator = torch.Generator().manual_seed(number)
-        pixels = torch.randint(0, 256, (32 + number, 40, 3), generator=generator, dtype=torch.uint8)
-        Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
-        lines.append({"file_name": f"{number}.png", "question": f"what is number {number}?", "answer": "red"})
+    lines = tiny.pictures_of_noise(folder, 5)
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     return folder
 

@@ -20,6 +20,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torchvision.transforms.functional import to_pil_image
 
 _TEXT = """
 what color is the shape in the image is there a red circle a blue square or a green triangle does the
@@ -533,3 +534,14 @@ _HOME = tempfile.TemporaryDirectory(prefix="mmguard-tiny-")
 def built(family: str) -> Path:
     """The folder of a tiny model, built once for all tests of this process; do not write into it."""
     return build(family, Path(_HOME.name) / family)
+
+
+def pictures_of_noise(folder: Path, number: int, jpeg: Sequence[int] = ()) -> list[dict[str, str]]:
+    """Pictures of several sizes in a folder, some of them JPEG files, and a row with a question for each."""
+    rows = []
+    for k in range(number):
+        generator = torch.Generator().manual_seed(k)
+        name = f"{k}.{'jpg' if k in jpeg else 'png'}"
+        to_pil_image(torch.randint(0, 256, (3, 32 + k, 40), generator=generator, dtype=torch.uint8)).save(folder / name)
+        rows.append({"file_name": name, "question": f"what is number {k}?", "answer": "red"})
+    return rows

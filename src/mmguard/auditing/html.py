@@ -64,17 +64,22 @@ def shown(pairs: Sequence[tuple[Sample, Sample]]) -> list[Shown]:
 
 def _shown(ours: Sample, released: Sample) -> Shown:
     before, after = load_image(ours.image), load_image(released.image)
-    question = None
-    if ours.question is not None and released.question is not None:
-        question = insertions(ours.question, released.question)
+    question, answer = marked_texts(ours, released)
     return Shown(
         id=released.id,
         question=question,
-        answer=target_text(ours),
+        answer=answer,
         before=png_uri(before),
         after=png_uri(after),
         difference=png_uri(difference(before, after)),
     )
+
+
+def marked_texts(ours: Sample, released: Sample) -> tuple[list[tuple[str, str, bool]] | None, str]:
+    """The released question, if there is one, as `insertions` reads it, and the answer."""
+    if ours.question is None or released.question is None:
+        return None, target_text(ours)
+    return insertions(ours.question, released.question), target_text(ours)
 
 
 def to_html(report: AuditReport, samples: Sequence[Shown] = ()) -> str:

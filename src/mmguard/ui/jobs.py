@@ -16,13 +16,12 @@ from torchvision.transforms.functional import to_pil_image
 
 from mmguard import demo, zoo
 from mmguard.auditing.arms import pair
+from mmguard.auditing.html import marked_texts
 from mmguard.auditing.report import AuditReport
 from mmguard.auditing.run import audit
 from mmguard.config import AuditConfig, ProtectConfig, Variant
 from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
-from mmguard.data.tasks import target_text
-from mmguard.data.text import insertions
 from mmguard.errors import ConfigError, ReleaseError
 from mmguard.pages.pictures import difference
 from mmguard.protection.run import protect
@@ -157,15 +156,7 @@ def show(session: Session, number: int) -> Shown:
         _saved(before, folder / f"{number}-before.png"),
         _saved(after, folder / f"{number}-after.png"),
         _saved(difference(before, after), folder / f"{number}-difference.png"),
-        [
-            (
-                None
-                if ours.question is None or released.question is None
-                else insertions(ours.question, released.question),
-                target_text(ours),
-            )
-            for ours, released in pairs
-        ],
+        [marked_texts(ours, released) for ours, released in pairs],
     )
 
 
