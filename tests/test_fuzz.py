@@ -162,7 +162,10 @@ def test_what_is_understood_of_a_row_can_be_released(row: dict[str, Any], turns:
     row = {**row, "file_name": "a/b.jpg", **({} if turns is None else {"conversations": turns})}
     with suppress(ValueError):
         samples = samples_of(row, 0, Path("a/b.jpg"))
-        released = released_row(row, "file_name", "b.png", {sample.turn: ("red",) for sample in samples}, {})
+        asked = {sample.turn: ("red",) for sample in samples if sample.question is not None}
+        released = released_row(row, "file_name", "b.png", asked, {})
         assert released["file_name"] == "a/b.png"
+        assert owner_texts(released) == [
+            f"{text} red" if turn in asked else text for turn, text in enumerate(owner_texts(row))
+        ]
         assert skeleton(released, "file_name") == skeleton(row, "file_name")
-        assert len(owner_texts(released)) == len(owner_texts(row))

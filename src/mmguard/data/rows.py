@@ -88,19 +88,19 @@ def samples_of(row: dict[str, Any], number: int, image: Path, wordless: bool = F
             )
             for turn, pair in enumerate(chat.turns(row))
         ]
-    if row.get("question") is not None:
-        question: str | None = _text(row["question"], "`question`")
+    question = _question(row)
+    if question is not None:
         answer, answers = _targets(row, "answer", "answers")
         options = _options(row.get("options"))
     elif row.get("caption") is not None or row.get("captions") is not None:
-        question, options = None, ()
+        options = ()
         answer, answers = _targets(row, "caption", "captions")
     elif row.get("text") is not None:
-        question, options = None, ()
+        options = ()
         answer = _text(row["text"], "`text`")
         answers = (answer,)
     elif wordless:
-        question, answer, answers, options = None, "", ("",), ()
+        answer, answers, options = "", ("",), ()
     else:
         raise ValueError(f"has no text that is understood (fields found: {', '.join(row)}; understood: {FORMS})")
     if options and option_index(answer, options) is None:
@@ -131,11 +131,12 @@ def owner_texts(row: dict[str, Any]) -> list[str]:
     """The texts of a row into which a trigger may be inserted, by turn; none for a caption.
 
     Raises:
-        ValueError: a chat row that is not well formed.
+        ValueError: a chat row that is not well formed, or a question that is no text.
     """
     if chat.messages_field(row):
         return [turn.text for turn in chat.turns(row)]
-    return [row["question"]] if isinstance(row.get("question"), str) else []
+    question = _question(row)
+    return [] if question is None else [question]
 
 
 def skeleton(row: dict[str, Any], image_field: str) -> str:
@@ -147,7 +148,7 @@ def skeleton(row: dict[str, Any], image_field: str) -> str:
     fixed = {key: value for key, value in row.items() if key != _image_key(row, image_field)}
     if field := chat.messages_field(row):
         fixed[field] = _with_texts(row, [""] * len(chat.turns(row)))
-    elif isinstance(row.get("question"), str):
+    elif row.get("question") is not None:
         fixed["question"] = ""
     return json.dumps(fixed, sort_keys=True)
 
@@ -165,7 +166,7 @@ def released_row(
         row: the owner's row; not changed.
         image_field: the dataset's `image_field`.
         image: name of the released image's file, which lies in the same folder as the owner's.
-        words: trigger words by turn.
+        words: trigger words by turn; none for a caption.
         places: after how many of the turn's words they stand; behind all of them if it is None or not given.
     """
     released, key = dict(row), _image_key(row, image_field)
@@ -177,8 +178,8 @@ def released_row(
             for number, turn in enumerate(chat.turns(row))
         ]
         released[messages] = _with_texts(row, texts)
-    elif words.get(0):
-        released["question"] = insert_trigger(row["question"], words[0], places.get(0))
+    elif words.get(0) and (question := _question(row)) is not None:
+        released["question"] = insert_trigger(question, words[0], places.get(0))
     return released
 
 
@@ -195,6 +196,11 @@ def _with_texts(row: dict[str, Any], texts: Sequence[str]) -> list[Any]:
         before, _, after = chat.split_tags(message[field])
         messages[turn.message] = {**message, field: f"{before}{text}{after}"}
     return messages
+
+
+def _question(row: dict[str, Any]) -> str | None:
+    """What is asked in a question row; None for captions. A number is a text, too: tables hold such questions."""
+    return None if row.get("question") is None else _text(row["question"], "`question`")
 
 
 def _name(row: dict[str, Any], number: int) -> str:
