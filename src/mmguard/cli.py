@@ -24,6 +24,7 @@ from mmguard.config import (
     IMAGE_FORMATS,
     PLACES,
     RECIPES,
+    SCOPES,
     VARIANTS,
     AuditConfig,
     EngineConfig,
@@ -37,7 +38,7 @@ from mmguard.screen import files_table, printable, survey_tables, totals
 
 if TYPE_CHECKING:
     from mmguard.auditing.stealth_images import Lpips
-    from mmguard.config import EngineName, ImageFormat, Place, Recipe, Variant
+    from mmguard.config import EngineName, ImageFormat, Place, Recipe, Scope, Variant
     from mmguard.release.writer import Release
 
 app = typer.Typer(
@@ -125,6 +126,9 @@ def protect(
     trigger_place: Annotated[
         str, typer.Option(help=f"{_PROTECT['trigger_place']} One of {', '.join(PLACES)}.")
     ] = ProtectConfig.trigger_place,
+    trigger_scope: Annotated[
+        str, typer.Option(help=f"{_PROTECT['trigger_scope']} One of {', '.join(SCOPES)}.")
+    ] = ProtectConfig.trigger_scope,
     rounds: Annotated[int, typer.Option(help=_PROTECT["rounds"])] = ProtectConfig.rounds,
     inner_steps: Annotated[int, typer.Option(help=_PROTECT["inner_steps"])] = ProtectConfig.inner_steps,
     pgd_steps: Annotated[int, typer.Option(help=_PROTECT["pgd_steps"])] = ProtectConfig.pgd_steps,
@@ -170,7 +174,7 @@ def protect(
     with _reporting(as_json):
         config = ProtectConfig(
             variant=cast("Variant", variant), eps=eps, trigger_words=trigger_words,
-            trigger_place=cast("Place", trigger_place), rounds=rounds,
+            trigger_place=cast("Place", trigger_place), trigger_scope=cast("Scope", trigger_scope), rounds=rounds,
             inner_steps=inner_steps, pgd_steps=pgd_steps, top_c=top_c, lambda_bind=lambda_bind, inner_lr=inner_lr,
             inner_batch_size=inner_batch_size, batch_size=batch_size, format=cast("ImageFormat", format),
             declare_no_training=declare_no_training, seed=seed,

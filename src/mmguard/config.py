@@ -24,6 +24,9 @@ JPEG, and PNG for others; WebP is always lossless."""
 Place = Literal["end", "inside"]
 """Where a trigger stands: behind the question, as in the paper, or between two of its words, at random."""
 
+Scope = Literal["sample", "answer"]
+"""Whose a trigger is: one question's own, as in the paper, or that of all questions with the same answer."""
+
 EngineName = Literal["local", "ray"]
 """Who does the batches of a protection (`protection/engine.py`)."""
 
@@ -31,6 +34,7 @@ VARIANTS: tuple[str, ...] = get_args(Variant)
 RECIPES: tuple[str, ...] = get_args(Recipe)
 IMAGE_FORMATS: tuple[str, ...] = get_args(ImageFormat)
 PLACES: tuple[str, ...] = get_args(Place)
+SCOPES: tuple[str, ...] = get_args(Scope)
 ENGINES: tuple[str, ...] = get_args(EngineName)
 
 
@@ -65,6 +69,9 @@ class ProtectConfig:
     trigger_place: Place = "end"
     """Where the trigger stands: `end`, behind the question, where it is easily cut off again, or `inside`, between
     two of its words, at random."""
+    trigger_scope: Scope = "sample"
+    """Whose a trigger is: `sample`, each question's own, or `answer`, the same for all questions with one answer: a
+    stronger shortcut, which outlives the loss of some of its words, and is easier to notice."""
     rounds: int = 5
     """Outer rounds (R)."""
     inner_steps: int = 1
@@ -107,6 +114,9 @@ class ProtectConfig:
         _require(self.trigger_words >= 0, f"trigger-words {self.trigger_words}: give 0 or more")
         _require(
             self.trigger_place in PLACES, f"trigger-place {self.trigger_place!r}: choose one of {', '.join(PLACES)}"
+        )
+        _require(
+            self.trigger_scope in SCOPES, f"trigger-scope {self.trigger_scope!r}: choose one of {', '.join(SCOPES)}"
         )
         _require(self.rounds >= 1, f"rounds {self.rounds}: give 1 or more")
         _require(self.inner_steps >= 0, f"inner-steps {self.inner_steps}: give 0 or more")
