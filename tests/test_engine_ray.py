@@ -92,7 +92,7 @@ def test_any_number_of_workers_makes_the_same_release(
 def test_what_an_encoder_leaves_of_a_picture_is_seen_by_workers_too(
     data: Path, llava: str, tmp_path: Path, started: None
 ) -> None:
-    config = replace(CONFIG, rounds=1, format="keep", variant="crs", trigger_place="inside")
+    config = replace(CONFIG, rounds=1, format="keep", variant="crs", trigger_place="inside", trigger_scope="answer")
     local = protected(data, llava, tmp_path / "local" / "release", EngineConfig(), config)
     side_by_side = protected(data, llava, tmp_path / "ray" / "release", TWO, config)
     assert contents(local.path) == contents(side_by_side.path)

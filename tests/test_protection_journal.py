@@ -137,6 +137,20 @@ def test_a_crash_in_a_resumed_run_and_while_pictures_are_written(
     assert contents(protect(data, [llava], CONFIG, out).path) == whole
 
 
+def test_triggers_are_shared_alike_after_a_crash_behind_the_last_round(
+    data: Path, llava: Surrogate, whole: dict[str, str], tmp_path: Path, monkeypatch: Any
+) -> None:
+    config = replace(CONFIG, trigger_scope="answer")
+    shared = contents(protect(data, [llava], config, tmp_path / "shared" / "release").path)
+    assert shared["release/metadata.jsonl"] != whole["release/metadata.jsonl"]
+    out = tmp_path / "broken" / "release"
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "write_durably", at_write(WRITES, False, Crash()))
+        with pytest.raises(Crash):
+            protect(data, [llava], config, out)
+    assert contents(protect(data, [llava], config, out).path) == shared
+
+
 @pytest.mark.parametrize("variant", ["text", "image"])
 def test_variants_that_leave_one_side_alone_go_on_too(
     variant: str, data: Path, llava: Surrogate, tmp_path: Path, monkeypatch: Any
