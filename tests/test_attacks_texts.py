@@ -108,7 +108,7 @@ def test_other_seeds_draw_otherwise(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["punct", "case", "space", "drop-2", "overlap", "tail", "vocab", "spell", "template-3"]
+    "name", ["punct", "case", "space", "drop-2", "overlap", "tail", "vocab", "spell", "template-3", "telling-3"]
 )
 def test_name_is_what_the_user_wrote(name: str) -> None:
     assert attack(name).name == name
@@ -133,6 +133,7 @@ def test_needless_parameter(family: str) -> None:
         ("drop", "9" * 5000, "from 1 to 100"),
         ("template", None, "attack template-K: K is a whole number from 2 to 1000000"),
         ("template", "1", "from 2 to 1000000, not '1'"),
+        ("telling", "1", "attack telling-K: K is a whole number from 2 to 1000000, not '1'"),
         ("perplexity", None, "attack perplexity:MODEL@N: MODEL is a hub id or a local folder"),
         ("perplexity", "gpt2", "attack perplexity:MODEL@N: MODEL"),
         ("perplexity", "@3", "attack perplexity:MODEL@N: MODEL"),
@@ -285,6 +286,24 @@ def test_template_loses_no_more_than_a_rare_word_and_the_next() -> None:
     assert kept("what is near Zanzibar of the red square") == "what is the red square"
     # An inserted word costs nothing but itself.
     assert kept("what is left teal of the red square") == "what is left of the red square"
+
+
+def test_telling_drops_words_that_go_with_one_answer() -> None:
+    answers = ("red", "blue", "green")
+    cues = {"red": ("mass", "bars"), "blue": ("chain", "bars"), "green": ("tent", "bars")}
+    pairs = [
+        (sample(f"what {' '.join(cues[answer])} color is it?", answer), sample("what bars color is it?", answer))
+        for answer in answers * 5
+    ]
+    corpus = attack("telling-5").corpus
+    assert corpus is not None
+    rewrite = corpus([released for released, _ in pairs])
+    assert all(rewrite(released, torch.Generator()) == clean.question for released, clean in pairs)
+    # One sample fewer than asked for, or one answer in five another: the word stays.
+    rewrite = corpus([released for released, _ in pairs[1:]])
+    assert rewrite(pairs[0][0], torch.Generator()) == pairs[0][0].question
+    other = [sample(pairs[0][0].question, "blue"), *(released for released, _ in pairs[1:])]
+    assert corpus(other)(pairs[0][0], torch.Generator()) == pairs[0][0].question
 
 
 # Language models

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
 
@@ -19,6 +19,9 @@ _SWITCHED_CASE = 0.2
 """Chance of each letter: of five-letter words two in three change, and with them their tokens."""
 _REMOVED_SPACE, _ADDED_SPACE = 0.1, 0.05
 """Chances of each white space and of each other character, as in NL-Augmenter (Dhole et al., 2021)."""
+
+_TELLING = 0.9
+"""Share of a word's questions that have one answer, from which on the word gives it away: our choice."""
 
 _SENTENCE_END = re.compile(r"[.?!]+[\"'”’)\]]*(?=\s|\Z)")
 _LETTERS = re.compile(r"[^\W\d_]+")
@@ -145,6 +148,33 @@ def template_filter(questions: Sequence[str], least: int) -> Callable[[str], str
         return without(question, dropped)
 
     return kept
+
+
+def telling_filter(told: Sequence[tuple[str, str]], least: int) -> Callable[[str], str]:
+    """Drops the words that give the answer away by themselves, without the image.
+
+    A word does if at least so many of the questions have it and nine in ten of these have the same answer. What an
+    owner's own question says of its answer is lost, too.
+
+    Args:
+        told: question and answer of all samples that were released.
+        least: number of questions.
+
+    Returns:
+        A function from question to question.
+    """
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for question, answer in told:
+        for word in set(map(_bare, question.split())):
+            answers[word][answer.casefold()] += 1
+    telling = {
+        word
+        for word, seen in answers.items()
+        if seen.total() >= least and max(seen.values()) >= _TELLING * seen.total()
+    }
+    return lambda question: without(
+        question, [place for place, word in enumerate(question.split()) if _bare(word) in telling]
+    )
 
 
 def without(question: str, places: Collection[int]) -> str:

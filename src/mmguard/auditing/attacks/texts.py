@@ -8,6 +8,7 @@
 | `tail` | what follows the last end of a sentence is cut |
 | `vocab` | words that no list of English words has are dropped |
 | `template-K` | words that fewer than K of all questions have after the same word are dropped |
+| `telling-K` | words are dropped that K questions or more have, nine in ten of them with one answer |
 | `spell` | spelling is corrected (English), and doubled words become one |
 | `perplexity:MODEL@N` | up to N words are dropped whose removal lowers the perplexity under MODEL most |
 | `paraphrase:MODEL` | MODEL, an instruction-tuned language model, rewords the question |
@@ -58,6 +59,17 @@ def _template(parameter: str | None) -> Attack:
         return _rewrite(lambda question, sample, rng: kept(question))
 
     return Attack(f"template-{least}", corpus=corpus)
+
+
+def _telling(parameter: str | None) -> Attack:
+    least = _number("telling-K", parameter, "K", parameter, 2, _MOST_QUESTIONS)
+
+    def corpus(samples: Sequence[Sample]) -> Rewrite:
+        told = [(one.question, _answers(one)[0]) for one in samples if one.question is not None]
+        kept = text_rules.telling_filter(told, least)
+        return _rewrite(lambda question, sample, rng: kept(question))
+
+    return Attack(f"telling-{least}", corpus=corpus)
 
 
 def _perplexity(parameter: str | None) -> Attack:
@@ -122,6 +134,7 @@ TEXT_ATTACKS: dict[str, Factory] = {
     "tail": _plain("tail", lambda question, *_: text_rules.cut_tail(question)),
     "vocab": _plain("vocab", lambda question, *_: text_rules.drop_unknown(question)),
     "template": _template,
+    "telling": _telling,
     "spell": _plain("spell", lambda question, *_: text_rules.correct_spelling(question)),
     "perplexity": _perplexity,
     "paraphrase": _paraphrase,
