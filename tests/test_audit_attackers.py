@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import tiny
 from mmguard.auditing import attackers
 from mmguard.auditing.arms import ImageStore, Row
 from mmguard.auditing.attackers import fine_tune, load_attacker, render, schedule
+from mmguard.auditing.attacks.base import Training
 from mmguard.auditing.evaluate import answers, evaluate
 from mmguard.config import AuditConfig
 from mmguard.errors import ConfigError, SurrogateError
@@ -145,6 +147,30 @@ def test_seed_decides(models, rows, recipe):
     first = weights(0)
     assert torch.equal(first, weights(0))
     assert not torch.equal(first, weights(1))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "training"),
+    [("lora", Training()), ("lora", Training(keep_best=True)), ("lora", Training(staged=True)), ("full", Training())],
+)
+def test_what_steps_are_spared_changes_no_weight(models, rows, monkeypatch, recipe, training):
+    modes: list[set[bool]] = []
+
+    def validate(now):
+        modes.append({module.training for module in now.model.modules()})
+        return float(len(modes) == 2)
+
+    def weights():
+        more = {"training": training, "validate": validate}
+        model = fine_tune(str(models["llava"]), rows, recipe, FAST, 0, device="cpu", **more).model
+        return torch.cat([parameter.flatten() for parameter in model.parameters()])
+
+    spared = weights()
+    assert modes == [{False}] * (4 if training.keep_best else 0)
+    modes.clear()
+    monkeypatch.setattr(attackers, "_walked_once", lambda trainer: nullcontext())
+    monkeypatch.delattr(attackers._Trainer, "_clip_grad_norm")
+    assert torch.equal(spared, weights())
 
 
 def test_every_row_is_seen_once_an_epoch(models, rows, monkeypatch):
