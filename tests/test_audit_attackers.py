@@ -16,7 +16,7 @@ from PIL import Image
 import tiny
 from mmguard.auditing import attackers
 from mmguard.auditing.arms import ImageStore, Row
-from mmguard.auditing.attackers import fine_tune, load_attacker, render, schedule
+from mmguard.auditing.attackers import answer_loss, fine_tune, load_attacker, render, schedule
 from mmguard.auditing.attacks.base import Training
 from mmguard.auditing.evaluate import answers, evaluate
 from mmguard.config import AuditConfig
@@ -93,6 +93,20 @@ def test_labels_are_the_answer_and_the_end_of_its_turn(models, samples, family):
         prompt = tokenizer.decode(ids[: learned[0]])
         assert "what color is the shape?" in prompt
         assert target not in prompt
+
+
+@pytest.mark.parametrize("family", tiny.CHAT_FAMILIES)
+def test_the_loss_is_that_of_the_model(models, samples, family):
+    attacker = load_attacker(str(models[family]), "cpu")
+    targets = ["red", "a blue square.", "Yes, it is!"]
+    batch = _collate(
+        attacker, [Row(one.id, one.image, one.question, t) for one, t in zip(samples, targets, strict=False)]
+    )
+    answered = int((batch["labels"] != -100).sum())
+    with torch.no_grad():
+        expected, found = attacker.model(**batch).loss, answer_loss(attacker.model, batch)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(answer_loss(attacker.model, batch, 2 * answered), expected / 2)
 
 
 @pytest.mark.parametrize("family", tiny.CHAT_FAMILIES)
