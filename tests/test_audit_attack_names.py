@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmguard.auditing import attacks
-from mmguard.auditing.attacks import MILD, SHORTHANDS, SUITE, attack_named, families, resolve
+from mmguard.auditing.attacks import SHORTHANDS, attack_named, families, resolve
 from mmguard.auditing.report import NOT_TESTED, not_tested
 from mmguard.errors import ConfigError
 
@@ -47,7 +47,37 @@ def test_the_mild_ones_are_three_of_each_kind() -> None:
     attacks = resolve(["mild"])
     kinds = [(one.image is not None, one.text is not None) for one in attacks]
     assert kinds == [(True, False)] * 3 + [(False, True)] * 3 + [(True, True)] * 3
-    assert set(MILD) < set(SUITE)
+
+
+def test_the_suite_attacks_everything_that_can_be_attacked() -> None:
+    suite = resolve(["suite"])
+    assert len(suite) == 12
+    assert sum(one.image is not None and (one.text or one.corpus) is not None for one in suite) >= 8
+    assert any(one.training.keep_best for one in suite)
+    assert [one.name for one in suite if one.selection.judge] == ["loss-filter-20"]
+    assert [one.name for one in suite if one.selection.clean_percent] == ["mix-20"]
+    assert not any(one.models for one in suite)  # which would have to be downloaded
+    # Pictures of every kind of change, words cut, drawn at random, and judged by lists and by statistics.
+    hit = {family for one in suite for family in families(one.name)}
+    assert {"jpeg", "gray", "ueraser", "denoise", "tail", "drop", "vocab", "spell", "template"} <= hit
+
+
+def test_training_joins_what_changes_the_data() -> None:
+    one, *others = resolve(["jpeg-75+tail+early-stop", "early-stop+tail+jpeg-75"])
+    assert others == []
+    assert one.name == "jpeg-75+tail+early-stop"
+    assert (one.image, one.text) == (attack_named("jpeg-75").image, attack_named("tail").text)
+    assert one.training == attack_named("early-stop").training
+    (late,) = resolve(["epochs-x3+template-2"])
+    assert late.corpus is attack_named("template-2").corpus
+    assert late.training.epochs == 3
+
+
+def test_models_of_all_parts_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmguard.auditing.attacks.purify.find_spec", lambda name: object())
+    assert attack_named("paraphrase:a/rewriter").models == ("a/rewriter",)
+    assert attack_named("vae:a/vae+perplexity:a/judge@3").models == ("a/vae", "a/judge")
+    assert attack_named("diffusion:a/unet@0.2+punct").models == ("a/unet",)
 
 
 @pytest.mark.parametrize("attack", [one for one in resolve(["suite"]) if one.image], ids=lambda one: one.name)
@@ -70,9 +100,12 @@ def test_images_of_the_suite_stay_images(attack) -> None:
         ("rcp+pnct", "attack 'pnct': there is none of that name: did you mean punct"),
         ("nothing-like-it", "choose from .*gray.*mild"),
         ("", "attack '': there is none"),
-        ("gray+jpeg-50", "join one attack on images and one on texts"),
-        ("punct+case", "join one attack on images and one on texts"),
-        ("rcp+punct+case", "join one attack on images and one on texts"),
+        ("gray+jpeg-50", "join at most one attack on images, one on texts and one on the training"),
+        ("punct+case", "join at most one attack on images, one on texts"),
+        ("rcp+punct+case", "join at most one attack on images, one on texts"),
+        ("early-stop+epochs-x2", "one on the training, such as rcp.punct or jpeg-75.tail.early-stop"),
+        ("rcp+epochs-x1", "join at most one"),
+        ("tail+mix-50", "join one mixture and one filter"),
         ("jpeg", "as|such"),
         ("jpeg-500", "95"),
     ],

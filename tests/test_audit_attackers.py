@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from PIL import Image
 import tiny
 from mmguard.auditing import attackers
 from mmguard.auditing.arms import ImageStore, Row
-from mmguard.auditing.attackers import fine_tune, load_attacker, render, schedule
+from mmguard.auditing.attackers import answer_loss, fine_tune, load_attacker, render, schedule
+from mmguard.auditing.attacks.base import Training
 from mmguard.auditing.evaluate import answers, evaluate
 from mmguard.config import AuditConfig
 from mmguard.errors import ConfigError, SurrogateError
@@ -94,6 +96,20 @@ def test_labels_are_the_answer_and_the_end_of_its_turn(models, samples, family):
 
 
 @pytest.mark.parametrize("family", tiny.CHAT_FAMILIES)
+def test_the_loss_is_that_of_the_model(models, samples, family):
+    attacker = load_attacker(str(models[family]), "cpu")
+    targets = ["red", "a blue square.", "Yes, it is!"]
+    batch = _collate(
+        attacker, [Row(one.id, one.image, one.question, t) for one, t in zip(samples, targets, strict=False)]
+    )
+    answered = int((batch["labels"] != -100).sum())
+    with torch.no_grad():
+        expected, found = attacker.model(**batch).loss, answer_loss(attacker.model, batch)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(answer_loss(attacker.model, batch, 2 * answered), expected / 2)
+
+
+@pytest.mark.parametrize("family", tiny.CHAT_FAMILIES)
 def test_training_and_test_prompts_are_the_same(models, samples, family):
     processor = load_attacker(str(models[family]), "cpu").processor
     assert render(processor, "is it red?", "x")[0] == render(processor, "is it red?", "blue square")[0]
@@ -145,6 +161,30 @@ def test_seed_decides(models, rows, recipe):
     first = weights(0)
     assert torch.equal(first, weights(0))
     assert not torch.equal(first, weights(1))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "training"),
+    [("lora", Training()), ("lora", Training(keep_best=True)), ("lora", Training(staged=True)), ("full", Training())],
+)
+def test_what_steps_are_spared_changes_no_weight(models, rows, monkeypatch, recipe, training):
+    modes: list[set[bool]] = []
+
+    def validate(now):
+        modes.append({module.training for module in now.model.modules()})
+        return float(len(modes) == 2)
+
+    def weights():
+        more = {"training": training, "validate": validate}
+        model = fine_tune(str(models["llava"]), rows, recipe, FAST, 0, device="cpu", **more).model
+        return torch.cat([parameter.flatten() for parameter in model.parameters()])
+
+    spared = weights()
+    assert modes == [{False}] * (4 if training.keep_best else 0)
+    modes.clear()
+    monkeypatch.setattr(attackers, "_walked_once", lambda trainer: nullcontext())
+    monkeypatch.delattr(attackers._Trainer, "_clip_grad_norm")
+    assert torch.equal(spared, weights())
 
 
 def test_every_row_is_seen_once_an_epoch(models, rows, monkeypatch):

@@ -14,7 +14,7 @@ from mmguard.auditing.html import shown, to_html
 from mmguard.auditing.report import AuditReport, Failure
 from mmguard.auditing.stats import Scores, analyse
 from mmguard.types import Sample
-from test_audit_report import _attacked
+from test_audit_report import _attacked, _mixed
 
 EVIL = "<script>alert(1)</script><img src=http://evil/x onerror=alert(2)>"
 
@@ -127,6 +127,15 @@ def test_attacks_have_a_section_with_a_chart() -> None:
     assert "big (lora) under jpeg-50: 40.0 (" in alt
     assert "best of" in alt
     assert "Under attack" not in to_html(report("a"))
+
+
+def test_several_mixtures_have_a_dose_curve() -> None:
+    page = Page(to_html(_mixed((80, 20, 50))))
+    assert "Mixed with clean data" in page.text
+    (alt,) = (str(image["alt"]) for image in page.images if "clean part" in str(image["alt"]))
+    assert "big (lora). unprotected: 40 at 20, 25 at 50, 10 at 80; control: 40 at 20," in alt
+    assert "release: 0 at 20, 0 at 50, 0 at 80." in alt
+    assert not [image for image in Page(to_html(_mixed((20,)))).images if "clean part" in str(image["alt"])]
 
 
 def test_captions_have_no_question(samples: list[tuple[Sample, Sample]]) -> None:

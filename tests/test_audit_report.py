@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from mmguard.auditing.best_of import worst_case
-from mmguard.auditing.report import NOT_TESTED, AuditReport, Failure, not_tested
-from mmguard.auditing.stats import Scores, analyse
+from mmguard.auditing.report import NOT_TESTED, AuditReport, Failure, Filtered, not_tested
+from mmguard.auditing.stats import Scores, analyse, marginal_values
 
 
 def _report(release: float, control: float = 0.8, seeds: int = 3, name: str = "big", zero=0.2, **more) -> AuditReport:
@@ -111,6 +112,32 @@ def _attacked(under_gray: float) -> AuditReport:
         headline, tuple(findings), under_attack=tuple(under_attack), worst_case=worst,
         not_tested=not_tested(["gray", "jpeg-50"]),
     )  # fmt: skip
+
+
+def _mixed(percents: tuple[int, ...]) -> AuditReport:
+    """What is left of 80 points adds, unprotected, half of what is not clean; protected, nothing."""
+
+    def arm(share: float) -> np.ndarray:
+        return np.tile(np.arange(200) < round(200 * share), (3, 1)).astype(float)
+
+    scores = []
+    for percent in percents:
+        alone = 0.8 - (100 - percent) / 200
+        by_arm = {"clean": arm(0.8), "release": arm(alone), "control": arm(0.8), "clean-part": arm(alone)}
+        scores.append(Scores("big", "lora", by_arm, arm(0.1)[0], "control", f"mix-{percent}"))
+    filtered = Filtered("big", "lora", "mix-20+loss-filter-20", "release", 0.2, 0.75)
+    return replace(_report(0.5), mixtures=tuple(marginal_values(scores, resamples=200)), sifted=(filtered,))
+
+
+def test_mixtures_and_filters_have_sections() -> None:
+    text = _mixed((20, 80)).to_markdown()
+    places = [text.index(part) for part in ("## Mixed with clean data", "## What filters dropped", "## Not tested")]
+    assert places == sorted(places)
+    lines = [[cell.split(" (")[0].strip() for cell in line.split("|")[3:8]] for line in text.splitlines()
+             if line.startswith("| big | lora | mix-")]  # fmt: skip
+    assert lines[:2] == [["mix-20", "40.0", "40.0", "40.0", "0.0"], ["mix-80", "70.0", "10.0", "10.0", "0.0"]]
+    assert "| big | lora | mix-20+loss-filter-20 | release | 20 | 0.75 |" in text
+    assert "## Under attack" not in text
 
 
 def test_the_worst_case_is_the_verdict():

@@ -411,6 +411,20 @@ def test_another_model_under_the_same_name_is_not_reused(toy, fake, tmp_path):
     assert len(fake) == 20
 
 
+def test_another_model_of_an_attack_is_another_attack(toy, fake, tmp_path, monkeypatch):
+    monkeypatch.setattr("mmguard.auditing.attacks.text_models.language_model", lambda name: None)
+    monkeypatch.setattr("mmguard.auditing.attacks.text_models.paraphrase", lambda question, model: question)
+    folder = tmp_path / "rewriter"
+    folder.mkdir()
+    (folder / "weights").write_text("a", encoding="utf-8")
+    config = replace(CONFIG, attacks=(f"paraphrase:{folder}+early-stop", "punct"))
+    _audit(toy, config=config)
+    assert len(fake) == 10 + 6 + 6
+    (folder / "weights").write_text("bb", encoding="utf-8")
+    _audit(toy, config=config)
+    assert len(fake) == 22 + 6  # those of the model alone
+
+
 def test_names_that_look_alike_do_not_share_a_file(toy, fake):
     _audit(toy, ["a/b", "a-b"])
     _audit(toy, ["a/b", "a-b"])

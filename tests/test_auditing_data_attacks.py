@@ -18,7 +18,7 @@ import tiny
 from mmguard.auditing import runs
 from mmguard.auditing.arms import ImageStore, Row, pair
 from mmguard.auditing.attackers import examples, load_attacker
-from mmguard.auditing.attacks import attack_named, resolve
+from mmguard.auditing.attacks import SUITE, attack_named, resolve
 from mmguard.auditing.attacks.base import Selection
 from mmguard.auditing.features import duplicates, features, neighbour_distance, perceptual_hash
 from mmguard.auditing.filters import Judge, most, sample_losses, unusual
@@ -424,6 +424,22 @@ def test_filters_in_reports() -> None:
     assert "dropped" not in bare.to_markdown()
     assert "What filters dropped" not in to_html(bare)
     assert "Mixed with" not in bare.to_markdown()
+
+
+def test_the_worst_case_draws_on_all_of_the_suite_but_its_mixture(toy, fake, monkeypatch) -> None:
+    def of(self, data, selection, leaked):
+        suspicion = np.arange(len(data), dtype=float)
+        return suspicion, most(suspicion, selection.drop_percent)
+
+    monkeypatch.setattr(Judge, "of", of)
+    report = _audit(toy, "suite", seeds=3)
+    assert report.failures == ()
+    assert {one.attack for one in report.under_attack} == {*SUITE} - {"mix-20"}
+    assert [one.attack for one in report.mixtures] == ["mix-20"]
+    assert report.worst_case is not None
+    assert [one.recipe for one in report.worst_case.findings] == ["best of 12"]  # none, and eleven of the suite
+    # Three seeds of three arms and of two that no attack is made on, of three under each, and the clean part alone.
+    assert sum(map(len, fake.values())) == 3 * (3 + 11 * 3 + 2 + 1)
 
 
 def test_a_mixture_depends_on_the_originals_too(toy, tmp_path, fake) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from mmguard.bench.config import Bench
 from mmguard.bench.html import to_html, verdict
 from mmguard.bench.results import Outcome, Results
-from test_audit_report import _attacked
+from test_audit_report import _attacked, _mixed
 from test_bench_page import bench, report
 
 EVIL = "<script>alert(1)</script>"
@@ -47,7 +47,9 @@ def test_verdict_of_nothing() -> None:
 
 def test_a_curve_where_one_number_varies() -> None:
     html = to_html(filled(sweep(eps=[8, 2, 4])))
-    assert "G in percent over eps. bph: 50 at 2, 50 at 4, 50 at 8; text: 50 at 2, 50 at 4, 50 at 8." in html
+    curves = "over eps. bph: 50 at 2, 50 at 4, 50 at 8; text: 50 at 2, 50 at 4, 50 at 8."
+    assert f"G in percent {curves}" in html
+    assert f"Points lost beyond the matched control {curves}" in html
 
 
 def test_no_curve_where_none_or_several_vary() -> None:
@@ -62,7 +64,8 @@ def test_points_without_a_share_are_left_out() -> None:
     results = filled(toy)
     none = Outcome(toy.experiments[0], {}, report({"a": (0, 0, 0)}))
     html = to_html(replace(results, outcomes=(none, *results.outcomes[1:])))
-    assert "bph: 50 at 4, 50 at 8;" in html
+    assert "G in percent over eps. bph: 50 at 4, 50 at 8;" in html
+    assert "matched control over eps. bph: 0 at 2, 50 at 4, 50 at 8;" in html
 
 
 def test_attacks_have_their_tables() -> None:
@@ -72,6 +75,20 @@ def test_attacks_have_their_tables() -> None:
     html = to_html(results)
     assert html.index("In the worst case") < html.index("Under attack: cats, bph") < html.index("Not tested")
     assert "lora under gray for release" in html
+
+
+def test_mixtures_and_filters_have_theirs_with_a_curve() -> None:
+    toy = bench(("cats",))
+    results = Results(toy, tuple(_with_sizes(Outcome(one, {}, _mixed((20, 80)))) for one in toy.experiments))
+    html = to_html(results)
+    places = [
+        html.index(f"<h3>{title}: cats, {variant}</h3>")
+        for variant in ("bph", "text")
+        for title in ("Mixed with clean data", "What filters dropped")
+    ]
+    assert places == sorted(places)
+    assert html.count("unprotected: 40 at 20, 10 at 80") == 2
+    assert "Under attack" not in html
 
 
 def _with_sizes(one: Outcome) -> Outcome:

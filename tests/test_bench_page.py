@@ -15,6 +15,7 @@ from mmguard.bench.config import Bench, Experiment
 from mmguard.bench.page import means, page
 from mmguard.bench.results import Outcome, Results
 from mmguard.config import AuditConfig, ProtectConfig
+from test_audit_report import _mixed
 
 ITEMS = 40
 
@@ -91,6 +92,18 @@ def test_attacks_have_a_table_of_means_and_a_section() -> None:
     # One of the experiments does not test it.
     assert plain.not_tested[0] in page(results)
     assert "worst case" not in means(Results(toy, results.outcomes[1:]))
+
+
+def test_mixtures_and_filters_have_sections_without_any_attack() -> None:
+    toy = bench(("cats",))
+    sizes = report({"a": (40, 40, 20)}).provenance
+    mixed = replace(_mixed((20,)), provenance=sizes)
+    results = Results(toy, (Outcome(toy.experiments[0], {}, mixed), Outcome(toy.experiments[1], {}, None, "broke")))
+    text = page(results)
+    section = text.split("### Mixed with clean data: cats, bph")[1].split("### What filters dropped: cats, bph")
+    assert rows(section[0], "big", "lora", "mix-20")[0][3].startswith("40.0 (")
+    assert rows(section[1], "big", "lora", "mix-20+loss-filter-20", "release") != []
+    assert "Under attack" not in text
 
 
 def test_same_dataset_twice_has_no_mean() -> None:

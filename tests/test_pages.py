@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from io import BytesIO
 from xml.etree import ElementTree
 
@@ -11,7 +12,18 @@ import pytest
 import torch
 from PIL import Image
 
-from mmguard.pages.charts import Bars, Chart, Heat, Interval, Line, bar_chart, heat_chart, interval_chart, line_chart
+from mmguard.pages.charts import (
+    Bars,
+    Chart,
+    Heat,
+    Interval,
+    Line,
+    bar_chart,
+    dose_chart,
+    heat_chart,
+    interval_chart,
+    line_chart,
+)
 from mmguard.pages.pictures import difference, png_uri
 from mmguard.pages.render import cell, inline
 
@@ -52,6 +64,8 @@ def _charts() -> list[Chart]:
         interval_chart([Interval(name, 3, -1, 7)], "points", name, name),
         line_chart([line, line], "eps", "G", name, name),
         line_chart([line, line], "step", "loss", name, name, band=True, log=True),
+        dose_chart([line, line], "eps", "G", name, name),
+        dose_chart([replace(line, x=[1, 2, 16])], "eps", "G", name, name),
     ]
 
 
@@ -65,7 +79,7 @@ def test_charts_are_reproducible_and_without_scripts() -> None:
         assert not [element for element in root.iter() if element.tag.endswith("script")]
         links = [value for element in root.iter() for key, value in element.attrib.items() if key.endswith("href")]
         assert all(link.startswith(("#", "data:image/png;base64,")) for link in links)
-    assert len({one.svg for one in first}) == 5
+    assert len({one.svg for one in first}) == 7
 
 
 def test_difference_is_enlarged_around_gray() -> None:

@@ -202,8 +202,8 @@ class AuditConfig:
     """How attackers fine-tune."""
     attacks: tuple[str, ...] = ()
     """What a thief does to the data before training: attacks on images such as jpeg-50, on texts such as punct, both
-    joined as in rcp+punct; or mild (the paper's nine), or suite; or to the training itself, such as early-stop; or
-    what it trains on, such as mix-20, or mix-50+loss-filter-20."""
+    joined as in rcp+punct; or to the training itself, such as early-stop, alone or joined; or what it trains on, such
+    as mix-20, or mix-50+loss-filter-20; or mild (the paper's nine), or suite (twelve of all kinds)."""
     seeds: int = 3
     """Fine-tuning runs of every attacker and arm; intervals come from seeds and test items together."""
     epochs: float | None = None

@@ -7,25 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmguard.auditing.arms import Pairing
+from mmguard.auditing.attacks import attack_named
 from mmguard.auditing.losses import LossCurve
 from mmguard.auditing.markdown import plain
-from mmguard.auditing.report import (
-    ATTACK_LEGEND,
-    FILTER_LEGEND,
-    LEGEND,
-    MIXTURE_LEGEND,
-    AuditReport,
-    attack_table,
-    choices,
-    filter_table,
-    findings_table,
-    mixture_table,
-)
-from mmguard.auditing.stats import Finding
+from mmguard.auditing.report import LEGEND, MIXTURES, UNDER_ATTACK, AuditReport, Section, findings_table, sections
+from mmguard.auditing.stats import Finding, Marginal
 from mmguard.data.images import load_image
 from mmguard.data.tasks import target_text
 from mmguard.data.text import insertions
-from mmguard.pages.charts import Bars, Chart, Interval, Line, bar_chart, interval_chart, line_chart
+from mmguard.pages.charts import Bars, Chart, Interval, Line, bar_chart, dose_chart, interval_chart, line_chart
 from mmguard.pages.pictures import AMPLIFIED, difference, png_uri
 from mmguard.pages.render import render
 from mmguard.types import Sample
@@ -90,31 +80,31 @@ def to_html(report: AuditReport, samples: Sequence[Shown] = ()) -> str:
         samples: what to show of the release.
     """
     head, lines = findings_table(report.findings)
-    attack_head, attack_lines = attack_table(report) if report.under_attack else ([], [])
     return render(
         "audit.html",
         report=report,
         charts=[_accuracies(report.findings), *_effects(report.findings, _BEYOND)] if report.findings else [],
-        attack_charts=_effects(
-            [*report.under_attack, *(report.worst_case.findings if report.worst_case else ())],
-            "The same under each attack, and where attackers chose the best recipe and attack on other test images.",
-        ),
         loss_charts=list(_loss_charts(report.losses)),
         head=head,
         lines=lines,
         legend=LEGEND,
-        attack_head=attack_head,
-        attack_lines=attack_lines,
-        attack_legend=ATTACK_LEGEND,
-        chosen=choices(report),
-        mixtures=mixture_table(report),
-        mixture_legend=MIXTURE_LEGEND,
-        filters=filter_table(report),
-        filter_legend=FILTER_LEGEND,
+        sections=illustrated(report),
         samples=samples,
         amplified=AMPLIFIED,
         provenance={name: plain(value) for name, value in report.provenance.items()},
     )
+
+
+def illustrated(report: AuditReport) -> list[tuple[Section, list[Chart]]]:
+    """The sections of a report, each with its charts."""
+    charts = {
+        UNDER_ATTACK: _effects(
+            [*report.under_attack, *(report.worst_case.findings if report.worst_case else ())],
+            "The same under each attack, and where attackers chose the best recipe and attack on other test images.",
+        ),
+        MIXTURES: list(_mixture_charts(report.mixtures)),
+    }
+    return [(section, charts.get(section.title, [])) for section in sections(report)]
 
 
 def write_html(report: AuditReport, pairing: Pairing, folder: Path) -> None:
@@ -144,6 +134,37 @@ def _effects(findings: Sequence[Finding], caption: str) -> list[Chart]:
     said = "; ".join(f"{one.label}: {one.value:.1f} ({one.low:.1f} to {one.high:.1f})" for one in beyond)
     alt = f"Points lost beyond the matched control. {said}."
     return [interval_chart(beyond, "points lost beyond the matched control", alt, caption)] if beyond else []
+
+
+def _mixture_charts(mixtures: Sequence[Marginal]) -> Iterator[Chart]:
+    """One for each attacker and recipe with several mixtures, and for each filter of them (the paper's Fig. 6)."""
+    doses: dict[str, dict[int, Marginal]] = {}
+    for one in mixtures:
+        sieve = one.attack.partition("+")[2]
+        title = f"{one.attacker} ({one.recipe})" + (f" under {sieve}" if sieve else "")
+        doses.setdefault(title, {})[attack_named(one.attack).selection.clean_percent or 0] = one
+    for title, by_percent in doses.items():
+        percents = sorted(by_percent)
+        if len(percents) < 2:
+            continue
+        matched = by_percent[percents[0]].matched
+        lines = []
+        for label, arm in (("unprotected", "clean"), ("control", matched), ("release", "release")):
+            added = [by_percent[percent].added[arm] for percent in percents]
+            ends = ([100 * getattr(one, end) for one in added] for end in ("value", "low", "high"))
+            lines.append(Line(label, percents, *ends))
+        yield dose_chart(
+            lines, "percent of the data that is clean", "points that the rest adds",
+            f"What the rest of the data adds to its clean part, {title}. {spoken(lines)}.",
+            f"{title}: points that the rest of the data adds to its clean part, left unprotected, changed at random "
+            "(control) or protected (release), with 95% intervals; perfectly protected data adds 0.",
+        )  # fmt: skip
+
+
+def spoken(lines: Sequence[Line]) -> str:
+    """What lines show, for those who do not see them."""
+    points = ((line.label, zip(line.x, line.y, strict=True)) for line in lines)
+    return "; ".join(f"{label}: " + ", ".join(f"{y:.0f} at {x:g}" for x, y in line) for label, line in points)
 
 
 def _loss_charts(curves: Sequence[LossCurve]) -> Iterator[Chart]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -116,13 +116,7 @@ class AuditReport:
         parts = ["# Audit", self.verdict, *(f"**Warning:** {warning}" for warning in self.warnings)]
         if self.findings:
             parts += [table(*findings_table(self.findings)), LEGEND]
-        if self.under_attack:
-            chosen = choices(self)
-            parts += ["## Under attack", table(*attack_table(self)), *[bullets(chosen)] * bool(chosen), ATTACK_LEGEND]
-        if self.mixtures:
-            parts += ["## Mixed with clean data", table(*mixture_table(self)), MIXTURE_LEGEND]
-        if self.sifted:
-            parts += ["## What filters dropped", table(*filter_table(self)), FILTER_LEGEND]
+        parts += [section.to_markdown(f"## {section.title}") for section in sections(self)]
         if self.failures:
             parts += [
                 "## Attackers that failed",
@@ -140,6 +134,36 @@ class AuditReport:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.json").write_text(self.to_json(), encoding="utf-8")
         (folder / "report.md").write_text(self.to_markdown(), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table of a report, with its words."""
+
+    title: str
+    head: list[str]
+    lines: list[list[str]]
+    legend: str
+    remarks: tuple[str, ...] = ()
+    """What is to be said of single lines."""
+
+    def to_markdown(self, heading: str) -> str:
+        """The section under a heading: table, remarks, legend."""
+        remarks = [bullets(self.remarks)] if self.remarks else []
+        return "\n\n".join([heading, table(self.head, self.lines), *remarks, self.legend])
+
+
+UNDER_ATTACK, MIXTURES, FILTERS = "Under attack", "Mixed with clean data", "What filters dropped"
+
+
+def sections(report: AuditReport) -> Iterator[Section]:
+    """What was found besides: under attack, of mixtures and of filters, of each only where there was one."""
+    if report.under_attack:
+        yield Section(UNDER_ATTACK, *_attack_table(report), ATTACK_LEGEND, tuple(_choices(report)))
+    if report.mixtures:
+        yield Section(MIXTURES, *_mixture_table(report), MIXTURE_LEGEND)
+    if report.sifted:
+        yield Section(FILTERS, *_filter_table(report), FILTER_LEGEND)
 
 
 LEGEND = (
@@ -211,8 +235,7 @@ ATTACK_LEGEND = (
 )
 
 
-def attack_table(report: AuditReport) -> tuple[list[str], list[list[str]]]:
-    """The head and the lines of the table of all attacks, as text."""
+def _attack_table(report: AuditReport) -> tuple[list[str], list[list[str]]]:
     tried = sorted((*report.findings, *report.under_attack), key=lambda one: one.attacker)
     worst = report.worst_case
     lines = [_attack_row(one.attack or "none", one) for one in tried]
@@ -235,8 +258,7 @@ FILTER_LEGEND = (
 )
 
 
-def mixture_table(report: AuditReport) -> tuple[list[str], list[list[str]]]:
-    """The head and the lines of the table of mixtures, as text."""
+def _mixture_table(report: AuditReport) -> tuple[list[str], list[list[str]]]:
     head = [
         "attacker", "recipe", "mixture", "clean part alone", "+ unprotected", "+ control", "+ release",
         "beyond control",
@@ -254,8 +276,7 @@ def mixture_table(report: AuditReport) -> tuple[list[str], list[list[str]]]:
     return head, lines
 
 
-def filter_table(report: AuditReport) -> tuple[list[str], list[list[str]]]:
-    """The head and the lines of the table of filters, as text."""
+def _filter_table(report: AuditReport) -> tuple[list[str], list[list[str]]]:
     lines = [
         [
             one.attacker,
@@ -270,7 +291,7 @@ def filter_table(report: AuditReport) -> tuple[list[str], list[list[str]]]:
     return ["attacker", "recipe", "attack", "data", "dropped", "AUC"], lines
 
 
-def choices(report: AuditReport) -> list[str]:
+def _choices(report: AuditReport) -> list[str]:
     """What attackers chose who could choose."""
     worst = report.worst_case
     return [

@@ -36,6 +36,9 @@ ATTACK_PACKAGES = ("kornia", "pillow", "pyspellchecker", "scikit-image", "torchv
 FILTER_PACKAGES = ("rapidfuzz", "scikit-learn", "scipy")
 """Those that a run on filtered data depends on, too."""
 
+PURIFY_PACKAGES = ("diffusers",)
+"""Those that a run depends on, too, whose images a model drew anew."""
+
 _TRAINING_SHARE = 0.9
 """What part of a run is training; the rest is answering the test. For the progress bar only."""
 
@@ -174,11 +177,9 @@ class Runner:
             lr, epochs = schedule(run.attacker, run.recipe, self.config)
             settings |= {"lr": lr, "epochs": epochs, "lora_rank": recipes.rank(run.recipe, self.config)}
             settings |= {"batch_size": self.config.batch_size, "warmup": self.config.warmup}
-        if run.attacker not in self._weights:
-            self._weights[run.attacker] = weights_digest(run.attacker)
         description = {
             "attacker": run.attacker,
-            "weights": self._weights[run.attacker],
+            "weights": self._weights_digest(run.attacker),
             "recipe": run.recipe,
             "arm": run.arm,
             "seed": run.seed,
@@ -189,12 +190,21 @@ class Runner:
         }
         if run.attack is None:
             return description
-        selection = attack_named(run.attack).selection
-        packages = (*PACKAGES, *ATTACK_PACKAGES, *(FILTER_PACKAGES if selection.judge else ()))
+        attack = attack_named(run.attack)
+        packages = [*PACKAGES, *ATTACK_PACKAGES]
+        packages += FILTER_PACKAGES if attack.selection.judge else ()
+        packages += PURIFY_PACKAGES if attack.models and attack.image else ()
         description |= {"attack": run.attack, "versions": versions(*packages)}
-        if selection.clean_percent is not None:
+        if attack.models:
+            description["attack weights"] = {name: self._weights_digest(name) for name in attack.models}
+        if attack.selection.clean_percent is not None:
             description["clean data"] = self.data_digest("clean")
         return description
+
+    def _weights_digest(self, model: str) -> str | None:
+        if model not in self._weights:
+            self._weights[model] = weights_digest(model)
+        return self._weights[model]
 
     def _validate(self, attacker: Attacker) -> float:
         """Accuracy on the validation samples."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from mmguard.auditing.report import ATTACK_LEGEND, attack_table, choices
+from mmguard.auditing.html import illustrated, spoken
 from mmguard.auditing.stats import Estimate, Headline
 from mmguard.bench.config import Experiment, plain
 from mmguard.bench.page import (
     LEGEND,
-    attacked,
     caveats,
     failures,
     findings,
@@ -17,11 +17,14 @@ from mmguard.bench.page import (
     means_table,
     not_tested,
     provenance,
+    reports,
     worst_table,
 )
 from mmguard.bench.results import Results
-from mmguard.pages.charts import Chart, Interval, Line, interval_chart, line_chart
+from mmguard.pages.charts import Chart, Interval, Line, dose_chart, interval_chart
 from mmguard.pages.render import render
+
+_POINTS = "points lost beyond the matched control"
 
 
 def to_html(results: Results) -> str:
@@ -30,15 +33,14 @@ def to_html(results: Results) -> str:
         "bench.html",
         title=results.bench.title,
         verdict=verdict(results),
-        charts=[chart for chart in (_doses(results), _effects(results)) if chart],
+        charts=[*_doses(results), *_effects(results)],
         means=means_table(results),
         worst=worst_table(results),
         legend=LEGEND,
         findings=[
-            (*table, [(label, *attack_table(report), choices(report)) for label, report in attacked(results, table[0])])
+            (*table, [(label, *part) for label, report in reports(results, table[0]) for part in illustrated(report)])
             for table in findings(results)
         ],
-        attack_legend=ATTACK_LEGEND,
         failures=failures(results),
         not_tested=not_tested(results),
         provenance=list(provenance(results)),
@@ -71,42 +73,43 @@ def _heads(results: Results) -> list[tuple[Experiment, Headline]]:
     return [(one.experiment, report.headline) for one, report in finished(results)]
 
 
-def _doses(results: Results) -> Chart | None:
-    """G over the one numeric setting that varies, if there is just one: a line for whatever else varies."""
+def _doses(results: Results) -> Iterator[Chart]:
+    """What is removed over the one numeric setting that varies, if there is just one; a line for whatever else varies.
+
+    Two charts: of G, the share of the fine-tuning gain that is removed, and of the points themselves.
+    """
     bench = results.bench
     varied = [key for key in bench.experiments[0].settings if len({one.settings[key] for one in bench.experiments}) > 1]
     numeric = [key for key in varied if all(_is_number(one.settings[key]) for one in bench.experiments)]
     if len(numeric) != 1:
-        return None
+        return
     (dose,) = numeric
-    points: dict[str, dict[float, Estimate]] = {}
-    for one, head in _heads(results):
-        if head.gain_removed is not None:
-            others = [plain(one.settings[key]) for key in varied if key != dose] or [one.protect.variant]
-            points.setdefault(", ".join(others), {})[one.settings[dose]] = head.gain_removed
-    lines = [
-        Line(label, x, *([100 * getattr(line[dose], end) for dose in x] for end in ("value", "low", "high")))
-        for label, line in points.items()
-        if len(x := sorted(line)) > 1
-    ]
-    if not lines:
-        return None
     name = dose.rpartition(".")[2].replace("_", " ")
-    said = "; ".join(
-        f"{line.label}: " + ", ".join(f"{y:.0f} at {x:g}" for x, y in zip(line.x, line.y, strict=True))
-        for line in lines
-    )
-    return line_chart(
-        lines, name, "G (% of the gain removed)", f"G in percent over {name}. {said}.",
-        f"G, the share of the fine-tuning gain that is removed beyond the control, over {name}; 95% intervals.",
-    )  # fmt: skip
+    others = [key for key in varied if key != dose] or ["protect.variant"]
+    for measure, unit, what in (
+        ("gain_removed", "G (% of the gain removed)", "G in percent"),
+        ("beyond_control", _POINTS, "Points lost beyond the matched control"),
+    ):
+        points: dict[str, dict[float, Estimate]] = {}
+        for one, head in _heads(results):
+            if (estimate := getattr(head, measure)) is not None:
+                label = ", ".join(plain(one.settings[key]) for key in others)
+                points.setdefault(label, {})[one.settings[dose]] = estimate
+        lines = [
+            Line(label, x, *([100 * getattr(line[dose], end) for dose in x] for end in ("value", "low", "high")))
+            for label, line in points.items()
+            if len(x := sorted(line)) > 1
+        ]
+        if lines:
+            said = f"{what} over {name}. {spoken(lines)}."
+            yield dose_chart(lines, name, unit, said, f"{what} over {name}, with 95% intervals; means over attackers.")
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _effects(results: Results) -> Chart | None:
+def _effects(results: Results) -> Iterator[Chart]:
     """Points lost beyond the control, experiment by experiment."""
     intervals = [
         Interval(results.bench.label(one), *(100 * end for end in vars(head.beyond_control).values()))
@@ -114,9 +117,9 @@ def _effects(results: Results) -> Chart | None:
         if head.beyond_control is not None
     ]
     if not intervals:
-        return None
+        return
     said = "; ".join(f"{one.label}: {one.value:.1f} ({one.low:.1f} to {one.high:.1f})" for one in intervals)
-    return interval_chart(
-        intervals, "points lost beyond the matched control", f"Points lost beyond the matched control. {said}.",
+    yield interval_chart(
+        intervals, _POINTS, f"Points lost beyond the matched control. {said}.",
         "What each protection adds to a random change of the same size, with 95% intervals; means over attackers.",
     )  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, fields
 
 from mmguard.auditing.markdown import bullets, table
-from mmguard.auditing.report import ATTACK_LEGEND, AuditReport, attack_table, choices
+from mmguard.auditing.report import AuditReport, sections
 from mmguard.auditing.runs import PACKAGES
 from mmguard.auditing.stats import MIN_SEEDS, Estimate, Finding, Headline, mean_of_independent
 from mmguard.bench.config import Experiment, plain
@@ -29,10 +29,8 @@ def page(results: Results) -> str:
     parts = [f"# {results.bench.title}", introduction(results), means(results)]
     for dataset, sizes, head, lines in findings(results):
         parts += [f"## {dataset}", sizes, table(head, lines)]
-        for label, report in attacked(results, dataset):
-            chosen = choices(report)
-            parts += [f"### Under attack: {label}", table(*attack_table(report))]
-            parts += [*[bullets(chosen)] * bool(chosen), ATTACK_LEGEND]
+        for label, report in reports(results, dataset):
+            parts += [section.to_markdown(f"### {section.title}: {label}") for section in sections(report)]
     if failed := failures(results):
         parts += ["## Failures and warnings", bullets(failed)]
     if untested := not_tested(results):
@@ -101,13 +99,13 @@ def introduction(results: Results) -> str:
 
 def caveats(results: Results) -> list[str]:
     """What stands between these results and a conclusion."""
-    reports = [report for _, report in finished(results)]
+    made = [report for _, report in finished(results)]
     sentences = []
     if not results.complete:
         sentences.append("**Not complete**: experiments or attackers are missing.")
-    if any(finding.seeds < MIN_SEEDS for report in reports for finding in report.findings):
+    if any(finding.seeds < MIN_SEEDS for report in made for finding in report.findings):
         sentences.append(f"**No claim follows** where there are fewer than {MIN_SEEDS} seeds.")
-    if any(finding.attacker.startswith("zoo:") for report in reports for finding in report.findings):
+    if any(finding.attacker.startswith("zoo:") for report in made for finding in report.findings):
         sentences.append(_ZOO)
     return sentences
 
@@ -133,10 +131,10 @@ def findings(results: Results) -> Iterator[tuple[str, str, list[str], list[list[
         yield dataset, _sizes(of_it[0][1]), *_findings(results, of_it)
 
 
-def attacked(results: Results, dataset: str) -> Iterator[tuple[str, AuditReport]]:
-    """The experiments on a dataset that made attacks, each by what tells it from the others."""
+def reports(results: Results, dataset: str) -> Iterator[tuple[str, AuditReport]]:
+    """The reports on a dataset, each with what tells its experiment from the others."""
     for one, report in finished(results):
-        if one.experiment.dataset == dataset and report.under_attack:
+        if one.experiment.dataset == dataset:
             yield results.bench.label(one.experiment), report
 
 

@@ -37,7 +37,8 @@ _PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 _PALETTE = ("#0063b1", "#c8321e", "#777777", "#8a5a00", "#2e7d32", "#7b3fa0", "#00818a")
 """Told apart without colours too: lines differ in dashes, bars in labels."""
 _DASHES = ("-", "--", ":", "-.")
-_COLOURS = {"clean": "#0063b1", "release": "#c8321e", "control": "#777777"}
+_MARKS = "osD^v"
+_COLOURS = {"clean": "#0063b1", "unprotected": "#0063b1", "release": "#c8321e", "control": "#777777"}
 """Colours that mean the same in every chart; other names take those of the palette in turn."""
 
 
@@ -191,16 +192,15 @@ def line_chart(
     """
 
     def draw(axes: Axes) -> None:
-        for line, label, colour, dashes in zip(lines, labels, _colours(lines), cycle(_DASHES), strict=False):
+        for line, colour, dashes in zip(lines, _colours(lines), cycle(_DASHES), strict=False):
             if band:
-                axes.plot(line.x, line.y, dashes, color=colour, label=label)
-                axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
+                _plot_with_band(axes, line, colour, dashes)
             else:
                 below = [value - low for value, low in zip(line.y, line.low, strict=True)]
                 above = [high - value for value, high in zip(line.y, line.high, strict=True)]
                 axes.errorbar(
-                    line.x, line.y, (below, above), color=colour, label=label, fmt="o", linestyle=dashes,
-                    capsize=3,
+                    line.x, line.y, (below, above), color=colour, label=_wrapped(line.label), fmt="o",
+                    linestyle=dashes, capsize=3,
                 )  # fmt: skip
         if not band:
             axes.set_xticks(sorted({value for line in lines for value in line.x}))
@@ -213,15 +213,34 @@ def line_chart(
             axes.yaxis.set_minor_formatter(NullFormatter())
         elif not band:
             axes.axhline(0, color=_INK, linewidth=1)
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        axes.grid()
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False)
 
-    labels = [_wrapped(line.label) for line in lines]
-    longest = max(map(len, labels))
-    columns = 3 if longest < 12 else 2 if longest < 20 else 1
-    return _chart(draw, 3 + 0.22 * sum(label.count("\n") + 1 for label in labels) / columns, alt, caption)
+    return _over_one_axis(draw, lines, x, y, alt, caption)
+
+
+def dose_chart(lines: Sequence[Line], x: str, y: str, alt: str, caption: str) -> Chart:
+    """Lines over the few doses that were tried, each with its interval as a band, and a line at 0.
+
+    The horizontal axis is logarithmic where doses grow by factors, the largest being 8 times the smallest or more.
+
+    Args:
+        lines: what to draw, each with its own label.
+        x: what the doses are of.
+        y: what the vertical axis shows.
+        alt: for those who do not see it.
+        caption: below it.
+    """
+    doses = sorted({dose for line in lines for dose in line.x})
+
+    def draw(axes: Axes) -> None:
+        axes.axhline(0, color=_INK, linewidth=1)
+        for line, colour, dashes, mark in zip(lines, _colours(lines), cycle(_DASHES), cycle(_MARKS), strict=False):
+            _plot_with_band(axes, line, colour, dashes, mark)
+        if 0 < 8 * doses[0] <= doses[-1]:
+            axes.set_xscale("log")
+            axes.minorticks_off()
+        axes.set_xticks(doses, [f"{dose:g}" for dose in doses])
+
+    return _over_one_axis(draw, lines, x, y, alt, caption)
 
 
 def heat_chart(panels: Sequence[Heat], alt: str, caption: str) -> Chart:
@@ -259,6 +278,29 @@ def heat_chart(panels: Sequence[Heat], alt: str, caption: str) -> Chart:
 
 def _wrapped(text: str, width: int = 48) -> str:
     return "\n".join(wrap(text, width)) or text
+
+
+def _plot_with_band(axes: Axes, line: Line, colour: str, dashes: str, mark: str | None = None) -> None:
+    axes.plot(line.x, line.y, dashes, marker=mark, color=colour, label=_wrapped(line.label))
+    axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
+
+
+def _over_one_axis(
+    draw: Callable[[Axes], None], lines: Sequence[Line], x: str, y: str, alt: str, caption: str
+) -> Chart:
+    """A chart of lines with the names of its axes, and of the lines above it."""
+    labels = [_wrapped(line.label) for line in lines]
+    longest = max(map(len, labels))
+    columns = 3 if longest < 12 else 2 if longest < 20 else 1
+
+    def framed(axes: Axes) -> None:
+        draw(axes)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.grid()
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False)
+
+    return _chart(framed, 3 + 0.22 * sum(label.count("\n") + 1 for label in labels) / columns, alt, caption)
 
 
 def _colours(lines: Sequence[Line]) -> list[str]:

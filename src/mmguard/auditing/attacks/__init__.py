@@ -1,7 +1,8 @@
 """What a thief does to a release, or to the training on it, to be rid of its protection.
 
-A name is a family, with its parameter behind a dash or colon (`jpeg-50`, `paraphrase:MODEL`); `+` joins an attack on
-images with one on texts (`rcp+punct`), or a mixture with a filter (`mix-50+loss-filter-20`).
+A name is a family, with its parameter behind a dash or colon (`jpeg-50`, `paraphrase:MODEL`); `+` joins attacks on
+images, on texts and on the training (`rcp+punct`, `jpeg-75+tail+early-stop`), or a mixture and a filter
+(`mix-50+loss-filter-20`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from mmguard.auditing.attacks.base import Attack, Factory, Selection
+from mmguard.auditing.attacks.base import Attack, Factory, Selection, Training
 from mmguard.auditing.attacks.data import DATA_ATTACKS
 from mmguard.auditing.attacks.images import IMAGE_ATTACKS
 from mmguard.auditing.attacks.texts import TEXT_ATTACKS
@@ -24,11 +25,15 @@ MILD = ("rcp", "jpeg-75", "blur-1", "punct", "case", "space", "rcp+punct", "jpeg
 """The paper's nine: mild transforms of images, of texts, and of both (method.md, section 4)."""
 
 SUITE = (
-    *MILD, "gray", "jpeg-50", "jpeg-10", "median-3", "resize-2", "denoise-10", "ueraser",
-    "drop-5", "tail", "vocab", "spell", "jpeg-50+tail",
+    "tail", "jpeg-50+tail", "gray+tail", "ueraser+tail",
+    "jpeg-75+drop-5", "denoise-10+template-5", "resize-2+vocab", "median-3+spell", "rcp+punct",
+    "loss-filter-20", "jpeg-75+tail+early-stop", "mix-20",
 )  # fmt: skip
-"""What a thief can be expected to try without another model: the paper's transforms, those that broke earlier
-protections of images, and those that are aimed at inserted words."""
+"""What a thief can be expected to try without another model; docs/attacks.md says why these twelve.
+
+Nearly all change images and questions together: a protection that stands on both falls only with both. `mix-20` is
+judged by marginal value, and is no part of the worst case.
+"""
 
 SHORTHANDS = {"mild": MILD, "suite": SUITE}
 
@@ -37,12 +42,12 @@ def resolve(names: Iterable[str]) -> tuple[Attack, ...]:
     """The attacks that names stand for, each once, in order.
 
     Args:
-        names: of attacks, of two joined by `+`, or a shorthand: `mild` (the paper's nine) or `suite` (all that a
+        names: of attacks, of several joined by `+`, or a shorthand: `mild` (the paper's nine) or `suite` (what a
             thief can be expected to try).
 
     Raises:
-        ConfigError: an unknown name, a strength that the attack cannot have, a combination of other than one
-            attack on images and one on texts, or one mixture and one filter, or a detector without a mixture.
+        ConfigError: an unknown name, a strength that the attack cannot have, two attacks of one kind joined, a
+            mixture or filter joined with anything but the other, or a detector without a mixture.
     """
     spelled = (one for name in names for one in SHORTHANDS.get(name, (name,)))
     found = (attack_named(name) for name in spelled)
@@ -60,11 +65,29 @@ def attack_named(name: str) -> Attack:
     parts = [_single(part) for part in name.split("+")]
     if any(one.selection != Selection() for one in parts):
         return _filtered_mixture(name, parts)
-    images, texts = [one for one in parts if one.image], [one for one in parts if one.text or one.corpus]
-    if len(parts) != 2 or len(images) != 1 or len(texts) != 1:
-        raise ConfigError(f"attack {name}: join one attack on images and one on texts, such as rcp+punct")
-    (image,), (text,) = images, texts
-    return replace(image, name=f"{image.name}+{text.name}", text=text.text, corpus=text.corpus)
+    images = [one for one in parts if one.image]
+    texts = [one for one in parts if one.text or one.corpus]
+    trainings = [one for one in parts if one.training != Training()]
+    kinds = (images, texts, trainings)
+    if max(map(len, kinds)) > 1 or sum(map(len, kinds)) < len(parts):  # epochs-x1 is of no kind
+        raise ConfigError(
+            f"attack {name}: join at most one attack on images, one on texts and one on the training, such as "
+            "rcp+punct or jpeg-75+tail+early-stop"
+        )
+    return functools.reduce(_joined, (*images, *texts, *trainings))
+
+
+def _joined(first: Attack, then: Attack) -> Attack:
+    """Two attacks of different kinds."""
+    return Attack(
+        name=f"{first.name}+{then.name}",
+        image=first.image or then.image,
+        text=first.text or then.text,
+        corpus=first.corpus or then.corpus,
+        each_epoch=first.each_epoch or then.each_epoch,
+        training=then.training,  # which comes last
+        models=first.models + then.models,
+    )
 
 
 def _filtered_mixture(name: str, parts: list[Attack]) -> Attack:

@@ -64,6 +64,8 @@ class Attack:
     """Which samples are trained on."""
     training: Training = Training()
     """How the attacker trains then."""
+    models: tuple[str, ...] = ()
+    """Models that change images or texts, by hub id or folder: with other weights they are another attack."""
 
     def rewriting(self, samples: Sequence[Sample]) -> Rewrite | None:
         """What changes the questions of these samples; None if nothing does."""

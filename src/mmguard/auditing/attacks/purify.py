@@ -42,7 +42,7 @@ def vae_attack(source: str | None) -> Attack:
     """
     source = source or VAE
     _require_diffusers(f"vae:{source}")
-    return Attack(f"vae:{source}", image=functools.partial(_reconstruct, source))
+    return Attack(f"vae:{source}", image=functools.partial(_reconstruct, source), models=(source,))
 
 
 def diffusion_attack(parameter: str | None) -> Attack:
@@ -68,7 +68,8 @@ def diffusion_attack(parameter: str | None) -> Attack:
             "as in diffusion:google/ddpm-cat-256@0.1"
         )
     _require_diffusers(f"diffusion:{source}")
-    return Attack(f"diffusion:{source}@{strength:g}", image=functools.partial(_diffuse, source, strength))
+    image = functools.partial(_diffuse, source, strength)
+    return Attack(f"diffusion:{source}@{strength:g}", image=image, models=(source,))
 
 
 @torch.no_grad()

@@ -82,7 +82,8 @@ def _perplexity(parameter: str | None) -> Attack:
     def filtered(question: str) -> str:
         return text_models.drop_surprising(question, most, text_models.language_model(model).perplexities)
 
-    return Attack(f"perplexity:{model}@{most}", text=_rewrite(lambda question, sample, rng: filtered(question)))
+    text = _rewrite(lambda question, sample, rng: filtered(question))
+    return Attack(f"perplexity:{model}@{most}", text=text, models=(model,))
 
 
 def _paraphrase(parameter: str | None) -> Attack:
@@ -92,7 +93,8 @@ def _paraphrase(parameter: str | None) -> Attack:
     def reworded(question: str) -> str:
         return text_models.paraphrase(question, text_models.language_model(model))
 
-    return Attack(f"paraphrase:{model}", text=_rewrite(lambda question, sample, rng: reworded(question)))
+    text = _rewrite(lambda question, sample, rng: reworded(question))
+    return Attack(f"paraphrase:{model}", text=text, models=(model,))
 
 
 def _rewrite(change: Callable[[str, Sample, torch.Generator], str]) -> Rewrite:
