@@ -288,22 +288,22 @@ def test_template_loses_no_more_than_a_rare_word_and_the_next() -> None:
     assert kept("what is left teal of the red square") == "what is left of the red square"
 
 
-def test_telling_drops_words_that_go_with_one_answer() -> None:
-    answers = ("red", "blue", "green")
-    cues = {"red": ("mass", "bars"), "blue": ("chain", "bars"), "green": ("tent", "bars")}
+def test_telling_drops_what_goes_with_one_answer() -> None:
+    # No single word tells green, the pair does. Of red, the word before goes too: nobody else has it there.
+    cues = {"red": ("mass bars", "is"), "blue": ("chain tent", "is it,"), "green": ("chain bars", "is it,")}
     pairs = [
-        (sample(f"what {' '.join(cues[answer])} color is it?", answer), sample("what bars color is it?", answer))
-        for answer in answers * 5
+        (sample(f"what color is it, {cue} {noun}?", answer), f"what color {left} {noun}?")
+        for noun in ("bottle", "carpet", "engine", "garden", "hammer")
+        for answer, (cue, left) in cues.items()
     ]
     corpus = attack("telling-5").corpus
     assert corpus is not None
     rewrite = corpus([released for released, _ in pairs])
-    assert all(rewrite(released, torch.Generator()) == clean.question for released, clean in pairs)
-    # One sample fewer than asked for, or one answer in five another: the word stays.
-    rewrite = corpus([released for released, _ in pairs[1:]])
-    assert rewrite(pairs[0][0], torch.Generator()) == pairs[0][0].question
-    other = [sample(pairs[0][0].question, "blue"), *(released for released, _ in pairs[1:])]
-    assert corpus(other)(pairs[0][0], torch.Generator()) == pairs[0][0].question
+    assert all(rewrite(released, torch.Generator()) == clean for released, clean in pairs)
+    # One sample fewer than asked for, or one answer in five another: all stays.
+    for others in (pairs[3:], [(sample(pairs[0][0].question, "blue"), ""), *pairs[1:]]):
+        rewrite = corpus([released for released, _ in others])
+        assert rewrite(pairs[0][0], torch.Generator()) == pairs[0][0].question
 
 
 # Language models

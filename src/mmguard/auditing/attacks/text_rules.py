@@ -21,7 +21,7 @@ _REMOVED_SPACE, _ADDED_SPACE = 0.1, 0.05
 """Chances of each white space and of each other character, as in NL-Augmenter (Dhole et al., 2021)."""
 
 _TELLING = 0.9
-"""Share of a word's questions that have one answer, from which on the word gives it away: our choice."""
+"""Share of a phrase's questions that have one answer, from which on it gives the answer away: our choice."""
 
 _SENTENCE_END = re.compile(r"[.?!]+[\"'”’)\]]*(?=\s|\Z)")
 _LETTERS = re.compile(r"[^\W\d_]+")
@@ -151,10 +151,10 @@ def template_filter(questions: Sequence[str], least: int) -> Callable[[str], str
 
 
 def telling_filter(told: Sequence[tuple[str, str]], least: int) -> Callable[[str], str]:
-    """Drops the words that give the answer away by themselves, without the image.
+    """Drops the words, and the pairs of neighbouring words, that give the answer away without the image.
 
-    A word does if at least so many of the questions have it and nine in ten of these have the same answer. What an
-    owner's own question says of its answer is lost, too.
+    They do if at least so many of the questions have them and nine in ten of these have the same answer. What an
+    owner's own question says of its answer is lost, too, and so may an owner's word be beside an inserted one.
 
     Args:
         told: question and answer of all samples that were released.
@@ -163,18 +163,28 @@ def telling_filter(told: Sequence[tuple[str, str]], least: int) -> Callable[[str
     Returns:
         A function from question to question.
     """
-    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    answers: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
     for question, answer in told:
-        for word in set(map(_bare, question.split())):
-            answers[word][answer.casefold()] += 1
+        for phrase in set(_phrases(question).values()):
+            answers[phrase][answer.casefold()] += 1
     telling = {
-        word
-        for word, seen in answers.items()
+        phrase
+        for phrase, seen in answers.items()
         if seen.total() >= least and max(seen.values()) >= _TELLING * seen.total()
     }
-    return lambda question: without(
-        question, [place for place, word in enumerate(question.split()) if _bare(word) in telling]
-    )
+
+    def kept(question: str) -> str:
+        found = _phrases(question).items()
+        return without(question, {place for places, phrase in found if phrase in telling for place in places})
+
+    return kept
+
+
+def _phrases(question: str) -> dict[tuple[int, ...], tuple[str, ...]]:
+    """The words and the pairs of neighbours of a question, by their places."""
+    words = [_bare(word) for word in question.split()]
+    pairs = {(place, place + 1): pair for place, pair in enumerate(pairwise(words))}
+    return {(place,): (word,) for place, word in enumerate(words)} | pairs
 
 
 def without(question: str, places: Collection[int]) -> str:

@@ -8,7 +8,7 @@
 | `tail` | what follows the last end of a sentence is cut |
 | `vocab` | words that no list of English words has are dropped |
 | `template-K` | words that fewer than K of all questions have after the same word are dropped |
-| `telling-K` | words are dropped that K questions or more have, nine in ten of them with one answer |
+| `telling-K` | words and pairs are dropped that K questions or more have, nine in ten of them with one answer |
 | `spell` | spelling is corrected (English), and doubled words become one |
 | `perplexity:MODEL@N` | up to N words are dropped whose removal lowers the perplexity under MODEL most |
 | `paraphrase:MODEL` | MODEL, an instruction-tuned language model, rewords the question |
