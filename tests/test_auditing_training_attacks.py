@@ -121,7 +121,7 @@ def test_names() -> None:
         ("adversarial-feature", r"as in adversarial-feature-0\.1"),
         ("early-stop-3", "early-stop has no strength"),
         ("erly-stop", "there is none of that name: did you mean early-stop|choose from .*early-stop"),
-        ("early-stop+gray", "join one attack on images and one on texts"),
+        ("early-stop+epochs-x2", "join at most one attack on images, one on texts and one on the training"),
     ],
 )
 def test_what_is_no_attack_on_training(name: str, message: str) -> None:

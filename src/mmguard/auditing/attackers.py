@@ -181,7 +181,7 @@ def fine_tune(
             trainer.adversary = adversarial_pixels(training.pixels)
         if training.features is not None:
             trainer.adversary = adversarial_features(training.features, projectors(model, model_name))
-        with recipes.learning(recipe, model, model_name), _walked_once(trainer):
+        with recipes.learning(recipe, model, model_name):
             trainer.train()
         trained: Any = trainer.model
     if adapters and model.dtype == torch.float32 and not recipes.PLANS[recipe].four_bit:
@@ -250,8 +250,6 @@ class _Trainer(SFTTrainer):
 
     adversary: Adversary | None = None
     """What makes every batch harder."""
-    learning: Sequence[torch.nn.Parameter] = ()
-    """The weights that learn."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -261,10 +259,6 @@ class _Trainer(SFTTrainer):
             if self.args.use_cpu and not self.aux_loss_enabled:
                 return answer_loss(model, batch, num_items_in_batch)
             return super().compute_loss(model, batch, return_outputs, num_items_in_batch)
-
-    def _clip_grad_norm(self, model: Any) -> Any:
-        """Transformers', of the weights that learn: others have no gradient."""
-        return self.accelerator.clip_grad_norm_(self.learning, self.args.max_grad_norm)
 
     def _send_telemetry(self) -> None:
         """Nothing leaves the machine."""
@@ -278,7 +272,7 @@ def answer_loss(model: Any, batch: dict[str, Any], tokens: Tensor | int | None =
     """The mean loss of the answers' tokens (Eq. 12), without logits of what comes before them.
 
     Without Triton, TRL scores every position, of images and questions too, then does it again for the gradient, and
-    measures entropies: a large part of a small model's step.
+    measures entropies: an eighth of a small model's step (`benchmarks/audit.py`).
 
     Args:
         model: the model.
@@ -293,31 +287,6 @@ def answer_loss(model: Any, batch: dict[str, Any], tokens: Tensor | int | None =
     logits = model(**inputs, use_cache=False, logits_to_keep=kept).logits[:, -kept:-1]
     loss = cross_entropy(logits.flatten(0, 1).float(), labels[:, 1 - kept :].flatten(), reduction="sum")
     return loss / (answers.sum() if tokens is None else tokens)
-
-
-@contextmanager
-def _walked_once(trainer: _Trainer) -> Iterator[None]:
-    """Spares a trainer its walks over all modules and parameters in every step, which cost a small model much of it.
-
-    In every step Transformers switches the model to training, where it is already, and clips and clears the gradients
-    of all weights, most of which are frozen and have none.
-    """
-    model: Any = trainer.model
-    switch = model.train
-    trainer.learning = [weight for weight in model.parameters() if weight.requires_grad]
-
-    def train(mode: bool = True) -> Any:
-        return model if model.training == mode else switch(mode)
-
-    def zero_grad(set_to_none: bool = True) -> None:
-        trainer.optimizer.zero_grad(set_to_none)
-
-    switch()  # what is new around a model is in training from the start, and what is in it is not
-    model.train, model.zero_grad = train, zero_grad
-    try:
-        yield
-    finally:
-        del model.train, model.zero_grad
 
 
 class _Collator(DataCollatorForVisionLanguageModeling):
