@@ -15,7 +15,7 @@ from PIL import Image
 import tiny
 from mmguard.auditing import attackers
 from mmguard.auditing.arms import ImageStore, Row
-from mmguard.auditing.attackers import answer_loss, fine_tune, load_attacker, render, schedule
+from mmguard.auditing.attackers import fine_tune, load_attacker, render, schedule
 from mmguard.auditing.evaluate import answers, evaluate
 from mmguard.config import AuditConfig
 from mmguard.errors import ConfigError, SurrogateError
@@ -94,20 +94,6 @@ def test_labels_are_the_answer_and_the_end_of_its_turn(models, samples, family):
 
 
 @pytest.mark.parametrize("family", tiny.CHAT_FAMILIES)
-def test_the_loss_is_that_of_the_model(models, samples, family):
-    attacker = load_attacker(str(models[family]), "cpu")
-    targets = ["red", "a blue square.", "Yes, it is!"]
-    batch = _collate(
-        attacker, [Row(one.id, one.image, one.question, t) for one, t in zip(samples, targets, strict=False)]
-    )
-    answered = int((batch["labels"] != -100).sum())
-    with torch.no_grad():
-        expected, found = attacker.model(**batch).loss, answer_loss(attacker.model, batch)
-        torch.testing.assert_close(found, expected)
-        torch.testing.assert_close(answer_loss(attacker.model, batch, 2 * answered), expected / 2)
-
-
-@pytest.mark.parametrize("family", tiny.CHAT_FAMILIES)
 def test_training_and_test_prompts_are_the_same(models, samples, family):
     processor = load_attacker(str(models[family]), "cpu").processor
     assert render(processor, "is it red?", "x")[0] == render(processor, "is it red?", "blue square")[0]
@@ -159,21 +145,6 @@ def test_seed_decides(models, rows, recipe):
     first = weights(0)
     assert torch.equal(first, weights(0))
     assert not torch.equal(first, weights(1))
-
-
-@pytest.mark.parametrize("recipe", ["lora", "full"])
-def test_training_is_trl_s_but_for_rounding(models, rows, monkeypatch, recipe):
-    def losses():
-        steps: list[float] = []
-        fine_tune(
-            str(models["llava"]), rows, recipe, FAST, 0, device="cpu", on_step=lambda share, loss: steps.append(loss)
-        )
-        return steps
-
-    ours = losses()
-    monkeypatch.delattr(attackers._Trainer, "compute_loss")
-    assert ours == pytest.approx(losses(), abs=1e-4)
-    assert len(set(ours)) == 4
 
 
 def test_every_row_is_seen_once_an_epoch(models, rows, monkeypatch):

@@ -7,7 +7,7 @@ import json
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from datasets import Dataset as Table
 from PIL import Image
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import BitsAndBytesConfig, PrinterCallback, TrainerCallback
 from transformers.utils import logging as hf_logging
 from trl.trainer.sft_config import SFTConfig
@@ -251,14 +249,12 @@ class _Trainer(SFTTrainer):
     adversary: Adversary | None = None
     """What makes every batch harder."""
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """The loss of what the adversary makes of the batch: TRL's, and on a CPU the same with less work."""
-        with self.adversary(model, inputs) if self.adversary else nullcontext(inputs) as batch:
-            if self.args.use_cpu and not self.aux_loss_enabled:
-                return answer_loss(model, batch, num_items_in_batch)
-            return super().compute_loss(model, batch, return_outputs, num_items_in_batch)
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """TRL's, on what the adversary makes of the batch."""
+        if self.adversary is None:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        with self.adversary(model, inputs) as harder:
+            return super().compute_loss(model, harder, *args, **kwargs)
 
     def _send_telemetry(self) -> None:
         """Nothing leaves the machine."""
@@ -266,27 +262,6 @@ class _Trainer(SFTTrainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: it walks over all parameters in every step."""
         return 0
-
-
-def answer_loss(model: Any, batch: dict[str, Any], tokens: Tensor | int | None = None) -> Tensor:
-    """The mean loss of the answers' tokens (Eq. 12), without logits of what comes before them.
-
-    Without Triton, TRL scores every position, of images and questions too, then does it again for the gradient, and
-    measures entropies: an eighth of a small model's step (`benchmarks/audit.py`).
-
-    Args:
-        model: the model.
-        batch: its inputs and `labels`, -100 but for answers, which come last but for padding. Shape: `(B, L)`.
-        tokens: how many the mean is over, if not those that are labelled.
-    """
-    labels = batch["labels"]
-    answers = labels != -100
-    kept = labels.shape[1] - int(answers.any(dim=0).nonzero()[0]) + 1  # a token is predicted by the one before it
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    # Most models compute no more logits than asked for; others (MiniCPM-V) compute all.
-    logits = model(**inputs, use_cache=False, logits_to_keep=kept).logits[:, -kept:-1]
-    loss = cross_entropy(logits.flatten(0, 1).float(), labels[:, 1 - kept :].flatten(), reduction="sum")
-    return loss / (answers.sum() if tokens is None else tokens)
 
 
 class _Collator(DataCollatorForVisionLanguageModeling):
