@@ -24,11 +24,11 @@ from mmguard.lvlm.surrogate import Forward, Surrogate, load_surrogate
 from mmguard.perturb.budget import to_unit
 from mmguard.perturb.jpeg import seen
 from mmguard.perturb.objective import Objective
-from mmguard.perturb.trigger import Trigger
 from mmguard.protection.batch import Item
 from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.loop import batches, optimise, start
 from mmguard.protection.run import protect
+from mmguard.protection.sharing import share
 from mmguard.release.verify import verify
 from mmguard.release.writer import ReleaseWriter
 
@@ -110,33 +110,37 @@ def questions(release: Path) -> list[str]:
     return [json.loads(line)["question"] for line in (release / "metadata.jsonl").read_text().splitlines()]
 
 
-def test_questions_with_one_answer_share_the_trigger_that_is_best_for_all(
-    folder: Path, tmp_path: Path, llava: Surrogate, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_questions_with_one_answer_share_a_trigger(folder: Path, tmp_path: Path, llava: Surrogate) -> None:
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
     rows[1]["answer"], rows[3]["answer"] = "Red", "a blue one"
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    judged: list[tuple[list[Trigger], Tensor]] = []
-    judge = Ensemble.judge
-
-    def watched(self: Ensemble, *sample: Any) -> Tensor:
-        judged.append((sample[-1], judge(self, *sample)))
-        return judged[-1][1]
-
-    monkeypatch.setattr(Ensemble, "judge", watched)
     own = protect(folder, [llava], FAST, tmp_path / "own" / "release")
-    assert judged == []
     shared = protect(folder, [llava], replace(FAST, trigger_scope="answer"), tmp_path / "shared" / "release")
     assert verify(shared.path, folder).problems == []
-    triggers = [tuple(asked.split()[5:]) for asked in questions(own.path)]
-    assert len(set(triggers)) == 4
-    # Three samples answer red, in whatever case, and judge the triggers that were found for them.
-    assert [candidates for candidates, _ in judged] == [judged[0][0]] * 3
-    assert set(judged[0][0]) == set(triggers[:3])
-    best = judged[0][0][int(sum(losses for _, losses in judged).argmin())]
-    assert [tuple(asked.split()[5:]) for asked in questions(shared.path)] == [best, best, best, triggers[3]]
+    *red, blue = (tuple(asked.split()[5:]) for asked in questions(own.path))
+    *alike, other = (tuple(asked.split()[5:]) for asked in questions(shared.path))
+    assert len({*red, blue}) == 4
+    assert len(set(alike)) == 1
+    assert alike[0] in red
+    assert other == blue
     pictures = {name: file for name, file in hashes(own.path).items() if name.endswith(".png")}
     assert pictures.items() <= hashes(shared.path).items()
+
+
+def test_the_trigger_that_tells_its_answer_best_is_shared(folder: Path) -> None:
+    config = replace(FAST, trigger_scope="answer")
+    first, second, third = (
+        start(path, samples, config, ["x"]) for path, samples in read_dataset(folder).by_image().items()
+    )
+    first.triggers, second.triggers, third.triggers = (
+        [("sky", "far")],
+        [("sky", "sun"), ("sun", "sea")],
+        [("far", "far")],
+    )
+    third.samples = [replace(sample, answer="blue") for sample in third.samples]
+    share([first, second, third])
+    assert first.triggers + second.triggers == [("sky", "sun")] * 3  # far is of the others, and sea of one of three
+    assert third.triggers == [("far", "far")]
 
 
 def ensemble_loss(items: list[Item], ensemble: Ensemble) -> float:

@@ -133,23 +133,6 @@ class Ensemble:
             for row, trigger in enumerate(triggers)
         ]
 
-    @torch.no_grad()
-    def judge(self, example: Example, image: Tensor, original: Tensor, triggers: Sequence[Trigger]) -> Tensor:
-        """The exact ℓ_prot of one sample under each of many triggers, `(C,)`.
-
-        Args:
-            example: with its present trigger, which must not be empty.
-            image: protected, `[0,1]` float `(3, H, W)`.
-            original: likewise, as it was.
-            triggers: as many words as the present one.
-        """
-        references = self.references([example], [original])
-        evaluations = [
-            member.objective([example], [image], reference)
-            for member, reference in zip(self.members, references, strict=True)
-        ]
-        return self._exact(example, image, evaluations, references, 0)(triggers)
-
     def _exact(
         self,
         example: Example,

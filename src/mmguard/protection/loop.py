@@ -24,7 +24,6 @@ from mmguard.protection.batch import Item, Stage, originals, sides
 from mmguard.protection.engine import Advance, Engine, LocalEngine
 from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.journal import Journal
-from mmguard.protection.sharing import share
 from mmguard.types import Sample
 
 
@@ -58,11 +57,6 @@ def optimise(
                 with closing(engine.protect(left, ensemble, config, advance)) as done:
                     for number, group in done:
                         journal.keep(number, group, round_ + 1)
-            if config.trigger_scope == "answer":
-                if min(through) == config.rounds:  # all rounds were done by an earlier run
-                    _adapt(items, ensemble, config, config.rounds - 1, lambda stage, amount: None, journal)
-                with ensemble.adapted():
-                    share(items, ensemble, config)
     finally:
         ensemble.recompute = recompute
 

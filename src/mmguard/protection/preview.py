@@ -30,6 +30,7 @@ from mmguard.protection.prepare import (
     require_something_to_do,
     speechless,
 )
+from mmguard.protection.sharing import share
 from mmguard.release import layout
 from mmguard.release.pictures import store
 from mmguard.release.writer import require_apart
@@ -117,6 +118,8 @@ def preview(
     if config.optimised and ensemble is not None:
         with stages(work(items, config), show_progress) as advance:
             optimise(items, ensemble, config, advance)
+    if config.trigger_scope == "answer":
+        share(items)
     shown = [item for item in items if item.lost is None]
     failed += [*data.rejected, *unreadable, *(Rejection(str(i.path), str(i.lost)) for i in items if i.lost)]
     page = render(

@@ -29,6 +29,7 @@ from mmguard.protection.prepare import (
     require_something_to_do,
     speechless,
 )
+from mmguard.protection.sharing import share
 from mmguard.release.writer import Release, ReleaseWriter
 from mmguard.runtime.progress import Told, progress, stages
 from mmguard.types import Dataset, Rejection
@@ -108,6 +109,8 @@ def _fill(
     if config.optimised and ensemble is not None:
         with stages(work(items, config), show_progress) as told:
             optimise(items, ensemble, config, told, FileJournal(writer.state, config.perturbs_images), engine)
+    if config.trigger_scope == "answer":
+        share(items)
 
     def write(item: Item) -> None:
         try:

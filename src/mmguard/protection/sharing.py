@@ -1,69 +1,52 @@
-"""One trigger for all questions with one answer: a shortcut that is the same in many samples is learned sooner, and
-what is left of it after some of its words are dropped still tells the answer."""
+"""One trigger for all questions with one answer: what many samples have in common is learned sooner, and what is left
+of it after some of its words were dropped still tells the answer."""
 
 from __future__ import annotations
 
-import random
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-from mmguard.config import ProtectConfig
-from mmguard.data.images import load_picture
 from mmguard.data.tasks import target_text
-from mmguard.lvlm.prompt import Example
-from mmguard.perturb.budget import apply, to_unit
-from mmguard.protection.batch import Item, originals, remaining
-from mmguard.protection.ensemble import Ensemble
+from mmguard.perturb.trigger import Trigger
+from mmguard.protection.batch import Item, remaining
 
-CANDIDATES = 64
-"""Triggers that are judged for an answer, at most; chosen at random from those that were found for its questions."""
-
-JUDGES = 16
-"""Samples of an answer that judge them, at most."""
-
-Place = tuple[Item, int]
-"""A sample: its image, and its number there."""
+_UNSEEN = 0.1
+"""Counts of a word where it does not occur: none would tell without doubt."""
 
 
-def share(items: Sequence[Item], ensemble: Ensemble, config: ProtectConfig) -> None:
-    """Gives all questions with one answer the same trigger: of those found for them, the one with the least ℓ_prot
-    (Eq. 31) in the mean over them. In place; perturbations stay as they are.
+def share(items: Sequence[Item]) -> None:
+    """Gives all questions with one answer the trigger, of those found for them, whose words tell it best. In place.
+
+    By naive Bayes, log p(words | answer) / p(words | other answers): the exact loss prefers triggers whose words occur
+    with other answers too, of which less is left when words are dropped (docs/research-log.md).
 
     Args:
-        items: as Algorithm 1 leaves them.
-        ensemble: the surrogates, as the last round adapted them.
-        config: the settings.
+        items: as Algorithm 1, or a random control, leaves them; perturbations stay as they are.
     """
-    for answer, group in by_answer(items).items():
-        if len(group) == 1:
-            continue
-        rng = random.Random(f"{config.seed} share {answer}")
-        found = list(dict.fromkeys(item.triggers[number] for item, number in group))
-        candidates = rng.sample(found, min(CANDIDATES, len(found)))
-        judges = rng.sample(group, min(JUDGES, len(group)))
-        losses = [ensemble.judge(*sample, candidates) for sample in _readable(judges)]
-        if losses:
-            best = candidates[int(torch.stack(losses).sum(0).nan_to_num(nan=torch.inf).argmin())]
-            for item, number in group:
-                item.triggers[number] = best
-
-
-def by_answer(items: Sequence[Item]) -> dict[str, list[Place]]:
-    """The samples that have a trigger, by what they answer, whatever its case."""
-    groups: dict[str, list[Place]] = defaultdict(list)
+    found: dict[str, list[Trigger]] = defaultdict(list)
     for item in remaining(items):
-        for number, sample in enumerate(item.samples):
-            if item.triggers[number]:
-                groups[target_text(sample).strip().casefold()].append((item, number))
-    return groups
+        for answer, trigger in zip(_answers(item), item.triggers, strict=True):
+            if trigger:
+                found[answer].append(trigger)
+    counts = {answer: Counter(word for one in triggers for word in set(one)) for answer, triggers in found.items()}
+    every, total = sum(counts.values(), Counter()), sum(map(len, found.values()))
+
+    def tells(answer: str, trigger: Trigger) -> float:
+        ours, others = len(found[answer]), total - len(found[answer])
+        return sum(
+            math.log((counts[answer][word] + _UNSEEN) / (ours + 1))
+            - math.log((every[word] - counts[answer][word] + _UNSEEN) / (others + 1))
+            for word in trigger
+        )
+
+    best = {answer: max(dict.fromkeys(some), key=lambda one: tells(answer, one)) for answer, some in found.items()}
+    for item in remaining(items):
+        item.triggers = [
+            best[answer] if trigger else trigger for answer, trigger in zip(_answers(item), item.triggers, strict=True)
+        ]
 
 
-def _readable(samples: Sequence[Place]) -> Iterator[tuple[Example, Tensor, Tensor]]:
-    """Each sample with its image as it is protected now and as it was; those whose file is gone are passed over."""
-    for item, number in samples:
-        for picture in originals([item], load_picture):
-            protected = item.seen(picture.image, to_unit(apply(picture.image, item.delta)))
-            yield item.examples[number], protected, to_unit(picture.image)
+def _answers(item: Item) -> list[str]:
+    """What each sample answers, whatever its case."""
+    return [target_text(sample).strip().casefold() for sample in item.samples]
