@@ -272,7 +272,7 @@ def answer_loss(model: Any, batch: dict[str, Any], tokens: Tensor | int | None =
     """The mean loss of the answers' tokens (Eq. 12), without logits of what comes before them.
 
     Without Triton, TRL scores every position, of images and questions too, then does it again for the gradient, and
-    measures entropies: an eighth of a small model's step (`benchmarks/audit.py`).
+    measures entropies: up to an eighth of a small model's step (`benchmarks/audit.py`).
 
     Args:
         model: the model.
