@@ -119,8 +119,9 @@ class ReleaseWriter:
         # Again: another run may have begun or finished in between.
         _require_free(self.path, self.record)
         _require_same_origin(self.path, made_from)
-        _write_text(self.record / layout.WARNING, WARNING_TEXT)
+        # First, since without it the folders would not be taken over.
         _write_text(self.record / layout.UNFINISHED, json.dumps(made_from, indent=1) + "\n")
+        _write_text(self.record / layout.WARNING, WARNING_TEXT)
 
     def _take_lock(self) -> None:
         """One process at a time; the system takes the lock from one that dies."""
@@ -278,9 +279,10 @@ class ReleaseWriter:
             self.deltas.unlink(missing_ok=True)
             # First, so that no part of the state is ever taken for the whole; what follows may be left lying.
             (self.record / layout.UNFINISHED).unlink()
-            for folder in (layout.IMAGES, layout.STATE):
-                shutil.rmtree(self.record / folder, ignore_errors=True)
-            self.close()
+        for folder in (layout.IMAGES, layout.STATE):
+            shutil.rmtree(self.record / folder, ignore_errors=True)
+        self.close()
+        with contextlib.suppress(OSError):
             (self.record / layout.LOCK).unlink(missing_ok=True)
         return Release(
             self.path,
@@ -379,7 +381,9 @@ def _require_free(release: Path, record: Path) -> None:
     if (record / layout.UNFINISHED).is_file():
         return
     for folder in (release, record):
-        if folder.is_dir() and any(path.name != layout.LOCK for path in folder.iterdir()):
+        # What a run leaves that failed before it had written anything.
+        ours = (layout.LOCK, f"{layout.UNFINISHED}.partial")
+        if folder.is_dir() and any(path.name not in ours for path in folder.iterdir()):
             raise ReleaseError(f"{folder}: is not empty: choose another folder, or remove it")
 
 

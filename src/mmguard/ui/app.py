@@ -224,6 +224,9 @@ class _Page:
 
     def _leave(self, request: gr.Request) -> None:
         self._sessions.close(request.session_hash)
+        # Gradio would keep what the page showed, reports among it, of up to ten thousand visitors who have left.
+        self.blocks.state_holder.session_data.pop(request.session_hash, None)
+        self.blocks.state_holder.time_last_used.pop(request.session_hash, None)
 
     def _attempt(self, request: gr.Request, status: gr.HTML, job: Callable[[Session], _Answer]) -> _Answer:
         """Does a job with the visitor's files, or says why not; what they no longer have is no longer shown."""
