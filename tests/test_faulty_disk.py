@@ -22,6 +22,8 @@ from mmguard.release.verify import verify
 from mmguard.release.writer import Release
 from test_protection_journal import contents
 
+pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="pathlib keeps its own `open` before Python 3.11")
+
 NOISE = ProtectConfig(variant="random-noise")
 CRS = ProtectConfig(variant="crs", rounds=1, inner_steps=1, pgd_steps=1, top_c=2, trigger_words=2, batch_size=2)
 
@@ -66,9 +68,10 @@ class Case:
             try:
                 return self.protect(name), disk
             except ReleaseError as error:
-                assert "cannot be written" in str(error), disk.calls[-1]
-                assert "run again; what was written so far stays" in str(error)
-                return None, disk
+                said = str(error)
+        assert "cannot be written" in said, disk.calls[-1]
+        assert "run again; what was written so far stays" in said
+        return None, disk
 
 
 @pytest.fixture(params=[NOISE, pytest.param(CRS, marks=pytest.mark.slow)], ids=["noise", "crs"])
@@ -116,9 +119,12 @@ def test_any_read_of_an_original_may_fail(data: Path, tmp_path: Path, llava: Sur
             try:
                 release = protect(data, [llava], replace(CRS, variant="text"), tmp_path / str(number))
             except DataError as error:
-                assert "metadata.jsonl" in disk.calls[-1], disk.calls[-1]
-                assert "Input/output error" in str(error)
-                continue
+                said = str(error)
+                release = None
+        if release is None:
+            assert "metadata.jsonl" in disk.calls[-1], disk.calls[-1]
+            assert "Input/output error" in said
+            continue
         assert contents(data) == originals
         if len(disk.calls) < number:
             break
