@@ -17,7 +17,6 @@ from mmguard.errors import DataError, ReleaseError
 from mmguard.lvlm.surrogate import Surrogate, load_surrogate
 from mmguard.protection import run
 from mmguard.protection.run import protect
-from mmguard.release import layout
 from mmguard.release.verify import verify
 from mmguard.release.writer import Release
 from test_protection_journal import contents
@@ -111,7 +110,7 @@ def test_the_system_may_write_less_than_it_was_given(case: Case) -> None:
 
 
 def test_any_read_of_an_original_may_fail(data: Path, tmp_path: Path, llava: Surrogate) -> None:
-    originals, number = contents(data), 0
+    originals, number, lost = contents(data), 0, 0
     while True:
         number += 1
         with pytest.MonkeyPatch.context() as patch:
@@ -129,10 +128,13 @@ def test_any_read_of_an_original_may_fail(data: Path, tmp_path: Path, llava: Sur
         if len(disk.calls) < number:
             break
         left_out = [Path(one.where).name for one in release.failed]
-        assert left_out == [disk.calls[number - 1].split()[1]], "the picture that could not be read"
-        assert not (release.path / left_out[0]).exists()
-        assert (release.images, release.samples) == (2, 2)
-        assert verify(release.path, data).ok == (not release.failed)
-    assert number > 10
+        # What is read to estimate sizes alone costs nothing.
+        assert left_out in ([], [disk.calls[number - 1].split()[1]]), "no other than could not be read"
+        assert all("Input/output error" in one.reason for one in release.failed)
+        assert not [name for name in left_out if list(release.path.rglob(name))]
+        assert release.images == 3 - len(left_out)
+        assert verify(release.path, data).ok
+        lost += len(left_out)
+    assert number > 20
+    assert lost >= 3
     assert release.failed == []
-    assert layout.record_folder(release.path).is_dir()

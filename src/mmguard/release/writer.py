@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from mmguard.config import ProtectConfig
 from mmguard.data import formats
 from mmguard.data.carrier import suffix_of
 from mmguard.data.formats.base import Released, changes, write_text
-from mmguard.data.images import Picture, load_picture, opened
+from mmguard.data.images import Picture, load_picture, opened, read_file
 from mmguard.data.rows import released_row
 from mmguard.data.text import is_admissible
 from mmguard.errors import BudgetError, ReleaseError, SampleError
@@ -172,6 +173,7 @@ class ReleaseWriter:
         reached, _ = layout.change(original, protected)
         if reached > self._eps:
             raise BudgetError(f"{path}: the perturbation reaches {reached}/255, its budget is {self._eps}/255")
+        content = read_file(path)
         stored = store(path, picture, protected, self.config, self._eps)
         name = layout.released_name(self._names[path], suffix_of(path, stored.carrier.container), self.dataset)
         target = self._images / name
@@ -184,11 +186,11 @@ class ReleaseWriter:
             self._written[path] = {
                 "original": layout.relative(path, self.dataset).as_posix(),
                 "released": name,
-                "original_sha256": layout.sha256(path),
+                "original_sha256": hashlib.sha256(content).hexdigest(),
                 "released_sha256": layout.sha256(target),
                 "eps": reached,
                 "mean_abs_delta": mean,
-                "original_bytes": path.stat().st_size,
+                "original_bytes": len(content),
                 **stored.facts(),
             }
 
