@@ -17,7 +17,7 @@ from mmguard.pages.pictures import AMPLIFIED
 from mmguard.types import Dataset
 from mmguard.ui import jobs
 from mmguard.ui.jobs import Models, Teller
-from mmguard.ui.sessions import Session, Sessions, Stopped
+from mmguard.ui.sessions import MOST, Session, Sessions, Stopped
 from mmguard.ui.uploads import LIMITS, PICTURES, TEXTS, Unpacked
 from mmguard.ui.words import EFFORTS, FORMATS, NOT_PROTECTED, STRENGTHS, VARIANTS, ZOO_WARNING
 
@@ -65,7 +65,8 @@ class _Page:
                 self._show_result()
                 self._ask_for_audit()
             self._connect()
-        self.blocks.queue(default_concurrency_limit=1, max_size=32, api_open=False)
+        # An upload and a job of everyone who is there may wait.
+        self.blocks.queue(default_concurrency_limit=1, max_size=2 * MOST, api_open=False)
 
     def _introduce(self) -> None:
         gr.Markdown(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mmguard.release.writer import Release
     from mmguard.types import Sample
 
-_MOST = 50
+MOST = 50
 """Sessions at a time: on one computer, more are no visitors."""
 
 
@@ -108,8 +108,8 @@ class Sessions:
             raise ConfigError("this page works in a browser only: open it there")
         with self._lock:
             if visitor not in self._sessions:
-                if len(self._sessions) >= _MOST:
-                    raise ConfigError(f"{_MOST} pages are open: close some of them")
+                if len(self._sessions) >= MOST:
+                    raise ConfigError(f"{MOST} pages are open: close some of them")
                 folder = self.store / f"session-{secrets.token_hex(16)}"
                 folder.mkdir()
                 self._sessions[visitor] = Session(folder)
