@@ -203,7 +203,8 @@ def test_each_visitor_has_files_of_their_own_and_they_go_with_them(tmp_path: Pat
     (ben.folder / "a.png").write_bytes(b"a")
     sessions.close("anna")
     assert (anna.folder.exists(), ben.folder.exists()) == (False, True)
-    assert sessions.of("anna").source is None
+    with pytest.raises(ConfigError, match="closed meanwhile"):
+        sessions.of("anna")
     sessions.close_all()
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError, match="in a browser"):

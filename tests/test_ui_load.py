@@ -160,7 +160,7 @@ def photos(number: int) -> dict[str, bytes]:
 def paths(answer: Any) -> list[str]:
     """The files that an answer of the page names."""
     if isinstance(answer, dict):
-        return [answer["path"]] * isinstance(answer.get("path"), str) + paths(list(answer.values()))
+        return [answer["path"]] if isinstance(answer.get("path"), str) else paths(list(answer.values()))
     return [path for part in answer for path in paths(part)] if isinstance(answer, list) else []
 
 
@@ -214,10 +214,10 @@ def test_twenty_visitors_at_once(server: Server) -> None:
         for visitor in visitors:
             visitor.leave()
         for _ in range(300):
-            if not list(server.store.iterdir()):
+            if not (left_over := list(server.store.rglob("*"))):
                 break
             time.sleep(0.1)
-        assert not list(server.store.rglob("*")), "files outlived their visitors"
+        assert left_over == [], "files outlived their visitors"
         memory.append(server.process.memory_info().rss / 2**20)
         print(f"wave {wave}: {seconds[-1]:.0f} s, {memory[-1]:.0f} MB")
     assert max(memory) < GROWTH * memory[0]

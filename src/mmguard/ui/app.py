@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from typing import Any, cast
 
@@ -221,7 +222,8 @@ class _Page:
         return self._attempt(request, self.audit_status, job)
 
     def _stop(self, request: gr.Request) -> None:
-        self._sessions.of(request.session_hash).stopping.set()
+        with suppress(MMGuardError):  # the page was closed meanwhile
+            self._sessions.of(request.session_hash).stopping.set()
 
     def _leave(self, request: gr.Request) -> None:
         self._sessions.close(request.session_hash)
