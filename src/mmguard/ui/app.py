@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from mmguard.config import Variant
 from mmguard.errors import MMGuardError
 from mmguard.pages.pictures import AMPLIFIED
+from mmguard.runtime.memory import release_memory
 from mmguard.types import Dataset
 from mmguard.ui import jobs
 from mmguard.ui.jobs import Models, Teller
@@ -247,6 +248,7 @@ class _Page:
         except Exception:
             _log.exception("a job failed")
             answer = {status: _note("This failed, and should not have. The terminal says more.", error=True)}
+        release_memory()  # models refer to themselves, and would stay for some visitors more
         return answer if session.release else {self.status: "", self.result: gr.Column(visible=False)} | answer
 
     def _shown(self, session: Session, number: int) -> _Answer:
