@@ -501,3 +501,56 @@ def test_bar_writes_to_standard_error_only(capfd):
     with progress("Working", 2, enabled=False) as advance:
         advance(2)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_an_attacker_cannot_be_shown_is_left_out_for_all(toy, model, tmp_path):
+    """A shape that Qwen2-VL refuses and LLaVA takes, and a test picture that is damaged."""
+    long = np.zeros((4, 900, 3), dtype=np.uint8)
+    Image.fromarray(long).save(toy.original / "images" / "2.png")
+    Image.fromarray(long + 5).save(toy.release / "images" / "2.png")
+    Image.fromarray(long + 9).save(toy.test / "images" / "1.png")
+    (toy.test / "images" / "3.png").write_bytes((toy.test / "images" / "3.png").read_bytes()[:300])
+    qwen = str(tiny.build("qwen2_vl", tmp_path / "qwen"))
+    config = replace(CONFIG, seeds=1)
+    report = _audit(toy, [model, qwen], config, out=None, arms=[])
+    assert report.failures == ()
+    assert [finding.attacker for finding in report.findings] == [model, qwen]
+    assert report.provenance["training samples"] == 7
+    assert report.provenance["test samples"] == 2
+    unreadable, unfit, released = report.warnings
+    assert unreadable.startswith(f"1 test images cannot be read and were left out: {toy.test / 'images' / '3.png'}: ")
+    says = f"{qwen} takes no image of 900 x 4 pixels (absolute aspect ratio"
+    assert unfit.startswith(f"1 test images were left out for all attackers: {toy.test / 'images' / '1.png'}: {says}")
+    left_out = f"1 released samples were left out of all arms: {toy.release / 'images' / '2.png'}: {says}"
+    assert released.startswith(left_out)
+    assert len(plan_audit(toy.release, toy.original, toy.test, [model], config, device="cpu").runner.samples) == 3
+
+
+def test_nothing_that_an_attacker_takes_is_an_error(toy, model, tmp_path):
+    for number in range(8):
+        for part, level in ((toy.original, 0), (toy.release, 5)):
+            Image.fromarray(np.full((4, 900, 3), level, dtype=np.uint8)).save(part / "images" / f"{number}.png")
+    with pytest.raises(DataError, match=r"no image is left to train on: .*0.png: .* takes no image of 900 x 4 pixels"):
+        _audit(toy, [str(tiny.build("qwen2_vl", tmp_path / "qwen"))])
+
+
+def test_a_picture_that_is_lost_meanwhile_is_named_and_the_next_audit_goes_on_without_it(toy, model, monkeypatch):
+    real, lost = runs.fine_tune, toy.release / "images" / "3.png"
+
+    def fine_tune(*given, **more):
+        attacker = real(*given, **more)
+        lost.unlink(missing_ok=True)
+        return attacker
+
+    config = replace(CONFIG, seeds=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "fine_tune", fine_tune)
+        report = _audit(toy, [model], config, arms=[])
+    assert report.findings == ()
+    (failure,) = report.failures
+    assert str(lost) in failure.reason
+    assert "No result" in report.verdict
+    again = _audit(toy, [model], config, arms=[])
+    assert len(again.findings) == 1
+    assert again.provenance["training samples"] == 7
+    assert any("3.png" in warning for warning in again.warnings)

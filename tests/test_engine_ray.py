@@ -26,6 +26,7 @@ from mmguard import cli
 from mmguard.config import EngineConfig, ProtectConfig
 from mmguard.errors import ConfigError, EngineError, SampleError, SurrogateError
 from mmguard.lvlm.surrogate import load_surrogate
+from mmguard.protection import batch as batches
 from mmguard.protection import journal, ray_engine
 from mmguard.protection.run import protect
 from mmguard.release import layout
@@ -144,6 +145,52 @@ def test_a_lost_worker_changes_nothing(
     release = protected(data, llava, tmp_path / "release", TWO)
     assert contents(release.path) == whole
     assert "a worker was lost, its batch is done again" in caplog.text
+
+
+def starving(told: Path, enough: int) -> type[ray_engine.Worker]:
+    """A worker whose memory is enough for so many samples at a time, and only if activations are computed twice.
+
+    A class of its own, so that it travels to the worker's process as it is.
+    """
+
+    class Starving(ray_engine.Worker):
+        def begin(self, required: dict[str, str]) -> None:
+            super().begin(required)
+            work = batches._parts
+
+            def parts(batch: Any, originals: Any, ensemble: Any, size: int) -> Any:
+                with told.open("a") as file:
+                    file.write(f"{size}{' again' if ensemble.recompute else ''}\n")
+                if size > 1:
+                    raise MemoryError  # as NumPy and Pillow do
+                if size > enough or not ensemble.recompute:
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+                return work(batch, originals, ensemble, size)
+
+            batches._parts = parts
+
+    return Starving
+
+
+def test_a_worker_that_runs_out_of_memory_goes_on_with_less(
+    data: Path, llava: str, whole: dict[str, str], tmp_path: Path, started: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = tmp_path / "told"
+    monkeypatch.setattr(ray_engine, "Worker", starving(told, enough=1))
+    assert contents(protected(data, llava, tmp_path / "release", ONE).path) == whole
+    tried = told.read_text().splitlines()
+    assert tried[:3] == ["2", "1", "1 again"]
+    assert set(tried[3:]) <= {"1 again", "2 again"}
+    assert tried.count("1 again") == 2 * 4, "every batch of both rounds"
+
+
+@pytest.mark.slow
+def test_a_worker_with_no_memory_for_one_sample_says_so(
+    data: Path, llava: str, tmp_path: Path, started: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_engine, "Worker", starving(tmp_path / "told", enough=0))
+    with pytest.raises(SurrogateError, match=r"memory is not enough for .* even one sample at a time"):
+        protected(data, llava, tmp_path / "release", ONE)
 
 
 @pytest.mark.slow

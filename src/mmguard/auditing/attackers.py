@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -34,10 +34,12 @@ from mmguard.auditing.training import (
 )
 from mmguard.config import AuditConfig, Recipe
 from mmguard.errors import ConfigError, SurrogateError
-from mmguard.lvlm.surrogate import load_surrogate
+from mmguard.lvlm.surrogate import load_processor, load_surrogate
 from mmguard.lvlm.weights import model_folder
 
 _EPOCHS = 3.0
+_PLAIN = (64, 64)
+"""Height and width of an image that there is no reason to refuse."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,38 @@ def load_attacker(
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
     return Attacker(name, loaded.model, loaded.processor, loaded.admissible_tokens().words)
+
+
+def refusals(name: str, sizes: Collection[tuple[int, int]]) -> dict[tuple[int, int], str]:
+    """Which images a model does not take for their shape.
+
+    Args:
+        name: as for `load_attacker`; no weights are loaded.
+        sizes: (H, W) in pixels.
+
+    Returns:
+        Why, by size. None of a model that cannot be loaded or takes no image at all: its runs will say so.
+    """
+
+    def take(size: tuple[int, int]) -> None:
+        blank = Image.new("RGB", (size[1], size[0]))
+        processor(images=[[blank]], text=[prompt], return_tensors="pt", add_special_tokens=False)
+
+    found: dict[tuple[int, int], str] = {}
+    with _quiet():
+        # Each processor has exceptions of its own for what it cannot do.
+        try:
+            processor = load_processor(name)
+            prompt = render(processor, "x", "x")[0]
+            take(_PLAIN)
+        except Exception:
+            return {}
+        for size in sizes:
+            try:
+                take(size)
+            except Exception as error:
+                found[size] = f"{name} takes no image of {size[1]} x {size[0]} pixels ({error})"
+    return found
 
 
 def schedule(name: str, recipe: Recipe, config: AuditConfig) -> tuple[float, float]:

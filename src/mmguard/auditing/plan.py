@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mmguard.auditing import recipes
 from mmguard.auditing.arms import ARMS, Arm, Pairing, pair, pixel_digest, with_controls_of
-from mmguard.auditing.attackers import default_attackers
+from mmguard.auditing.attackers import default_attackers, refusals
 from mmguard.auditing.attacks import attack_named, resolve
 from mmguard.auditing.best_of import choosing_half
 from mmguard.auditing.runs import PACKAGES, Run, Runner, Shelf
@@ -23,7 +23,10 @@ from mmguard.lvlm.surrogate import load_surrogate
 from mmguard.release.layout import sha256
 from mmguard.runtime.memory import release_memory
 from mmguard.runtime.provenance import commit, digest, versions
-from mmguard.types import Dataset, Sample
+from mmguard.types import Dataset, Rejection, Sample
+
+_LISTED = 5
+"""Files that a warning names."""
 
 
 @dataclass(frozen=True)
@@ -117,13 +120,14 @@ def plan_audit(
     released, originals = read_dataset(release), read_dataset(original, split=split)
     pairing = pair(released, originals)
     names = tuple(dict.fromkeys(attackers if attackers is not None else default_attackers()))
+    pairing = _taken(pairing, _refused(names, pairing.digests.values()), released.root)
     pairing, captioned = _captioned(pairing, names[0], device)
     for attack in attacks:
         clean_places(pairing, attack_named(attack).selection, config.seed)  # complains of what cannot be mixed
     if controls is not None:
         pairing = with_controls_of(pairing, pair(read_dataset(controls), originals))
     samples, groups, test_digest, warnings = _clean_test(
-        read_dataset(test, test_split, test_limit, part="test"), pairing
+        read_dataset(test, test_split, test_limit, part="test"), pairing, names
     )
     validation = [sample for sample, chosen in zip(samples, choosing_half(groups), strict=True) if chosen]
     if not validation and any(attack_named(name).training.keep_best for name in attacks):
@@ -142,6 +146,38 @@ def plan_audit(
     )
     plan.provenance.update(_provenance(plan, released))
     return plan
+
+
+def _refused(attackers: Sequence[str], digests: Iterable[str]) -> dict[str, str]:
+    """Why an attacker takes no image of a shape, by the shape as a digest has it."""
+    shapes = sorted({digest.partition(":")[0] for digest in digests})
+    found: dict[tuple[int, int], str] = {}
+    for name in reversed(attackers):
+        found |= refusals(name, [_size(shape) for shape in shapes])
+    return {shape: found[_size(shape)] for shape in shapes if _size(shape) in found}
+
+
+def _size(shape: str) -> tuple[int, int]:
+    height, width = shape.split("x")
+    return int(height), int(width)
+
+
+def _taken(pairing: Pairing, refused: Mapping[str, str], root: Path) -> Pairing:
+    """The pairs whose images every attacker takes: what one refuses is left out of all arms, and for all attackers.
+
+    Raises:
+        DataError: none is left.
+    """
+    kept, rejected = [], []
+    for ours, released in pairing.pairs:
+        reason = refused.get(pairing.digests[released.image].partition(":")[0])
+        if reason is None:
+            kept.append((ours, released))
+        else:
+            rejected.append(Rejection(f"released sample {released.id}", f"{released.image}: {reason}"))
+    if not kept:
+        raise DataError(f"{root}: no image is left to train on: {rejected[0].reason}: name other attackers")
+    return replace(pairing, pairs=kept, rejected=[*pairing.rejected, *rejected])
 
 
 def _captioned(pairing: Pairing, attacker: str, device: str) -> tuple[Pairing, list[str]]:
@@ -176,10 +212,13 @@ def _answered(sample: Sample, released: Sample, said: Mapping[Path, str]) -> Sam
     return replace(sample, answer=text, answers=(text,))
 
 
-def _clean_test(dataset: Dataset, pairing: Pairing) -> tuple[list[Sample], list[int], str, list[str]]:
+def _clean_test(
+    dataset: Dataset, pairing: Pairing, attackers: Sequence[str]
+) -> tuple[list[Sample], list[int], str, list[str]]:
     """The test samples that are fit for use, the number of the image of each, their hash, and warnings.
 
-    An image that is also trained on proves nothing: its questions are left out.
+    An image that is also trained on proves nothing, and one that an attacker cannot be shown compares nothing: their
+    questions are left out.
     """
     if not all(sample.answer for sample in dataset.samples):
         raise DataError(
@@ -187,7 +226,7 @@ def _clean_test(dataset: Dataset, pairing: Pairing) -> tuple[list[Sample], list[
         )
     trained = set(pairing.digests.values())
     digests: dict[Path, str] = {}
-    unreadable, leaked = [], set()
+    unreadable, unfit, leaked = [], [], set()
     for path in dataset.by_image():
         try:
             pixels = pixel_digest(path)
@@ -198,11 +237,17 @@ def _clean_test(dataset: Dataset, pairing: Pairing) -> tuple[list[Sample], list[
             leaked.add(path)
         else:
             digests[path] = pixels
+    refused = _refused(attackers, digests.values())
+    for path, pixels in list(digests.items()):
+        if reason := refused.get(pixels.partition(":")[0]):
+            unfit.append(f"{path}: {reason}")
+            del digests[path]
     samples = [sample for sample in dataset.samples if sample.image in digests]
     if not samples:
         raise DataError(
             f"{dataset.root}: no test image is left: {len(leaked)} are training images too, "
-            f"{len(unreadable)} cannot be read; give a test set that has no image in common with the dataset"
+            f"{len(unreadable)} cannot be read, {len(unfit)} cannot be shown to an attacker; give a test set that has "
+            "no image in common with the dataset"
         )
     warnings = []
     if leaked:
@@ -211,13 +256,21 @@ def _clean_test(dataset: Dataset, pairing: Pairing) -> tuple[list[Sample], list[
             "their questions were left out."
         )
     if unreadable:
-        warnings.append(f"{len(unreadable)} test images cannot be read and were left out; the first: {unreadable[0]}")
+        warnings.append(f"{len(unreadable)} test images cannot be read and were left out: {_listed(unreadable)}")
+    if unfit:
+        warnings.append(f"{len(unfit)} test images were left out for all attackers: {_listed(unfit)}")
     if pairing.rejected:
-        first = pairing.rejected[0]
-        warnings.append(f"{len(pairing.rejected)} released samples were left out; the first: {first.reason}")
+        reasons = list(dict.fromkeys(rejection.reason for rejection in pairing.rejected))
+        warnings.append(f"{len(pairing.rejected)} released samples were left out of all arms: {_listed(reasons)}")
     number = {pixels: place for place, pixels in enumerate(dict.fromkeys(digests.values()))}
     groups = [number[digests[sample.image]] for sample in samples]
     return samples, groups, digest([_content(sample, digests) for sample in samples]), warnings
+
+
+def _listed(reasons: Sequence[str]) -> str:
+    """Some reasons, and how many more there are."""
+    more = len(reasons) - _LISTED
+    return "; ".join(reasons[:_LISTED]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _content(sample: Sample, digests: dict[Path, str]) -> list[Any]:

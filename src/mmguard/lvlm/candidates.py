@@ -57,7 +57,7 @@ class Candidates:
             size = -(-len(triggers) // parts)  # even parts: 65 candidates are not 64 and one
             try:
                 return encoded, _concatenate([run(encoded[k : k + size]) for k in range(0, len(triggers), size)])
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if self._chunk == 1 or not is_out_of_memory(error):
                     raise
             self._chunk //= 2

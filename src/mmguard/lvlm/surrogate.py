@@ -397,14 +397,13 @@ def load_surrogate(
     name = str(name)
     place = device_of(device)
     dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
-    source = str(zoo.path(name.removeprefix("zoo:"))) if name.startswith("zoo:") else name
+    source = _source(name)
     # Small files first: what cannot serve is refused before its weights are fetched.
     config = _load(name, AutoConfig, source, trust_remote_code=trust_remote_code)
     own_code = AutoModelForImageTextToText.__name__ in (getattr(config, "auto_map", None) or {})
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not own_code:
         raise SurrogateError(f"{name}: not an image-text model ({config.model_type}): choose one that takes images")
-    processor = _load(name, AutoProcessor, source, trust_remote_code=trust_remote_code)
-    _check_processor(name, processor)
+    processor = load_processor(name, trust_remote_code)
     model = _load(
         name,
         AutoModelForImageTextToText,
@@ -415,6 +414,21 @@ def load_surrogate(
         quantization_config=quantization_config,
     )
     return Surrogate(name, model.to(place), processor)
+
+
+def load_processor(name: str, trust_remote_code: bool = False) -> Any:
+    """Loads what prepares a model's input, without the model.
+
+    Args:
+        name: as for `load_surrogate`.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        SurrogateError: it cannot be loaded, or does not serve.
+    """
+    processor = _load(name, AutoProcessor, _source(name), trust_remote_code=trust_remote_code)
+    _check_processor(name, processor)
+    return processor
 
 
 def admissible_words(tokenizer: Any, tokens: int) -> dict[int, str]:
@@ -439,6 +453,10 @@ def admissible_words(tokenizer: Any, tokens: int) -> dict[int, str]:
         if admissible and token not in control:
             words[token] = word
     return words
+
+
+def _source(name: str) -> str:
+    return str(zoo.path(name.removeprefix("zoo:"))) if name.startswith("zoo:") else name
 
 
 def _load(name: str, auto: Any, source: str, **kwargs: Any) -> Any:

@@ -151,7 +151,7 @@ def _fitted(
                 for item, delta in zip(batch, deltas, strict=True):
                     item.delta.copy_(delta)
             return size
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             if size == 1 and ensemble.recompute:

@@ -201,7 +201,7 @@ class Ensemble:
         """Does the work; False if memory did not suffice and there is still something to be saved."""
         try:
             work()
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if self.recompute or not is_out_of_memory(error):
                 raise
         else:

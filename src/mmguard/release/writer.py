@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from mmguard.config import ProtectConfig
 from mmguard.data import formats
 from mmguard.data.carrier import suffix_of
 from mmguard.data.formats.base import Released, changes, write_text
-from mmguard.data.images import Picture, load_picture, opened
+from mmguard.data.images import Picture, load_picture, opened, read_file
 from mmguard.data.rows import released_row
 from mmguard.data.text import is_admissible
 from mmguard.errors import BudgetError, ReleaseError, SampleError
@@ -119,8 +120,9 @@ class ReleaseWriter:
         # Again: another run may have begun or finished in between.
         _require_free(self.path, self.record)
         _require_same_origin(self.path, made_from)
-        _write_text(self.record / layout.WARNING, WARNING_TEXT)
+        # First, since without it the folders would not be taken over.
         _write_text(self.record / layout.UNFINISHED, json.dumps(made_from, indent=1) + "\n")
+        _write_text(self.record / layout.WARNING, WARNING_TEXT)
 
     def _take_lock(self) -> None:
         """One process at a time; the system takes the lock from one that dies."""
@@ -171,6 +173,7 @@ class ReleaseWriter:
         reached, _ = layout.change(original, protected)
         if reached > self._eps:
             raise BudgetError(f"{path}: the perturbation reaches {reached}/255, its budget is {self._eps}/255")
+        content = read_file(path)
         stored = store(path, picture, protected, self.config, self._eps)
         name = layout.released_name(self._names[path], suffix_of(path, stored.carrier.container), self.dataset)
         target = self._images / name
@@ -183,11 +186,11 @@ class ReleaseWriter:
             self._written[path] = {
                 "original": layout.relative(path, self.dataset).as_posix(),
                 "released": name,
-                "original_sha256": layout.sha256(path),
+                "original_sha256": hashlib.sha256(content).hexdigest(),
                 "released_sha256": layout.sha256(target),
                 "eps": reached,
                 "mean_abs_delta": mean,
-                "original_bytes": path.stat().st_size,
+                "original_bytes": len(content),
                 **stored.facts(),
             }
 
@@ -278,9 +281,10 @@ class ReleaseWriter:
             self.deltas.unlink(missing_ok=True)
             # First, so that no part of the state is ever taken for the whole; what follows may be left lying.
             (self.record / layout.UNFINISHED).unlink()
-            for folder in (layout.IMAGES, layout.STATE):
-                shutil.rmtree(self.record / folder, ignore_errors=True)
-            self.close()
+        for folder in (layout.IMAGES, layout.STATE):
+            shutil.rmtree(self.record / folder, ignore_errors=True)
+        self.close()
+        with contextlib.suppress(OSError):
             (self.record / layout.LOCK).unlink(missing_ok=True)
         return Release(
             self.path,
@@ -379,7 +383,9 @@ def _require_free(release: Path, record: Path) -> None:
     if (record / layout.UNFINISHED).is_file():
         return
     for folder in (release, record):
-        if folder.is_dir() and any(path.name != layout.LOCK for path in folder.iterdir()):
+        # What a run leaves that failed before it had written anything.
+        ours = (layout.LOCK, f"{layout.UNFINISHED}.partial")
+        if folder.is_dir() and any(path.name not in ours for path in folder.iterdir()):
             raise ReleaseError(f"{folder}: is not empty: choose another folder, or remove it")
 
 

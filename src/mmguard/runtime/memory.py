@@ -8,9 +8,10 @@ _MORE = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What accelerate does not list."""
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out, on the CPU or on an accelerator."""
-    return should_reduce_batch_size(error) or any(words in str(error) for words in _MORE)
+    known = isinstance(error, MemoryError) or should_reduce_batch_size(error)
+    return known or any(words in str(error) for words in _MORE)
 
 
 def release_memory() -> None:

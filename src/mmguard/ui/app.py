@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from typing import Any, cast
 
@@ -14,10 +15,11 @@ from fastapi import FastAPI
 from mmguard.config import Variant
 from mmguard.errors import MMGuardError
 from mmguard.pages.pictures import AMPLIFIED
+from mmguard.runtime.memory import release_memory
 from mmguard.types import Dataset
 from mmguard.ui import jobs
 from mmguard.ui.jobs import Models, Teller
-from mmguard.ui.sessions import Session, Sessions, Stopped
+from mmguard.ui.sessions import MOST, Session, Sessions, Stopped
 from mmguard.ui.uploads import LIMITS, PICTURES, TEXTS, Unpacked
 from mmguard.ui.words import EFFORTS, FORMATS, NOT_PROTECTED, STRENGTHS, VARIANTS, ZOO_WARNING
 
@@ -65,7 +67,8 @@ class _Page:
                 self._show_result()
                 self._ask_for_audit()
             self._connect()
-        self.blocks.queue(default_concurrency_limit=1, max_size=32, api_open=False)
+        # An upload and a job of everyone who is there may wait.
+        self.blocks.queue(default_concurrency_limit=1, max_size=2 * MOST, api_open=False)
 
     def _introduce(self) -> None:
         gr.Markdown(
@@ -220,10 +223,14 @@ class _Page:
         return self._attempt(request, self.audit_status, job)
 
     def _stop(self, request: gr.Request) -> None:
-        self._sessions.of(request.session_hash).stopping.set()
+        with suppress(MMGuardError):  # the page was closed meanwhile
+            self._sessions.of(request.session_hash).stopping.set()
 
     def _leave(self, request: gr.Request) -> None:
         self._sessions.close(request.session_hash)
+        # Gradio would keep what the page showed, reports among it, of up to ten thousand visitors who have left.
+        self.blocks.state_holder.session_data.pop(request.session_hash, None)
+        self.blocks.state_holder.time_last_used.pop(request.session_hash, None)
 
     def _attempt(self, request: gr.Request, status: gr.HTML, job: Callable[[Session], _Answer]) -> _Answer:
         """Does a job with the visitor's files, or says why not; what they no longer have is no longer shown."""
@@ -241,6 +248,7 @@ class _Page:
         except Exception:
             _log.exception("a job failed")
             answer = {status: _note("This failed, and should not have. The terminal says more.", error=True)}
+        release_memory()  # models refer to themselves, and would stay for some visitors more
         return answer if session.release else {self.status: "", self.result: gr.Column(visible=False)} | answer
 
     def _shown(self, session: Session, number: int) -> _Answer:

@@ -33,7 +33,7 @@ async function send(files) {
       const some = files.slice(first, first + together);
       const form = new FormData();
       some.forEach(([, file]) => form.append("files", file, file.name));
-      const reply = await fetch("gradio_api/upload", { method: "POST", body: form });
+      const reply = await fetch("upload", { method: "POST", body: form });
       if (!reply.ok) throw new Error(await reply.text());
       (await reply.json()).forEach((path, i) => sent.push([some[i][0], path]));
     }

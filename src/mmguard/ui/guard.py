@@ -31,6 +31,7 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+_UPLOADS = "/gradio_api/upload"
 _ELSEWHERE = re.compile(r"=\s*https?:", re.IGNORECASE)
 _ENVELOPE = 1 << 20
 """Bytes of a request around the files in it."""
@@ -42,7 +43,8 @@ class Guard:
     - A page elsewhere that the visitor's browser shows, too, could send requests here; their `Origin` gives it away. A
       name that such a page has had resolved to this computer is no `Host` of ours.
     - Requests are no larger than uploads may be.
-    - Gradio's routes that fetch an address for the browser are closed, and the browser fetches nothing from elsewhere.
+    - Gradio's routes that fetch an address for the browser are closed, and the browser fetches nothing from elsewhere;
+      so is its route for uploads, which is not ours.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -80,6 +82,8 @@ def _refusal(scope: Scope) -> tuple[int, str] | None:
         return 403, "another page asked for this"
     if _ELSEWHERE.search(scope["path"]):
         return 403, "nothing is fetched from elsewhere"
+    if scope["path"].startswith(_UPLOADS):
+        return 403, "uploads go elsewhere"
     if scope["method"] == "POST":
         length = headers.get("content-length", "")
         if not length.isdecimal():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -92,6 +93,8 @@ def take(session: Session, sent: Any, name: str, store: Path, limits: Limits = L
     finally:
         for _, path in files:
             path.unlink(missing_ok=True)
+            with suppress(OSError):  # others of the same request are still in it
+                path.parent.rmdir()
     return read_dataset(unpacked.folder), unpacked
 
 

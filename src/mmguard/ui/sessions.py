@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mmguard.release.writer import Release
     from mmguard.types import Sample
 
-_MOST = 50
+MOST = 50
 """Sessions at a time: on one computer, more are no visitors."""
 
 
@@ -96,20 +96,24 @@ class Sessions:
     def __init__(self, store: Path) -> None:
         self.store = store
         self._sessions: dict[str, Session] = {}
+        self._left: set[str] = set()
         self._lock = threading.Lock()
 
     def of(self, visitor: str | None) -> Session:
         """A visitor's session, new if there is none.
 
         Raises:
-            ConfigError: it is nobody's, or there are too many.
+            ConfigError: it is nobody's, it has ended, or there are too many.
         """
         if not visitor:
             raise ConfigError("this page works in a browser only: open it there")
         with self._lock:
+            # What still waited in the queue when they left: nobody would end a session that it began.
+            if visitor in self._left:
+                raise ConfigError("this page was closed meanwhile, and its files are gone: load it again")
             if visitor not in self._sessions:
-                if len(self._sessions) >= _MOST:
-                    raise ConfigError(f"{_MOST} pages are open: close some of them")
+                if len(self._sessions) >= MOST:
+                    raise ConfigError(f"{MOST} pages are open: close some of them")
                 folder = self.store / f"session-{secrets.token_hex(16)}"
                 folder.mkdir()
                 self._sessions[visitor] = Session(folder)
@@ -119,6 +123,7 @@ class Sessions:
         """Ends a visitor's session."""
         with self._lock:
             session = self._sessions.pop(visitor or "", None)
+            self._left.add(visitor or "")
         if session:
             session.close()
 

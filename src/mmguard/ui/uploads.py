@@ -23,7 +23,8 @@ be unpacked into a cache that outlives the session."""
 _IGNORED = ("__MACOSX", "Thumbs.db", "desktop.ini")
 _DEEPEST = 16
 _CHUNK = 1 << 20
-_STORED = re.compile(r"[0-9a-f]{64}")
+STORED = re.compile(r"[0-9a-f]{64}")
+"""What the folder of an upload is called."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def stored(sent: Any, store: Path) -> list[tuple[str, Path]]:
 
     Args:
         sent: what the browser says, a list of such pairs.
-        store: the server's folder, where uploads lie as HASH/NAME.
+        store: the server's folder, where uploads lie as SECRET/NUMBER.
 
     Raises:
         DataError: it says something else, or names a file that is no upload.
@@ -62,7 +63,7 @@ def stored(sent: Any, store: Path) -> list[tuple[str, Path]]:
         if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)):
             raise DataError("the upload was not understood: load the page again")
         name, path = entry[0], Path(entry[1])
-        if path.parent.parent != store or not _STORED.fullmatch(path.parent.name) or path.is_symlink():
+        if path.parent.parent != store or not STORED.fullmatch(path.parent.name) or path.is_symlink():
             raise DataError(f"{name}: was not uploaded here: choose it again")
         files.append((name, path))
     return files
