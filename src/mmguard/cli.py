@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +32,7 @@ from mmguard.config import (
 from mmguard.data import benchmarks
 from mmguard.data.sources import json_text
 from mmguard.errors import ConfigError, MMGuardError
+from mmguard.runtime.quiet import quiet_libraries
 from mmguard.screen import files_table, printable, survey_tables, totals
 
 if TYPE_CHECKING:
@@ -659,7 +659,7 @@ def _print_json(value: Any) -> None:
 @contextmanager
 def _reporting(as_json: bool) -> Iterator[None]:
     """Turns the errors that mmguard raises on purpose into one line and exit code 1; others keep their traceback."""
-    _quiet_libraries()
+    quiet_libraries()
     try:
         yield
     except MMGuardError as error:
@@ -675,16 +675,6 @@ def _fail(error: MMGuardError, as_json: bool) -> NoReturn:
     message = "\n".join(printable(line) for line in str(error).split("\n"))
     _err.print(f"[red]error:[/] {escape(message)}", highlight=False)
     raise typer.Exit(1) from error
-
-
-def _quiet_libraries() -> None:
-    """Progress bars and advice of the libraries would drown our own; a user's own setting wins."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # A picture that large is left out, and the reason says so.
-    warnings.filterwarnings("ignore", "Image size .* exceeds limit")
 
 
 def main() -> None:
