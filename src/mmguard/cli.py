@@ -224,15 +224,20 @@ def verify(
 @app.command()
 def publish(
     release: Annotated[Path, typer.Argument(help="Folder written by `mmguard protect`; never its record.")],
-    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Dataset of the Hugging Face hub.")],
+    to: Annotated[
+        str,
+        typer.Argument(
+            metavar="TO", help="Dataset of the Hugging Face hub, OWNER/NAME, or the URL of a folder (s3://, gs://…)."
+        ),
+    ],
     private: Annotated[bool, typer.Option("--private", help="Create it so that only its owner sees it.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Upload a release to the Hugging Face hub, and nothing of its record."""
+    """Upload a release to the Hugging Face hub or another store, and nothing of its record."""
     with _reporting(as_json):
         from mmguard.release.publish import publish as run
 
-        url = run(release, repo, private)
+        url = run(release, to, private)
         if as_json:
             _print_json({"url": url})
         else:

@@ -148,7 +148,8 @@ def jpeg_roundtrip(image: Tensor, jpeg: Jpeg) -> Tensor:
         image: uint8 `(3, H, W)`, upright.
         jpeg: settings.
     """
-    with Image.open(io.BytesIO(_encode_jpeg(image, jpeg))) as file:
+    baseline = replace(jpeg, progressive=False)  # a progressive file holds the same, and takes several times as long
+    with Image.open(io.BytesIO(_encode_jpeg(image, baseline))) as file:
         return turned(pil_to_tensor(file.convert("RGB")), jpeg.orientation).contiguous()
 
 

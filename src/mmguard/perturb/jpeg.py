@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,12 +20,18 @@ from mmguard.perturb.budget import to_unit
 
 _BLOCK = 16
 """Pixels that are encoded together, with colour at half resolution."""
+_TILE = 16 * _BLOCK
+"""What is worked on at a time: little enough for the processor's caches."""
 _ROOMS = (1.0, 0.6)
 """Shares of a perturbation that are tried: at high quality less does more, since corrections spoil less of it."""
 _CORRECTIONS = 40
 """Where this many do not suffice, perturbations are shrunk."""
 _SHRINKINGS, _SHRINK = 10, 0.7
 """After all of them nothing is left of 8 levels: 8 · 0.7¹⁰ < 0.5."""
+_TO_COLOUR = ((-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+"""Cb and Cr of red, green and blue, as JFIF has them."""
+_FROM_COLOUR = ((0.0, 1.402), (-0.344136, -0.714136), (1.772, 0.0))
+"""What Cb and Cr add to red, green and blue."""
 
 
 def seen(original: Tensor, image: Tensor, jpeg: Jpeg, eps: int) -> Tensor:
@@ -40,13 +47,24 @@ def seen(original: Tensor, image: Tensor, jpeg: Jpeg, eps: int) -> Tensor:
         jpeg: settings.
         eps: ε_x, of 255.
     """
-    decoded = to_unit(jpeg_roundtrip((image.detach() * 255).round().to(torch.uint8).cpu(), jpeg)).to(image.device)
-    if torch.is_grad_enabled() and image.requires_grad:
-        soft = _differentiable(image, jpeg)
-        decoded = decoded + (soft - soft.detach())
-    base = to_unit(original).to(image.device)
-    limit = eps / 255 + 1e-6  # a change of exactly ε has a gradient, whatever floats make of it
-    return base + (decoded - base).clamp(-limit, limit)
+    view: Tensor = _Seen.apply(image, original, jpeg, eps)
+    return view
+
+
+class _Seen(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, original: Tensor, jpeg: Jpeg, eps: int) -> Tensor:
+        base = original.cpu().to(torch.int16)
+        change = jpeg_roundtrip((image * 255).round().to(torch.uint8).cpu(), jpeg).to(torch.int16) - base
+        cut = change.clamp(-eps, eps)
+        ctx.jpeg = jpeg
+        ctx.save_for_backward((cut == change).to(image.device))
+        return to_unit(base + cut).to(image.device)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (inside,) = ctx.saved_tensors
+        return _through_subsampling(gradients[0] * inside, ctx.jpeg), None, None, None
 
 
 def fit(original: Tensor, protected: Tensor, jpeg: Jpeg, eps: int) -> tuple[Tensor, Jpeg] | None:
@@ -76,24 +94,66 @@ def fit(original: Tensor, protected: Tensor, jpeg: Jpeg, eps: int) -> tuple[Tens
     return None
 
 
-def _fit(base: Tensor, delta: Tensor, jpeg: Jpeg, eps: int) -> tuple[Tensor, Tensor] | None:
-    """What to encode, and its change as it is decoded."""
-    height, width = base.shape[-2:]
-    share = torch.ones(-(-height // _BLOCK), -(-width // _BLOCK))
+def _fit(base: Tensor, delta: Tensor, jpeg: Jpeg, eps: int, side: int = _TILE) -> tuple[Tensor, Tensor] | None:
+    """What to encode, and its change as it is decoded.
+
+    Corrections go tile by tile, and only where one is still needed, or near it. The outcome is that of encoding the
+    whole picture again and again, to the bit, since no block depends on more than its neighbours.
+
+    Args:
+        base: original as it is stored, int16 `(3, H, W)`.
+        delta: float `(3, H, W)`.
+        jpeg: settings, of orientation 1.
+        eps: ε_x, of 255.
+        side: pixels of a tile's side, whole blocks.
+    """
+    stored, change = (base + delta.round()).clamp(0, 255).to(torch.uint8), torch.empty_like(base)
+    delta = delta.round().to(torch.int16)
+    rows, columns = (-(-length // side) for length in base.shape[-2:])
+    share = torch.ones(rows * side // _BLOCK, columns * side // _BLOCK)
+    stale = torch.ones(rows, columns, dtype=torch.bool)
     for attempt in range(_CORRECTIONS + _SHRINKINGS):
-        kept = share.repeat_interleave(_BLOCK, 0).repeat_interleave(_BLOCK, 1)[:height, :width]
-        stored = (base + (delta * kept).round()).clamp(0, 255).to(torch.uint8)
-        error = jpeg_roundtrip(stored, jpeg).to(torch.int16) - base
-        excess = error - error.clamp(-eps, eps)
-        if not excess.any():
-            return stored, error
-        if attempt < _CORRECTIONS:
-            delta = delta - excess
-        else:
-            beyond = excess.any(0, keepdim=True).float()
-            blocks = max_pool2d(beyond, _BLOCK, ceil_mode=True)[0]
-            share = torch.where(blocks > 0, share * _SHRINK, share)
+        exceeding = torch.zeros_like(stale)
+        for row, column in stale.nonzero().tolist():
+            tile = _tile(row, column, side)
+            change[tile] = _decoded(stored, row, column, side, jpeg).to(torch.int16) - base[tile]
+            exceeding[row, column] = change[tile].abs().max() > eps
+        if not exceeding.any():
+            whole = jpeg_roundtrip(stored, jpeg).to(torch.int16) - base
+            return (stored, whole) if whole.abs().max() <= eps else None
+        for row, column in exceeding.nonzero().tolist():
+            tile = _tile(row, column, side)
+            excess = change[tile] - change[tile].clamp(-eps, eps)
+            if attempt < _CORRECTIONS:
+                delta[tile] -= excess
+                moved = delta[tile]
+            else:
+                moved = _shrunk(delta[tile], excess, share[_tile(row, column, side // _BLOCK)[1:]])
+            stored[tile] = (base[tile] + moved).clamp(0, 255).to(torch.uint8)
+        # Colour at half resolution is smoothed across the borders of blocks.
+        stale = max_pool2d(exceeding[None].float(), 3, 1, 1)[0] > 0 if jpeg.subsampling else exceeding
     return None
+
+
+def _tile(row: int, column: int, side: int) -> tuple[slice, slice, slice]:
+    return slice(None), slice(row * side, (row + 1) * side), slice(column * side, (column + 1) * side)
+
+
+def _decoded(stored: Tensor, row: int, column: int, side: int, jpeg: Jpeg) -> Tensor:
+    """A tile as it is decoded, uint8: with the blocks around it, or the picture's edge, as in the whole picture."""
+    top, left = (max(0, number * side - _BLOCK) for number in (row, column))
+    window = stored[:, top : (row + 1) * side + _BLOCK, left : (column + 1) * side + _BLOCK]
+    above, before = row * side - top, column * side - left
+    return jpeg_roundtrip(window, jpeg)[:, above : above + side, before : before + side]
+
+
+def _shrunk(delta: Tensor, excess: Tensor, share: Tensor) -> Tensor:
+    """A tile's δ, int16, after the shares of blocks with an excess were lowered, in place."""
+    beyond = max_pool2d(excess.any(0, keepdim=True).float(), _BLOCK, ceil_mode=True)[0] > 0
+    height, width = beyond.shape
+    share[:height, :width][beyond] *= _SHRINK
+    kept = share.repeat_interleave(_BLOCK, 0).repeat_interleave(_BLOCK, 1)[: delta.shape[1], : delta.shape[2]]
+    return (delta * kept).round().to(torch.int16)
 
 
 def _finer(jpeg: Jpeg) -> Iterator[Jpeg]:
@@ -105,15 +165,20 @@ def _finer(jpeg: Jpeg) -> Iterator[Jpeg]:
         yield replace(jpeg, tables=tables, subsampling=0)
 
 
-def _differentiable(image: Tensor, jpeg: Jpeg) -> Tensor:
-    """What the encoder does besides rounding: it keeps one colour for several pixels, and each pixel's brightness."""
-    if not jpeg.subsampling:
-        return image
-    from kornia.color import rgb_to_ycbcr, ycbcr_to_rgb
+def _through_subsampling(gradient: Tensor, jpeg: Jpeg) -> Tensor:
+    """The gradient of an image whose encoder keeps one colour for several pixels, and each pixel's brightness.
 
+    Of colour, whatever differs from the mean of its cell is lost; taking that away is its own transpose.
+
+    Args:
+        gradient: of the decoded image, float `(3, H, W)`, upright.
+        jpeg: settings.
+    """
+    if not jpeg.subsampling:
+        return gradient
     cell = (1 if jpeg.subsampling == 1 else 2, 2)
-    stored = rgb_to_ycbcr(unturned(image, jpeg.orientation))
-    colour = avg_pool2d(stored[1:], cell, ceil_mode=True)
-    colour = colour.repeat_interleave(cell[0], 1).repeat_interleave(cell[1], 2)[:, : stored.shape[1], : stored.shape[2]]
-    decoded: Tensor = ycbcr_to_rgb(torch.cat([stored[:1], colour]))
-    return turned(decoded, jpeg.orientation)
+    stored = unturned(gradient, jpeg.orientation)
+    colour = torch.einsum("cd,chw->dhw", stored.new_tensor(_FROM_COLOUR), stored)
+    mean = avg_pool2d(colour, cell, ceil_mode=True).repeat_interleave(cell[0], 1).repeat_interleave(cell[1], 2)
+    lost = colour - mean[:, : stored.shape[1], : stored.shape[2]]
+    return turned(stored - torch.einsum("dc,dhw->chw", stored.new_tensor(_TO_COLOUR), lost), jpeg.orientation)
