@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/jpeg.py --megapixels 2 12
 
-The plain way encodes the whole picture in every correction, and lets autograd walk through the subsampling of colour.
+The plain way encodes the whole picture in every correction, twice over, and lets autograd walk through the subsampling
+of colour. *Step* is what a step of PGD spends on the encoder, *fit* what is done once, when the file is written.
 Seconds are of the processor, not of the clock, so that what else the machine does matters little.
 """
 
@@ -13,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import skimage.data
 import torch
@@ -31,15 +32,23 @@ from mmguard.perturb.budget import to_unit
 Result = TypeVar("Result")
 
 
-def plain_fit(base: Tensor, delta: Tensor, jpeg: Jpeg) -> Tensor | None:
-    """What to encode, from corrections of the whole picture."""
+def plain_fit(original: Tensor, protected: Tensor, jpeg: Jpeg) -> tuple[Tensor, Jpeg]:
+    """What to encode, and how: from corrections of the whole picture, with all of the perturbation and a part of it."""
+    base, delta = original.to(torch.int16), protected.float() - original.float()
+    for settings in ours._finer(jpeg):
+        found = [one for room in (1.0, 0.6) if (one := _plain_fit(base, room * delta, settings)) is not None]
+        if found:
+            return max(found, key=lambda one: kept(one, settings, original, protected)), settings  # noqa: B023
+    raise ValueError("no settings suffice")
+
+
+def _plain_fit(base: Tensor, delta: Tensor, jpeg: Jpeg) -> Tensor | None:
     height, width = base.shape[-2:]
     share = torch.ones(-(-height // 16), -(-width // 16))
     for attempt in range(50):
-        kept = share.repeat_interleave(16, 0).repeat_interleave(16, 1)[:height, :width]
-        stored = (base + (delta * kept).round()).clamp(0, 255).to(torch.uint8)
-        change = jpeg_roundtrip(stored, jpeg).to(torch.int16) - base
-        excess = change - change.clamp(-EPS, EPS)
+        part = share.repeat_interleave(16, 0).repeat_interleave(16, 1)[:height, :width]
+        stored = (base + (delta * part).round()).clamp(0, 255).to(torch.uint8)
+        excess = (change := jpeg_roundtrip(stored, jpeg).to(torch.int16) - base) - change.clamp(-EPS, EPS)
         if not excess.any():
             return stored
         if attempt < 40:
@@ -48,6 +57,13 @@ def plain_fit(base: Tensor, delta: Tensor, jpeg: Jpeg) -> Tensor | None:
             blocks = max_pool2d(excess.any(0, keepdim=True).float(), 16, ceil_mode=True)[0]
             share = torch.where(blocks > 0, share * 0.7, share)
     return None
+
+
+def kept(stored: Tensor, settings: Jpeg, original: Tensor, protected: Tensor) -> float:
+    """How much of a perturbation the decoded file has, in levels of 255; what is read beyond the budget is an error."""
+    change, wanted = (image.float() - original.float() for image in (jpeg_roundtrip(stored, settings), protected))
+    assert change.abs().max() <= EPS
+    return float((change * wanted.sign()).mean())
 
 
 def plain_gradient(original: Tensor, protected: Tensor, jpeg: Jpeg) -> Tensor:
@@ -78,10 +94,10 @@ def photograph(megapixels: float, path: Path) -> None:
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path, quality=92, subsampling=2)
 
 
-def timed(work: Callable[[], Result]) -> tuple[float, Result]:
+def timed(work: Callable[..., Result], *arguments: Any) -> tuple[float, Result]:
     """Seconds of the processor, and the outcome."""
     began = time.process_time()
-    result = work()
+    result = work(*arguments)
     return time.process_time() - began, result
 
 
@@ -90,29 +106,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megapixels", type=float, nargs="+", default=[2, 12])
     arguments = parser.parse_args()
-    print("| megapixels | what | plain, s | ours, s | plain ÷ ours | same |\n|---|---|---|---|---|---|")
+    print("| megapixels | what | plain, s | ours, s | plain ÷ ours | result |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for megapixels in arguments.megapixels:
             path = Path(folder, "photograph.jpg")
             photograph(megapixels, path)
             original, jpeg = load_image(path), carrier_for(path, "keep").jpeg
             assert jpeg is not None
-            protected = noise(original, 4)
-            base, delta = original.to(torch.int16), 0.6 * (protected.float() - original.float())
-            our_gradient(original[:, :64, :64], protected[:, :64, :64], jpeg)  # a warm-up
-            plain_gradient(original[:, :64, :64], protected[:, :64, :64], jpeg)
-            plain, one = timed(lambda: plain_gradient(original, protected, jpeg))  # noqa: B023
-            spent, other = timed(lambda: our_gradient(original, protected, jpeg))  # noqa: B023
-            same = f"within {(one - other).abs().mean():.3f}"
-            print(
-                f"| {megapixels:g} | one step | {plain:.2f} | {spent:.2f} | {plain / spent:.1f} | {same} |", flush=True
+            pair = original, noise(original, 4)
+            for way in (plain_gradient, our_gradient):
+                way(original[:, :64, :64], pair[1][:, :64, :64], jpeg)  # a warm-up
+            (plain, one), (spent, other) = timed(plain_gradient, *pair, jpeg), timed(our_gradient, *pair, jpeg)
+            result = f"mean difference {(one - other).abs().mean():.3f}"
+            print(f"| {megapixels:g} | step | {plain:.2f} | {spent:.2f} | {plain / spent:.1f} | {result} |", flush=True)
+            (plain, theirs), (spent, found) = timed(plain_fit, *pair, jpeg), timed(ours.fit, *pair, jpeg, EPS)
+            assert found is not None
+            result = " and ".join(
+                f"{kept(*one, *pair):.2f} levels at quality {one[1].quality}, 4:{'420'[one[1].subsampling]}"
+                for one in (theirs, found)
             )
-            spent, found = timed(lambda: ours._fit(base, delta, jpeg, EPS))  # noqa: B023
-            plain, wanted = timed(lambda: plain_fit(base, delta, jpeg))  # noqa: B023
-            same = found is not None and wanted is not None and torch.equal(found[0], wanted)
-            print(
-                f"| {megapixels:g} | fitting | {plain:.1f} | {spent:.1f} | {plain / spent:.1f} | {same} |", flush=True
-            )
+            print(f"| {megapixels:g} | fit | {plain:.1f} | {spent:.1f} | {plain / spent:.1f} | {result} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -150,18 +150,38 @@ def test_a_fitted_file_keeps_the_budget(
 
 @pytest.mark.parametrize(("quality", "subsampling"), [(60, 2), (85, 1), (92, 2), (95, 0)])
 @pytest.mark.parametrize("size", [(50, 71), (64, 96), (33, 97)])
-def test_tiles_are_corrected_as_the_whole_picture_is(
+def test_strips_are_corrected_as_the_whole_picture_is(
     tmp_path: Path, quality: int, subsampling: int, size: tuple[int, int]
 ) -> None:
     jpeg = encoder(tmp_path, quality, subsampling)
     original = jpeg_roundtrip(photograph(*size), jpeg)
     protected = apply(original, ImageBudget(EPS).random_signs(original, torch.Generator().manual_seed(1)))
-    base, delta = original.to(torch.int16), protected.float() - original.float()
-    whole, tiled = (_fit(base, 0.8 * delta, jpeg, EPS, side) for side in (112, 32))
+    base, changed = (image.permute(1, 2, 0).to(torch.int16).contiguous() for image in (original, protected))
+    whole, strips = (_fit(base, 0.8 * (changed - base).float(), jpeg, EPS, rows) for rows in (112, 16))
     assert whole is not None
-    assert tiled is not None
-    assert all(map(torch.equal, whole, tiled))
-    assert torch.equal(jpeg_roundtrip(tiled[0], jpeg).to(torch.int16) - base, tiled[1])
+    assert strips is not None
+    assert all(map(torch.equal, whole, strips))
+    decoded = jpeg_roundtrip(strips[0].permute(2, 0, 1), jpeg).permute(1, 2, 0)
+    assert torch.equal(decoded.to(torch.int16) - base, strips[1])
+
+
+def test_a_picture_larger_than_the_sample_keeps_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmguard.perturb.jpeg._SAMPLE", 32)
+    jpeg = encoder(tmp_path, 92, 2)
+    original = jpeg_roundtrip(photograph(120, 91), jpeg)
+    protected = apply(original, ImageBudget(EPS).random_signs(original, torch.Generator().manual_seed(1)))
+    fitting = fit(original, protected, jpeg, EPS)
+    assert fitting is not None
+    assert fitting[1] == jpeg
+    assert (jpeg_roundtrip(*fitting).int() - original.int()).abs().max() <= EPS
+
+
+def test_a_progressive_file_is_decoded_as_if_it_were_not(tmp_path: Path) -> None:
+    jpeg = encoder(tmp_path, 85, 2, progressive=True)
+    assert jpeg.progressive
+    carrier, image = replace(carrier_for(tmp_path / "85-2.jpg", "keep"), jpeg=jpeg), photograph(45, 61)
+    (tmp_path / "file.jpg").write_bytes(encode(carrier, Picture(image), image, Metadata()))
+    assert torch.equal(load_image(tmp_path / "file.jpg"), jpeg_roundtrip(image, jpeg))
 
 
 def test_settings_stay_where_they_suffice_and_become_finer_where_they_do_not(tmp_path: Path) -> None:
