@@ -38,7 +38,7 @@ def plain_fit(original: Tensor, protected: Tensor, jpeg: Jpeg) -> tuple[Tensor, 
     for settings in ours._finer(jpeg):
         found = [one for room in (1.0, 0.6) if (one := _plain_fit(base, room * delta, settings)) is not None]
         if found:
-            return max(found, key=lambda one: kept(one, settings, original, protected)), settings  # noqa: B023
+            return max(found, key=lambda one: kept(one, settings, original, protected)), settings
     raise ValueError("no settings suffice")
 
 

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypedDict, cast
 
@@ -17,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from mmguard.config import (
     ENGINES,
@@ -631,30 +633,30 @@ def _release_dict(release: Release) -> dict[str, Any]:
 
 
 def _print_release(release: Release) -> None:
+    # Paths stay in one piece, to be copied.
+    say = partial(_out.print, highlight=False, markup=False, soft_wrap=True)
     _out.print(files_table(release.files))
-    _out.print(
-        f"Release: {release.path} ({release.images} images, {release.samples} samples, {len(release.failed)} left out)",
-        highlight=False,
-    )
+    say(f"Release: {release.path} ({release.images} images, {release.samples} samples, {len(release.failed)} left out)")
     pictures = release.pictures
     formats = ", ".join(f"{count} {name}" for name, count in pictures["formats"].items())
     size, before = (f"{pictures[key] / 1e6:,.1f}" for key in ("bytes", "original_bytes"))
-    _out.print(f"Files:   {formats}, {size} MB (originals {before} MB)", highlight=False)
+    say(f"Files:   {formats}, {size} MB (originals {before} MB)")
     for note, count in pictures["notes"].items():
-        _out.print(f"         {count} {'picture' if count == 1 else 'pictures'}: {note}", highlight=False, markup=False)
+        say(f"         {count} {'picture' if count == 1 else 'pictures'}: {note}")
     if release.captions:
         example = next(iter(release.captions.values()))
-        _out.print(
+        say(
             f"Texts:   {len(release.captions)} pictures came without; protected against the surrogate's own captions, "
-            f"which are in the record (the first: {example})",
-            highlight=False,
-            markup=False,
+            f"which are in the record (the first: {example})"
         )
-    _out.print(
-        f"Record:  {release.record}  [bold]never publish this folder: it tells a thief how to undo the protection[/]",
-        highlight=False,
-    )
-    _out.print(f"Files:   {release.record / 'files.csv'} says what became of each", highlight=False, markup=False)
+    if release.config.inserts_triggers and not any(file.words for file in release.files):
+        say(
+            "Words:   none, since there are no questions to put them into: pictures alone carry the protection, "
+            "which is the weak case"
+        )
+    warning = "never publish this folder: it tells a thief how to undo the protection"
+    say(Text.assemble(f"Record:  {release.record}  ", (warning, "bold")))
+    say(f"Table:   {release.record / 'files.csv'} says what became of each")
 
 
 def _print_json(value: Any) -> None:
