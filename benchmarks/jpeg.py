@@ -13,6 +13,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +31,7 @@ from mmguard.perturb import jpeg as ours
 from mmguard.perturb.budget import to_unit
 
 Result = TypeVar("Result")
+SAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
 
 
 def plain_fit(original: Tensor, protected: Tensor, jpeg: Jpeg) -> tuple[Tensor, Jpeg]:
@@ -84,10 +86,10 @@ def our_gradient(original: Tensor, protected: Tensor, jpeg: Jpeg) -> Tensor:
     return torch.autograd.grad(ours.seen(original, image, jpeg, EPS).sum(), image)[0]
 
 
-def photograph(megapixels: float, path: Path) -> None:
+def photograph(name: str, megapixels: float, path: Path) -> None:
     """A picture of that size as a telephone makes them: soft, with grain, and colour at half resolution."""
     height, width = (int((megapixels * 1e6 * ratio) ** 0.5) for ratio in (3 / 4, 4 / 3))
-    soft = torch.from_numpy(skimage.data.astronaut()).permute(2, 0, 1)[None].float()
+    soft = torch.from_numpy(getattr(skimage.data, name)()).permute(2, 0, 1)[None].float()
     large = interpolate(soft, (height, width), mode="bicubic")[0]
     grain = 2 * torch.randn(3, height, width, generator=torch.Generator().manual_seed(0))
     pixels = (large + grain).clamp(0, 255).round().to(torch.uint8)
@@ -105,12 +107,15 @@ def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megapixels", type=float, nargs="+", default=[2, 12])
+    parser.add_argument("--photographs", nargs="+", default=["astronaut", "chelsea"], help="of scikit-image, enlarged")
     arguments = parser.parse_args()
-    print("| megapixels | what | plain, s | ours, s | plain ÷ ours | result |\n|---|---|---|---|---|---|")
+    print(
+        "| photograph | megapixels | what | plain, s | ours, s | plain ÷ ours | result |\n|---|---|---|---|---|---|---|"
+    )
     with tempfile.TemporaryDirectory() as folder:
-        for megapixels in arguments.megapixels:
-            path = Path(folder, "photograph.jpg")
-            photograph(megapixels, path)
+        for name, megapixels in product(arguments.photographs, arguments.megapixels):
+            path, about = Path(folder, "photograph.jpg"), f"{name} | {megapixels:g}"
+            photograph(name, megapixels, path)
             original, jpeg = load_image(path), carrier_for(path, "keep").jpeg
             assert jpeg is not None
             pair = original, noise(original, 4)
@@ -118,14 +123,14 @@ def main() -> None:
                 way(original[:, :64, :64], pair[1][:, :64, :64], jpeg)  # a warm-up
             (plain, one), (spent, other) = timed(plain_gradient, *pair, jpeg), timed(our_gradient, *pair, jpeg)
             result = f"mean difference {(one - other).abs().mean():.3f}"
-            print(f"| {megapixels:g} | step | {plain:.2f} | {spent:.2f} | {plain / spent:.1f} | {result} |", flush=True)
+            print(f"| {about} | step | {plain:.2f} | {spent:.2f} | {plain / spent:.1f} | {result} |", flush=True)
             (plain, theirs), (spent, found) = timed(plain_fit, *pair, jpeg), timed(ours.fit, *pair, jpeg, EPS)
             assert found is not None
             result = " and ".join(
-                f"{kept(*one, *pair):.2f} levels at quality {one[1].quality}, 4:{'420'[one[1].subsampling]}"
+                f"{kept(*one, *pair):.2f} levels at quality {one[1].quality}, {SAMPLINGS[one[1].subsampling]}"
                 for one in (theirs, found)
             )
-            print(f"| {megapixels:g} | fit | {plain:.1f} | {spent:.1f} | {plain / spent:.1f} | {result} |", flush=True)
+            print(f"| {about} | fit | {plain:.1f} | {spent:.1f} | {plain / spent:.1f} | {result} |", flush=True)
 
 
 if __name__ == "__main__":
