@@ -101,6 +101,22 @@ def test_samples_left_out_give_exit_code_3(tmp_path: Path, model: str) -> None:
     assert "never publish" in " ".join(out.split())
 
 
+def test_captions_alone_are_called_the_weak_case(tmp_path: Path, model: str) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "good.png").write_bytes((Path(__file__).parent / "data" / "good.png").read_bytes())
+    (data / "good.txt").write_text("a red square")
+    code, out, _ = call("protect", data, "-o", tmp_path / "captions", "--surrogate", model, *FAST)
+    assert code == 0
+    assert "pictures alone carry the protection, which is the weak case" in out
+    assert f"{tmp_path / 'captions.record' / 'files.csv'} says" in out  # in one piece, however long
+    (data / "good.txt").unlink()
+    (data / "metadata.jsonl").write_text('{"file_name": "good.png", "question": "what?", "answer": "red"}')
+    code, out, _ = call("protect", data, "-o", tmp_path / "questions", "--surrogate", model, *FAST)
+    assert code == 0
+    assert "weak case" not in out
+
+
 def test_formats_and_declarations_are_asked_for_and_told(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()

@@ -9,6 +9,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,10 @@ def pictures(root: Path, *names: str) -> None:
         picture(seed).save(root / name)
 
 
-def release(source: Path, out: Path, lost: int | None = None) -> Release:
+def release(source: Path, out: Path, lost: int | None = None, config: ProtectConfig = CONFIG) -> Release:
     """A release with every pixel and every question changed, less the image number `lost`."""
     dataset = read_dataset(source)
-    writer = ReleaseWriter(out, dataset, CONFIG, [])
+    writer = ReleaseWriter(out, dataset, config, [])
     for number, image in enumerate(dataset.by_image()):
         if number != lost:
             original = load_image(image).int()
@@ -150,6 +151,25 @@ def test_llava(tmp_path: Path) -> None:
     assert second["image"] == f"./{NAMES[1]}"
     assert text.count("\n") == 1
     require_round_trip(root, tmp_path / "out")
+
+
+@pytest.mark.parametrize("rows", ["captions", "conversations"])
+def test_names_that_differ_in_the_suffix_alone_stay(tmp_path: Path, rows: str) -> None:
+    root, names = tmp_path / "data", ("a.JPG", "a.jpeg", "a.png", "b/a.webp")
+    pictures(root, *names)
+    if rows == "captions":
+        (root / "a.txt").write_text("the same for all of that name")
+    else:
+        chat = [{**LLAVA[1], "image": name} for name in names]
+        (root / "chat.json").write_text(json.dumps(chat))
+    release(root, tmp_path / "out", config=replace(CONFIG, format="keep"))
+    assert tree(tmp_path / "out") == ["README.md", *tree(root)]
+    assert verify(tmp_path / "out", root).problems == []
+    original, released = read_dataset(root), read_dataset(tmp_path / "out")
+    together = [
+        (a.image.relative_to(root), b.image.relative_to(tmp_path / "out")) for a, b in pair(released, original).pairs
+    ]
+    assert together == [(Path(name), Path(name)) for name in names]
 
 
 @pytest.mark.parametrize("rows", [FACTORY, SHAREGPT])

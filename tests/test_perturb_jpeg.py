@@ -10,16 +10,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kornia.color import rgb_to_ycbcr, ycbcr_to_rgb
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import avg_pool2d, interpolate
 
-from mmguard.data.carrier import Jpeg, carrier_for, encode, jpeg_roundtrip
+from mmguard.data.carrier import Jpeg, carrier_for, encode, jpeg_roundtrip, turned, unturned
 from mmguard.data.images import Picture, load_image
 from mmguard.data.metadata import Metadata, exif_of
 from mmguard.perturb import image as pgd
 from mmguard.perturb.budget import ImageBudget, apply, is_gray, to_unit
-from mmguard.perturb.jpeg import fit, seen
+from mmguard.perturb.jpeg import _fit, fit, seen
 
 EPS = 8
 
@@ -75,6 +76,24 @@ def test_gradients_pass_through_what_the_encoder_keeps(tmp_path: Path, subsampli
     assert difference.std() > 0.5
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(("subsampling", "cell"), [(1, (1, 2)), (2, (2, 2))])
+def test_gradients_are_those_of_subsampled_colour(
+    tmp_path: Path, subsampling: int, cell: tuple[int, int], orientation: int
+) -> None:
+    jpeg, original = replace(encoder(tmp_path, 75, subsampling), orientation=orientation), photograph(45, 61)
+    original = original // 2 + 64  # far from black and white, where kornia cuts
+    image = to_unit(original).requires_grad_(True)
+    weights = torch.randn(original.shape, generator=torch.Generator().manual_seed(1))
+    (gradient,) = torch.autograd.grad((seen(original, image, jpeg, eps=127) * weights).sum(), image)
+    ycc = rgb_to_ycbcr(unturned(image, orientation))
+    colour = interpolate(avg_pool2d(ycc[None, 1:], cell, ceil_mode=True), scale_factor=cell)[0]
+    colour = colour[:, : ycc.shape[1], : ycc.shape[2]]
+    smooth = turned(ycbcr_to_rgb(torch.cat([ycc[:1], colour])), orientation)
+    (expected,) = torch.autograd.grad((smooth * weights).sum(), image)
+    assert torch.allclose(gradient, expected, atol=5e-3)  # kornia rounds its coefficients to three digits
+
+
 def test_there_is_no_gradient_beyond_the_budget(tmp_path: Path) -> None:
     jpeg, original = encoder(tmp_path, 30, 0), photograph()
     image = to_unit(apply(original, ImageBudget(EPS).random_signs(original, torch.Generator().manual_seed(1))))
@@ -127,6 +146,42 @@ def test_a_fitted_file_keeps_the_budget(
     decoded = jpeg_roundtrip(*fitting)
     assert (decoded.int() - original.int()).abs().max() <= eps
     assert fitting[1].orientation == orientation
+
+
+@pytest.mark.parametrize(("quality", "subsampling"), [(60, 2), (85, 1), (92, 2), (95, 0)])
+@pytest.mark.parametrize("size", [(50, 71), (64, 96), (33, 97)])
+def test_strips_are_corrected_as_the_whole_picture_is(
+    tmp_path: Path, quality: int, subsampling: int, size: tuple[int, int]
+) -> None:
+    jpeg = encoder(tmp_path, quality, subsampling)
+    original = jpeg_roundtrip(photograph(*size), jpeg)
+    protected = apply(original, ImageBudget(EPS).random_signs(original, torch.Generator().manual_seed(1)))
+    base, changed = (image.permute(1, 2, 0).to(torch.int16).contiguous() for image in (original, protected))
+    whole, strips = (_fit(base, 0.8 * (changed - base).float(), jpeg, EPS, rows) for rows in (112, 16))
+    assert whole is not None
+    assert strips is not None
+    assert all(map(torch.equal, whole, strips))
+    decoded = jpeg_roundtrip(strips[0].permute(2, 0, 1), jpeg).permute(1, 2, 0)
+    assert torch.equal(decoded.to(torch.int16) - base, strips[1])
+
+
+def test_a_picture_larger_than_the_sample_keeps_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmguard.perturb.jpeg._SAMPLE", 32)
+    jpeg = encoder(tmp_path, 92, 2)
+    original = jpeg_roundtrip(photograph(120, 91), jpeg)
+    protected = apply(original, ImageBudget(EPS).random_signs(original, torch.Generator().manual_seed(1)))
+    fitting = fit(original, protected, jpeg, EPS)
+    assert fitting is not None
+    assert fitting[1] == jpeg
+    assert (jpeg_roundtrip(*fitting).int() - original.int()).abs().max() <= EPS
+
+
+def test_a_progressive_file_is_decoded_as_if_it_were_not(tmp_path: Path) -> None:
+    jpeg = encoder(tmp_path, 85, 2, progressive=True)
+    assert jpeg.progressive
+    carrier, image = replace(carrier_for(tmp_path / "85-2.jpg", "keep"), jpeg=jpeg), photograph(45, 61)
+    (tmp_path / "file.jpg").write_bytes(encode(carrier, Picture(image), image, Metadata()))
+    assert torch.equal(load_image(tmp_path / "file.jpg"), jpeg_roundtrip(image, jpeg))
 
 
 def test_settings_stay_where_they_suffice_and_become_finer_where_they_do_not(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+import datasets
+import fsspec
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 from PIL import Image
@@ -14,6 +16,7 @@ from typer.testing import CliRunner
 
 from mmguard.cli import app
 from mmguard.config import ProtectConfig
+from mmguard.data.readers import read_dataset
 from mmguard.errors import ReleaseError
 from mmguard.protection.run import protect
 from mmguard.release import publish as module
@@ -69,6 +72,30 @@ def test_all_of_a_release_and_nothing_else(release: Path, private: bool) -> None
     assert sorted(hub.files["me/photos"]) == [".gitattributes", *FILES]
     assert hub.private == {"me/photos": private}
     publish(release, "me/photos", private, hub.api)  # again, over itself
+
+
+def test_to_any_file_system(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for url in (f"file://{tmp_path}/store/photos/", "memory://photos"):
+        system, root = fsspec.url_to_fs(url)
+        for _ in range(2):  # again, over itself
+            assert publish(release, url) == url
+        assert sorted(name.removeprefix(root).lstrip("/") for name in system.find(root)) == FILES
+        data = read_dataset(url)
+        assert [sample.image.read_bytes() for sample in data.samples] == [
+            sample.image.read_bytes() for sample in read_dataset(release).samples
+        ]
+        system.pipe_file(f"{root}/record.json", b"{}")
+        with pytest.raises(ReleaseError, match=r"holds 1 files that are not of this release \(record.json"):
+            publish(release, url)
+
+
+def test_a_file_system_that_cannot_be_written_is_named_with_a_cure(release: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ReleaseError, match=r"file/photos: cannot be uploaded to .*correct the URL"):
+        publish(release, f"file://{tmp_path}/file/photos")
+    with pytest.raises(ReleaseError, match="leave --private out"):
+        publish(release, "memory://photos", private=True)
 
 
 def copy_of_the_record(release: Path) -> None:

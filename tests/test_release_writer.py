@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import random
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -351,17 +352,31 @@ def test_foreign_and_broken_images(dataset: Dataset, tmp_path: Path) -> None:
 # Names
 
 
-def test_image_names_are_unique_and_do_not_depend_on_order(tmp_path: Path) -> None:
-    found = ["a.jpg", "a.png", "images/a.jpg", "A.gif", "a-2.png", "sub/a.b.jpg", "images/images.png"]
+def test_image_names_are_unique_whatever_the_formats_and_do_not_depend_on_order(tmp_path: Path) -> None:
+    found = ["a.jpg", "a.png", "images/a.jpg", "A.gif", "a-2.png", "sub/a.b.jpg", "images/images.png", "x.jpg", "X.jpg"]
+    root = tmp_path / "one"
     rows = [{"file_name": name, "caption": "x"} for name in found]
-    names = layout.image_names(read_dataset(folder(tmp_path / "one", rows)))
-    (tmp_path / "one" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
-    other = layout.image_names(read_dataset(tmp_path / "one"))
-    assert names == other
-    assert len({name.casefold() for name in names.values()}) == len(found)
-    for kept in ("a.png", "a-2.png", "images/images.png"):
-        assert names[tmp_path / "one" / kept] == kept
-    assert names[tmp_path / "one" / "sub" / "a.b.jpg"] == "sub/a.b.png"
+    names = layout.ImageNames(read_dataset(folder(root, rows)))
+    (root / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
+    other = layout.ImageNames(read_dataset(root))
+    rng = random.Random(0)
+    for _ in range(100):
+        suffixes = {name: rng.choice([Path(name).suffix, ".png", ".webp", ".jpg"]) for name in found}
+        released = {name: names.released(root / name, suffix) for name, suffix in suffixes.items()}
+        assert released == {name: other.released(root / name, suffix) for name, suffix in suffixes.items()}
+        assert len({name.casefold() for name in released.values()}) == len(found)
+        assert {name: names.original(path) for name, path in released.items()} == {name: name for name in found}
+
+
+def test_image_names_change_only_where_they_must(tmp_path: Path) -> None:
+    found = ["a.jpg", "a.JPEG", "a.png", "b.jpg", "c.jpg", "C.jpg"]
+    root = tmp_path / "one"
+    names = layout.ImageNames(read_dataset(folder(root, [{"file_name": name, "caption": "x"} for name in found])))
+    own = {name: names.released(root / name, Path(name).suffix) for name in found}
+    assert own == {name: name for name in found} | {"c.jpg": "c-3.jpg"}  # C.jpg for those who ignore letter case
+    assert names.released(root / "b.jpg", ".png") == "b.png"
+    assert {names.released(root / name, ".png") for name in found[:3]} == {"a-2.png", "a-3.png", "a.png"}
+    assert names.original("elsewhere.png") == ""
 
 
 def test_orientation_and_transparency_are_settled_in_the_release(tmp_path: Path) -> None:

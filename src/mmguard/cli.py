@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypedDict, cast
 
@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from mmguard.config import (
     ENGINES,
@@ -34,6 +35,7 @@ from mmguard.config import (
 from mmguard.data import benchmarks
 from mmguard.data.sources import json_text
 from mmguard.errors import ConfigError, MMGuardError
+from mmguard.runtime.quiet import quiet_libraries
 from mmguard.screen import files_table, printable, survey_tables, totals
 
 if TYPE_CHECKING:
@@ -228,15 +230,20 @@ def verify(
 @app.command()
 def publish(
     release: Annotated[Path, typer.Argument(help="Folder written by `mmguard protect`; never its record.")],
-    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Dataset of the Hugging Face hub.")],
+    to: Annotated[
+        str,
+        typer.Argument(
+            metavar="TO", help="Dataset of the Hugging Face hub, OWNER/NAME, or the URL of a folder (s3://, gs://…)."
+        ),
+    ],
     private: Annotated[bool, typer.Option("--private", help="Create it so that only its owner sees it.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Upload a release to the Hugging Face hub, and nothing of its record."""
+    """Upload a release to the Hugging Face hub or another store, and nothing of its record."""
     with _reporting(as_json):
         from mmguard.release.publish import publish as run
 
-        url = run(release, repo, private)
+        url = run(release, to, private)
         if as_json:
             _print_json({"url": url})
         else:
@@ -630,30 +637,30 @@ def _release_dict(release: Release) -> dict[str, Any]:
 
 
 def _print_release(release: Release) -> None:
+    # Paths stay in one piece, to be copied.
+    say = partial(_out.print, highlight=False, markup=False, soft_wrap=True)
     _out.print(files_table(release.files))
-    _out.print(
-        f"Release: {release.path} ({release.images} images, {release.samples} samples, {len(release.failed)} left out)",
-        highlight=False,
-    )
+    say(f"Release: {release.path} ({release.images} images, {release.samples} samples, {len(release.failed)} left out)")
     pictures = release.pictures
     formats = ", ".join(f"{count} {name}" for name, count in pictures["formats"].items())
     size, before = (f"{pictures[key] / 1e6:,.1f}" for key in ("bytes", "original_bytes"))
-    _out.print(f"Files:   {formats}, {size} MB (originals {before} MB)", highlight=False)
+    say(f"Files:   {formats}, {size} MB (originals {before} MB)")
     for note, count in pictures["notes"].items():
-        _out.print(f"         {count} {'picture' if count == 1 else 'pictures'}: {note}", highlight=False, markup=False)
+        say(f"         {count} {'picture' if count == 1 else 'pictures'}: {note}")
     if release.captions:
         example = next(iter(release.captions.values()))
-        _out.print(
+        say(
             f"Texts:   {len(release.captions)} pictures came without; protected against the surrogate's own captions, "
-            f"which are in the record (the first: {example})",
-            highlight=False,
-            markup=False,
+            f"which are in the record (the first: {example})"
         )
-    _out.print(
-        f"Record:  {release.record}  [bold]never publish this folder: it tells a thief how to undo the protection[/]",
-        highlight=False,
-    )
-    _out.print(f"Files:   {release.record / 'files.csv'} says what became of each", highlight=False, markup=False)
+    if release.config.inserts_triggers and not any(file.words for file in release.files):
+        say(
+            "Words:   none, since there are no questions to put them into: pictures alone carry the protection, "
+            "which is the weak case"
+        )
+    warning = "never publish this folder: it tells a thief how to undo the protection"
+    say(Text.assemble(f"Record:  {release.record}  ", (warning, "bold")))
+    say(f"Table:   {release.record / 'files.csv'} says what became of each")
 
 
 def _print_json(value: Any) -> None:
@@ -663,7 +670,7 @@ def _print_json(value: Any) -> None:
 @contextmanager
 def _reporting(as_json: bool) -> Iterator[None]:
     """Turns the errors that mmguard raises on purpose into one line and exit code 1; others keep their traceback."""
-    _quiet_libraries()
+    quiet_libraries()
     try:
         yield
     except MMGuardError as error:
@@ -679,16 +686,6 @@ def _fail(error: MMGuardError, as_json: bool) -> NoReturn:
     message = "\n".join(printable(line) for line in str(error).split("\n"))
     _err.print(f"[red]error:[/] {escape(message)}", highlight=False)
     raise typer.Exit(1) from error
-
-
-def _quiet_libraries() -> None:
-    """Progress bars and advice of the libraries would drown our own; a user's own setting wins."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # A picture that large is left out, and the reason says so.
-    warnings.filterwarnings("ignore", "Image size .* exceeds limit")
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from mmguard.data.images import load_image
 from mmguard.data.tasks import target_text, user_text
 from mmguard.data.text import inserted_words, insertions
 from mmguard.errors import ReleaseError, SampleError, SurrogateError
-from mmguard.release.layout import image_names, name_key, relative
+from mmguard.release.layout import ImageNames, relative
 from mmguard.release.match import look_alike, match_rows
 from mmguard.types import Dataset, Rejection, Sample
 
@@ -183,18 +183,15 @@ def pair(release: Dataset, original: Dataset) -> Pairing:
     Raises:
         ReleaseError: no released sample has an original, or the release changes nothing.
     """
-    names = image_names(original) if original.named else {}
+    names = ImageNames(original)
     image_of_row = {sample.row: sample.image for sample in original.samples}
     released_images = [image for _, image in sorted({sample.row: sample.image for sample in release.samples}.items())]
     originals = sorted(image_of_row)
     matching = match_rows(
         [original.rows[row] for row in originals],
-        [name_key(names.get(image_of_row[row], ""), original) for row in originals],
+        [relative(image_of_row[row], original).as_posix() if original.named else "" for row in originals],
         release.rows,
-        [
-            name_key(relative(image, release).as_posix(), original) if original.named else ""
-            for image in released_images
-        ],
+        [names.original(relative(image, release).as_posix()) if original.named else "" for image in released_images],
         original.image_field,
         None if original.named else look_alike([image_of_row[row] for row in originals], released_images),
     )

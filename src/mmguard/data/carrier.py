@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image, JpegImagePlugin
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+from torchvision.transforms.functional import to_pil_image
 
 from mmguard.config import ImageFormat
 from mmguard.data.images import Picture, opened
@@ -133,7 +133,7 @@ def encode(carrier: Carrier, picture: Picture, protected: Tensor, metadata: Meta
     """
     options = save_options(metadata, carrier.container)
     if carrier.jpeg is not None:
-        return _encode_jpeg(protected, carrier.jpeg, **options)
+        return _encode_jpeg(unturned(protected, carrier.jpeg.orientation).permute(1, 2, 0), carrier.jpeg, **options)
     if carrier.container == "WEBP":
         options |= {"lossless": True, "exact": True}  # exact: colours beneath full transparency stay
     file = io.BytesIO()
@@ -148,8 +148,20 @@ def jpeg_roundtrip(image: Tensor, jpeg: Jpeg) -> Tensor:
         image: uint8 `(3, H, W)`, upright.
         jpeg: settings.
     """
-    with Image.open(io.BytesIO(_encode_jpeg(image, jpeg))) as file:
-        return turned(pil_to_tensor(file.convert("RGB")), jpeg.orientation).contiguous()
+    stored = unturned(image, jpeg.orientation).permute(1, 2, 0).contiguous()
+    return turned(jpeg_decoded(stored, jpeg).permute(2, 0, 1), jpeg.orientation).contiguous()
+
+
+def jpeg_decoded(stored: Tensor, jpeg: Jpeg) -> Tensor:
+    """As `jpeg_roundtrip`, of pixels in the order in which they lie in the file.
+
+    Args:
+        stored: uint8 `(H, W, 3)`, contiguous from row to row; it may be some rows of an image.
+        jpeg: settings.
+    """
+    # A progressive file holds the same, and takes several times as long.
+    with Image.open(io.BytesIO(_encode_jpeg(stored, replace(jpeg, progressive=False)))) as file:
+        return torch.from_numpy(np.array(file.convert("RGB")))
 
 
 def turned(stored: Tensor, orientation: int) -> Tensor:
@@ -264,10 +276,9 @@ def _standard(quality: int) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(saved.quantization[key]) for key in (0, 1))
 
 
-def _encode_jpeg(image: Tensor, jpeg: Jpeg, **options: Any) -> bytes:
-    stored = unturned(image, jpeg.orientation)
-    file = io.BytesIO()
-    to_pil_image(stored[:1] if jpeg.gray else stored).save(
+def _encode_jpeg(stored: Tensor, jpeg: Jpeg, **options: Any) -> bytes:
+    pixels, file = stored.numpy(), io.BytesIO()
+    Image.fromarray(pixels[..., 0] if jpeg.gray else pixels).save(
         file, "JPEG", qtables=[list(table) for table in jpeg.tables], subsampling=jpeg.subsampling,
         progressive=jpeg.progressive, **options,
     )  # fmt: skip

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -40,37 +42,69 @@ def images_folder(release: Path, dataset: Dataset) -> Path:
     return record_folder(release) / IMAGES if formats.named(dataset.format).contains else release
 
 
-def image_names(dataset: Dataset) -> dict[Path, str]:
-    """The path of every image in the release: where it lies in the dataset, with the suffix of what it is.
+class ImageNames:
+    """The paths of a dataset's images in its release, with forward slashes and relative to it.
 
-    Images whose names would then be the same (`a.jpg`, `a.png`; on some systems `A.png`) get a number. Inside a data
+    An image stays where it lies, and keeps its name where that has a suffix of the format that it is stored in. Else
+    the suffix changes, and if another image's name differs in nothing but that (`a.jpg`, `a.png`), it gets a number,
+    too; so does one of two whose names differ in letter case alone, which some systems take for the same. Inside a data
     file an image keeps its name whatever it is, since there the suffix is the name of a field.
 
-    Returns:
-        Paths with forward slashes, relative to the release, or to the place where its images are unpacked.
+    Args:
+        dataset: what is released; the order of its rows makes no difference.
     """
-    taken: set[str] = set()
-    names: dict[Path, str] = {}
-    contained = formats.named(dataset.format).contains
-    # Those that keep their name come first.
-    for image in sorted({sample.image for sample in dataset.samples}, key=lambda path: (path.suffix != ".png", path)):
-        path = relative(image, dataset)
-        name, number = path if contained else path.with_suffix(".png"), 2
-        while str(name).casefold() in taken:
-            name, number = path.with_name(f"{path.stem}-{number}.png"), number + 1
-        taken.add(str(name).casefold())
-        names[image] = name.as_posix()
-    return {image: names[image] for image in sorted(names)}
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._contained = formats.named(dataset.format).contains
+        images = sorted({sample.image for sample in dataset.samples})
+        self._own = {image: relative(image, dataset) for image in images}
+        self._kept: dict[str, Path] = {}
+        alike: set[str] = set()
+        for image, name in self._own.items():
+            if self._contained or str(name).casefold() not in alike:
+                self._kept[str(name)] = image
+            alike.add(str(name).casefold())
+        self._renamed = _distinct(self._own)
+        self._stems = {image: stem for stem, image in self._renamed.items()}
+
+    def __contains__(self, image: Path) -> bool:
+        return image in self._own
+
+    def __iter__(self) -> Iterator[Path]:
+        """All images, in the order of their paths."""
+        return iter(self._own)
+
+    def released(self, image: Path, suffix: str) -> str:
+        """The path of an image that is stored in a format whose files have this suffix."""
+        name = self._own[image]
+        stays = self._contained or (name.suffix == suffix and str(name) in self._kept)
+        return str(name) if stays else f"{self._stems[image]}{suffix}"
+
+    def original(self, name: str) -> str:
+        """The path in the dataset of the image that has this one in a release, in whatever format; "" if none has."""
+        image = self._kept.get(name)
+        if image is None and not self._contained:
+            image = self._renamed.get(_stem(PurePosixPath(name)))
+        return "" if image is None else str(self._own[image])
 
 
-def released_name(name: str, suffix: str, dataset: Dataset) -> str:
-    """The name of `image_names` for a picture that is stored in a format with another suffix."""
-    return name if formats.named(dataset.format).contains else PurePosixPath(name).with_suffix(suffix).as_posix()
+def _distinct(names: Mapping[Path, PurePosixPath]) -> dict[str, Path]:
+    """Images by what of their names a new suffix is put behind: the old stem, with a number where others share it."""
+    sharing = Counter(_stem(name).casefold() for name in names.values())
+    taken, distinct = set(sharing), {}
+    for image, name in names.items():
+        stem, number = _stem(name), 2
+        if sharing[stem.casefold()] > 1:
+            while f"{stem}-{number}".casefold() in taken:
+                number += 1
+            stem = f"{stem}-{number}"
+            taken.add(stem.casefold())
+        distinct[stem] = image
+    return distinct
 
 
-def name_key(name: str, dataset: Dataset) -> str:
-    """What of a released image's name does not depend on the format that it is stored in."""
-    return released_name(name, "", dataset) if name else ""
+def _stem(name: PurePosixPath) -> str:
+    return name.with_suffix("").as_posix() if name.name else ""
 
 
 def relative(image: Path, dataset: Dataset) -> PurePosixPath:

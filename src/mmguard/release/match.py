@@ -51,9 +51,9 @@ def match_rows(
 
     Args:
         originals: rows of the original that should be in the release, in order.
-        images: for each of them, the path that its image should have in the release.
+        images: for each of them, the path of its image; "" where images have no names.
         released: rows of the release.
-        released_images: for each of them, the path of its image; "" if there is none.
+        released_images: for each of them, the path of the original of its image, going by its name; "" if it has none.
         image_field: the `image_field` of both.
         resembles: whether the image of an original, by number, may be that of a released row, by number; where images
             have no names, rows with the same words are told apart by it.

@@ -1,12 +1,15 @@
-"""Puts a release on the Hugging Face hub, and nothing but the release."""
+"""Puts a release on the Hugging Face hub, or behind any URL that fsspec can write to, and nothing but the release."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import fsspec
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from mmguard.data.readers import read_dataset
+from mmguard.data.remote import is_url
 from mmguard.errors import DataError, ReleaseError
 from mmguard.release import layout
 
@@ -14,32 +17,36 @@ _PRIVATE = (layout.RECORD, layout.WARNING, layout.UNFINISHED, layout.DELTAS, lay
 _OF_THE_HUB = ".gitattributes"
 
 
-def publish(release: str | Path, repo: str, private: bool = False, api: HfApi | None = None) -> str:
-    """Uploads a release as a dataset of the hub.
+def publish(release: str | Path, to: str, private: bool = False, api: HfApi | None = None) -> str:
+    """Uploads a release as a dataset of the hub, or to a folder of another file system.
 
     Args:
         release: the released folder; its record is not read, and nothing of it is uploaded.
-        repo: `owner/name`. It is created if it is not there.
-        private: create it so that only its owner sees it; one that is there stays as it is.
+        to: `owner/name` on the hub, which is created if it is not there; or the URL of a folder in any file system that
+            fsspec knows (`s3://`, `gs://`, `file://`…), with the credentials that its package finds.
+        private: create it so that only its owner sees it; one that is there stays as it is. For the hub alone.
         api: client of the hub, with its credentials; the usual one if not given.
 
     Returns:
         Address of the dataset.
 
     Raises:
-        ReleaseError: the folder is no finished release, holds anything that does not belong to it, or is a record; the
-            repository holds other files, which its history would keep; or the hub refuses.
+        ReleaseError: the folder is no finished release, holds anything that does not belong to it, or is a record;
+            where it is to go there are other files, which a history may keep; or it cannot be written there.
     """
     folder = Path(release).resolve()
     files = _files(folder)
-    api = api or HfApi()
+    if not is_url(to):
+        return _to_hub(folder, files, to, private, api or HfApi())
+    if private:
+        raise ReleaseError(f"{to}: who may read there is not for mmguard to say: set it there, and leave --private out")
+    return _to_url(folder, files, to)
+
+
+def _to_hub(folder: Path, files: Sequence[str], repo: str, private: bool, api: HfApi) -> str:
     try:
         url = str(api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True))
-        if others := sorted(set(api.list_repo_files(repo, repo_type="dataset")) - {*files, _OF_THE_HUB}):
-            raise ReleaseError(
-                f"{repo}: holds {len(others)} files that are not of this release ({others[0]}…), and its history "
-                "would keep them: publish under a new name"
-            )
+        _require_no_others(repo, set(api.list_repo_files(repo, repo_type="dataset")) - {*files, _OF_THE_HUB})
         # File by file, not the folder: exactly what was looked at.
         add = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in files]
         api.create_commit(repo, add, repo_type="dataset", commit_message="Add data")
@@ -50,6 +57,36 @@ def publish(release: str | Path, repo: str, private: bool = False, api: HfApi | 
             "name; what was uploaded so far stays"
         ) from error
     return url
+
+
+def _to_url(folder: Path, files: Sequence[str], url: str) -> str:
+    try:
+        system, root = fsspec.url_to_fs(url)
+        root = root.rstrip("/")
+        there = system.find(root) if system.isdir(root) else []
+        _require_no_others(url, {name.removeprefix(root).lstrip("/") for name in there} - set(files))
+        for name in files:
+            system.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
+            system.put_file(str(folder / name), f"{root}/{name}")
+    except ReleaseError:
+        raise
+    except ImportError as error:
+        raise ReleaseError(f"{url}: {error}: `pip install` that package") from error
+    # Every file system has its own errors for networks, permissions and names.
+    except Exception as error:
+        raise ReleaseError(
+            f"{url}: cannot be uploaded to ({error}): correct the URL or the credentials; what was uploaded so far "
+            "stays"
+        ) from error
+    return url
+
+
+def _require_no_others(place: str, others: set[str]) -> None:
+    if others:
+        raise ReleaseError(
+            f"{place}: holds {len(others)} files that are not of this release ({min(others)}…), and a history may keep "
+            "them: publish under a new name"
+        )
 
 
 def _files(folder: Path) -> list[str]:

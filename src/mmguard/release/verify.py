@@ -174,16 +174,19 @@ def _check_rows(
     expected = [number for number, members in by_row.items() if members[0].id not in record.left_out]
     result.left_out += [s.id for members in by_row.values() for s in members if s.id in record.left_out]
     result.left_out += [f"{rejection.where}: {rejection.reason}" for rejection in original.rejected]
-    names = layout.image_names(original)
+    names = layout.ImageNames(original)
 
     rows = _released_rows(source, result)
     files = [_image(source, row) for _, row in rows]
     paths = [source.image_root / file for file in files]
     matching = match_rows(
         [original.rows[number] for number in expected],
-        [layout.name_key(names[by_row[number][0].image], original) if original.named else "" for number in expected],
+        [
+            layout.relative(by_row[number][0].image, original).as_posix() if original.named else ""
+            for number in expected
+        ],
         [row for _, row in rows],
-        [layout.name_key(file, original) if original.named else "" for file in files],
+        [names.original(file) if original.named else "" for file in files],
         original.image_field,
         None if original.named else look_alike([by_row[number][0].image for number in expected], paths),
     )

@@ -94,7 +94,7 @@ class ReleaseWriter:
         self.config = config
         self._eps, self._trigger_words = layout.budgets(config)
         self._format = formats.named(dataset.format)
-        self._names = layout.image_names(dataset)
+        self._names = layout.ImageNames(dataset)
         self._images = layout.images_folder(self.path, dataset)
         self._written: dict[Path, dict[str, Any]] = {}
         self._header = {
@@ -175,7 +175,7 @@ class ReleaseWriter:
             raise BudgetError(f"{path}: the perturbation reaches {reached}/255, its budget is {self._eps}/255")
         content = read_file(path)
         stored = store(path, picture, protected, self.config, self._eps)
-        name = layout.released_name(self._names[path], suffix_of(path, stored.carrier.container), self.dataset)
+        name = self._names.released(path, suffix_of(path, stored.carrier.container))
         target = self._images / name
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,8 @@ from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
+from mmguard.runtime.quiet import quiet_libraries
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -152,6 +154,7 @@ def _serve(connection: Connection, work: Work[Any, Any]) -> None:
     """What a worker process does, until there are no more jobs or nobody is there to hear of them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the one that has the results decides
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exit that removes what the job has put on disk
+    quiet_libraries()
     with suppress(EOFError, OSError):
         while True:
             job = connection.recv()
