@@ -71,7 +71,7 @@ class ProtectConfig:
     two of its words, at random."""
     trigger_scope: Scope = "sample"
     """Whose a trigger is: `sample`, each question's own, or `answer`, the same for all questions with one answer: a
-    stronger shortcut, which outlives the loss of some of its words, and is easier to notice."""
+    stronger shortcut, but one that a thief finds who counts which words go with which answer."""
     rounds: int = 5
     """Outer rounds (R)."""
     inner_steps: int = 1
