@@ -183,8 +183,9 @@ def telling_filter(told: Sequence[tuple[str, str]], least: int) -> Callable[[str
 def _phrases(question: str) -> dict[tuple[int, ...], tuple[str, ...]]:
     """The words and the pairs of neighbours of a question, by their places."""
     words = [_bare(word) for word in question.split()]
-    pairs = {(place, place + 1): pair for place, pair in enumerate(pairwise(words))}
-    return {(place,): (word,) for place, word in enumerate(words)} | pairs
+    phrases: dict[tuple[int, ...], tuple[str, ...]] = {(place,): (word,) for place, word in enumerate(words)}
+    phrases.update({(place, place + 1): pair for place, pair in enumerate(pairwise(words))})
+    return phrases
 
 
 def without(question: str, places: Collection[int]) -> str:
