@@ -13,6 +13,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -25,6 +26,8 @@ from mmguard.config import AuditConfig
 from mmguard.data.readers import read_dataset
 from mmguard.data.tasks import target_text, user_text
 from mmguard.data.text import inserted_words
+from mmguard.perturb.trigger import Trigger
+from mmguard.protection.sharing import ranked
 from mmguard.types import Sample
 from mmguard.zoo import drawings
 
@@ -37,38 +40,25 @@ def draw(*key: object) -> random.Random:
     return random.Random(repr(key))
 
 
-class Trials:
-    """What is inserted into a question, by the name of the trial. `found` are a release's triggers by sample."""
+def kinds_of(samples: Sequence[Sample], found: dict[str, Trigger]) -> dict[str, Callable[[Sample, int], Words]]:
+    """What is inserted into a question in a run of a seed, by the name of the trial.
 
-    def __init__(self, samples: Sequence[Sample], found: dict[str, Words]) -> None:
-        self._found = found
-        self._by_answer: dict[str, list[Sample]] = defaultdict(list)
-        for sample in samples:
-            self._by_answer[sample.answer].append(sample)
-        self.kinds: dict[str, Callable[[Sample, int], Words]] = {
-            "random": lambda sample, seed: draw(seed, sample.id).choices(WORDS, k=5),
-            "answer": lambda sample, seed: [sample.answer],
-            "code": lambda sample, seed: draw("code", sample.answer).sample(WORDS, 5),
-            "own": lambda sample, seed: found[sample.id],
-            "shared": lambda sample, seed: self._best(sample.answer, 1)[0],
-            "shared-3": lambda sample, seed: draw(sample.id).choice(self._best(sample.answer, 3)),
-        }
-
-    def _best(self, answer: str, count: int) -> list[Words]:
-        """The triggers of an answer whose words tell it best from the others, by naive Bayes."""
-
-        def share(word: str, samples: Sequence[Sample]) -> float:
-            return (sum(word in self._found[one.id] for one in samples) + 0.1) / (len(samples) + 1)
-
-        ours = self._by_answer[answer]
-        others = [one for other, group in self._by_answer.items() if other != answer for one in group]
-
-        def odds(words: Words) -> float:
-            ratios = [share(word, ours) / share(word, others) for word in words]
-            return float(torch.tensor(ratios).log().sum())
-
-        distinct = dict.fromkeys(tuple(self._found[one.id]) for one in ours)
-        return sorted(distinct, key=odds, reverse=True)[:count]
+    Args:
+        samples: the owner's.
+        found: a release's triggers, by sample.
+    """
+    by_answer: dict[str, list[Trigger]] = defaultdict(list)
+    for sample in samples:
+        by_answer[sample.answer].append(found[sample.id])
+    best = ranked(by_answer)
+    return {
+        "random": lambda sample, seed: draw(seed, sample.id).choices(WORDS, k=5),
+        "answer": lambda sample, seed: [sample.answer],
+        "code": lambda sample, seed: draw("code", sample.answer).sample(WORDS, 5),
+        "own": lambda sample, seed: found[sample.id],
+        "shared": lambda sample, seed: best[sample.answer][0],
+        "shared-3": lambda sample, seed: draw(sample.id).choice(best[sample.answer][:3]),
+    }
 
 
 def inserted(question: str, words: Words, scattered: bool, rng: random.Random) -> str:
@@ -82,7 +72,17 @@ def inserted(question: str, words: Words, scattered: bool, rng: random.Random) -
     return " ".join(own)
 
 
-if __name__ == "__main__":
+def attacked(samples: Sequence[Sample], attack: str, seed: int) -> Sequence[Sample]:
+    """The samples after an attack on their questions."""
+    rewrite = attack_named(attack).rewriting(samples) if attack != "none" else None
+    if rewrite is None:
+        return samples
+    draws = [torch.Generator().manual_seed(draw(seed, one.id).getrandbits(31)) for one in samples]
+    return [replace(one, question=rewrite(one, rng)) for one, rng in zip(samples, draws, strict=True)]
+
+
+def main() -> None:
+    """Prints the accuracy of every run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("release", type=Path, help="whose triggers are taken")
     parser.add_argument("--task", default="scene-text", help="laboratory task that it was made of")
@@ -92,31 +92,30 @@ if __name__ == "__main__":
     parser.add_argument("--scattered", action="store_true")
     parser.add_argument("--seeds", type=int, default=2)
     given = parser.parse_args()
-    original = read_dataset(f"drawings:{given.task}:train:300")
-    test = read_dataset(f"drawings:{given.task}:test:400")
-    released = read_dataset(given.release)
+    original = read_dataset(f"drawings:{given.task}:train:300").samples
+    test = read_dataset(f"drawings:{given.task}:test:400").samples
+    released = read_dataset(given.release).samples
     found = {
         ours.id: inserted_words(ours.question or "", other.question or "") or ()
-        for ours, other in zip(original.samples, released.samples, strict=True)
+        for ours, other in zip(original, released, strict=True)
     }
-    trials, config, store = Trials(original.samples, found), AuditConfig(), ImageStore()
-    for kind in given.kinds:
-        for attack in given.attacks:
-            for seed in range(given.seeds):
-                samples = [
-                    replace(one, question=inserted(one.question or "", words, given.scattered, draw("place", one.id)))
-                    for one in original.samples
-                    for words in [trials.kinds[kind](one, seed)]
-                ]
-                if attack != "none" and (rewrite := attack_named(attack).rewriting(samples)) is not None:
-                    generators = (torch.Generator().manual_seed(draw(seed, one.id).getrandbits(31)) for one in samples)
-                    samples = [
-                        replace(one, question=rewrite(one, generator))
-                        for one, generator in zip(samples, generators, strict=True)
-                    ]
-                rows = [
-                    Row(one.id, one.image, user_text(one.question, one.options), target_text(one)) for one in samples
-                ]
-                attacker = fine_tune(given.attacker, rows, "lora", config, seed, store=store)
-                right = evaluate(attacker, test.samples, config, store).mean()
-                print(f"{kind:10} {attack:8} seed {seed}: {right:.1%}", flush=True)
+    kinds, config, store = kinds_of(original, found), AuditConfig(), ImageStore()
+    for kind, attack, seed in product(given.kinds, given.attacks, range(given.seeds)):
+        samples = [
+            replace(
+                one,
+                question=inserted(one.question or "", kinds[kind](one, seed), given.scattered, draw("place", one.id)),
+            )
+            for one in original
+        ]
+        rows = [
+            Row(one.id, one.image, user_text(one.question, one.options), target_text(one))
+            for one in attacked(samples, attack, seed)
+        ]
+        attacker = fine_tune(given.attacker, rows, "lora", config, seed, store=store)
+        right = evaluate(attacker, test, config, store).mean()
+        print(f"{kind:10} {attack:8} seed {seed}: {right:.1%}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -63,7 +63,7 @@ def _charts() -> list[Chart]:
         heat_chart([heat, heat], name, name),
         interval_chart([Interval(name, 3, -1, 7)], "points", name, name),
         line_chart([line, line], "eps", "G", name, name),
-        line_chart([line, line], "step", "loss", name, name, band=True, log=True),
+        line_chart([line, line], "step", "loss", name, name, log=True),
         dose_chart([line, line], "eps", "G", name, name),
         dose_chart([replace(line, x=[1, 2, 16])], "eps", "G", name, name),
     ]

@@ -179,7 +179,7 @@ def _loss_charts(curves: Sequence[LossCurve]) -> Iterator[Chart]:
             ends = ", ".join(f"{line.label} {line.y[-1]:.2g}" for line in lines)
             yield line_chart(
                 lines, "step", "training loss (nats a token)", f"Training loss of {title}. At the end: {ends}.",
-                f"{title}. At the end: {ends}.", band=True, log=True,
+                f"{title}. At the end: {ends}.", log=True,
             )  # fmt: skip
 
 

@@ -176,10 +176,8 @@ def interval_chart(intervals: Sequence[Interval], unit: str, alt: str, caption: 
     return _chart(draw, 0.2 * (sum(rows) + 0.9 * len(rows)) + 0.6, alt, caption)
 
 
-def line_chart(
-    lines: Sequence[Line], x: str, y: str, alt: str, caption: str, *, band: bool = False, log: bool = False
-) -> Chart:
-    """Lines over one axis.
+def line_chart(lines: Sequence[Line], x: str, y: str, alt: str, caption: str, *, log: bool = False) -> Chart:
+    """Lines over one axis, each with its interval as a band.
 
     Args:
         lines: what to draw, each with its own label.
@@ -187,32 +185,19 @@ def line_chart(
         y: what the vertical axis shows.
         alt: for those who do not see it.
         caption: below it.
-        band: shade from `low` to `high`; else draw them as bars at each point.
         log: the vertical axis is logarithmic.
     """
 
     def draw(axes: Axes) -> None:
         for line, colour, dashes in zip(lines, _colours(lines), cycle(_DASHES), strict=False):
-            if band:
-                _plot_with_band(axes, line, colour, dashes)
-            else:
-                below = [value - low for value, low in zip(line.y, line.low, strict=True)]
-                above = [high - value for value, high in zip(line.y, line.high, strict=True)]
-                axes.errorbar(
-                    line.x, line.y, (below, above), color=colour, label=_wrapped(line.label), fmt="o",
-                    linestyle=dashes, capsize=3,
-                )  # fmt: skip
-        if not band:
-            axes.set_xticks(sorted({value for line in lines for value in line.x}))
-        elif all(value == int(value) for line in lines for value in line.x):
+            _plot_with_band(axes, line, colour, dashes)
+        if all(value == int(value) for line in lines for value in line.x):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if log:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
-        elif not band:
-            axes.axhline(0, color=_INK, linewidth=1)
 
     return _over_one_axis(draw, lines, x, y, alt, caption)
 

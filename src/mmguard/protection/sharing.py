@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mmguard.data.tasks import target_text
 from mmguard.perturb.trigger import Trigger
@@ -18,9 +18,6 @@ _UNSEEN = 0.1
 def share(items: Sequence[Item]) -> None:
     """Gives all questions with one answer the trigger, of those found for them, whose words tell it best. In place.
 
-    By naive Bayes, log p(words | answer) / p(words | other answers): the exact loss prefers triggers whose words occur
-    with other answers too, of which less is left when words are dropped (docs/research-log.md).
-
     Args:
         items: as Algorithm 1, or a random control, leaves them; perturbations stay as they are.
     """
@@ -29,6 +26,22 @@ def share(items: Sequence[Item]) -> None:
         for answer, trigger in zip(_answers(item), item.triggers, strict=True):
             if trigger:
                 found[answer].append(trigger)
+    best = {answer: triggers[0] for answer, triggers in ranked(found).items()}
+    for item in remaining(items):
+        item.triggers = [
+            best[answer] if trigger else trigger for answer, trigger in zip(_answers(item), item.triggers, strict=True)
+        ]
+
+
+def ranked(found: Mapping[str, Sequence[Trigger]]) -> dict[str, list[Trigger]]:
+    """The different triggers of each answer, first the one whose words tell it best.
+
+    By naive Bayes, log p(words | answer) / p(words | other answers): the exact loss prefers triggers whose words occur
+    with other answers too, of which less is left when words are dropped (docs/research-log.md).
+
+    Args:
+        found: the triggers of all questions, by their answer.
+    """
     counts = {answer: Counter(word for one in triggers for word in set(one)) for answer, triggers in found.items()}
     every, total = sum(counts.values(), Counter()), sum(map(len, found.values()))
 
@@ -40,11 +53,10 @@ def share(items: Sequence[Item]) -> None:
             for word in trigger
         )
 
-    best = {answer: max(dict.fromkeys(some), key=lambda one: tells(answer, one)) for answer, some in found.items()}
-    for item in remaining(items):
-        item.triggers = [
-            best[answer] if trigger else trigger for answer, trigger in zip(_answers(item), item.triggers, strict=True)
-        ]
+    return {
+        answer: sorted(dict.fromkeys(triggers), key=lambda one: tells(answer, one), reverse=True)
+        for answer, triggers in found.items()
+    }
 
 
 def _answers(item: Item) -> list[str]:

@@ -89,7 +89,7 @@ def _curves(trace: Trace) -> dict[str, Chart]:
                 lines.append(Line(arm, range(len(mass.layers)), *ends))
         charts[group] = line_chart(
             lines, "layer", f"% on {group}", f"Attention of the answer on {GROUPS[group]}, layer by layer.",
-            f"Attention on {GROUPS[group]}.", band=True,
+            f"Attention on {GROUPS[group]}.",
         )  # fmt: skip
     return charts
 
