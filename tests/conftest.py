@@ -1,7 +1,18 @@
-"""Tests never reach for the hub: set before anything imports huggingface_hub, which reads it once."""
+"""What test files share. Tests never reach for the hub: that is set before anything imports huggingface_hub."""
 
 from __future__ import annotations
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # read once, at the import
+
+import pytest
+
+import tiny
+from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Surrogate:
+    """A tiny LLaVA of this file's own."""
+    return load_surrogate(tiny.build("llava", tmp_path_factory.mktemp("llava")), device="cpu")

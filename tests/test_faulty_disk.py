@@ -14,7 +14,7 @@ from faulty_disk import FAULTS, FaultyDisk
 from mmguard.config import ProtectConfig
 from mmguard.data.images import load_image
 from mmguard.errors import DataError, ReleaseError
-from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.lvlm.surrogate import Surrogate
 from mmguard.protection import run
 from mmguard.protection.run import protect
 from mmguard.release.verify import verify
@@ -25,11 +25,6 @@ pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="pathlib keep
 
 NOISE = ProtectConfig(variant="random-noise")
 CRS = ProtectConfig(variant="crs", rounds=1, inner_steps=1, pgd_steps=1, top_c=2, trigger_words=2, batch_size=2)
-
-
-@pytest.fixture(scope="module")
-def llava(tmp_path_factory: pytest.TempPathFactory) -> Surrogate:
-    return load_surrogate(tiny.build("llava", tmp_path_factory.mktemp("llava")), device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -37,11 +37,6 @@ OPTIMISED = ("bph", "crs", "bph-max", "crs-max", "image", "text", "multimodal")
 
 
 @pytest.fixture(scope="module")
-def llava(tmp_path_factory: pytest.TempPathFactory) -> Surrogate:
-    return load_surrogate(tiny.build("llava", tmp_path_factory.mktemp("llava")), device="cpu")
-
-
-@pytest.fixture(scope="module")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Surrogate:
     return load_surrogate(tiny.build("qwen3_vl", tmp_path_factory.mktemp("qwen")), device="cpu")
 

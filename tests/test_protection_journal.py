@@ -24,7 +24,7 @@ from PIL import Image
 import tiny
 from mmguard.config import ProtectConfig
 from mmguard.errors import ReleaseError
-from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.lvlm.surrogate import Surrogate
 from mmguard.protection import engine, journal, run
 from mmguard.protection.run import protect
 from mmguard.release import layout, writer
@@ -38,11 +38,6 @@ BATCHES, WRITES = 3, 2 * (1 + 3)
 
 class Crash(BaseException):
     """What no code of ours catches."""
-
-
-@pytest.fixture(scope="module")
-def llava(tmp_path_factory: pytest.TempPathFactory) -> Surrogate:
-    return load_surrogate(tiny.build("llava", tmp_path_factory.mktemp("llava")), device="cpu")
 
 
 @pytest.fixture(scope="module")
