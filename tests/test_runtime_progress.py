@@ -6,6 +6,7 @@ import json
 import logging
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,21 @@ def test_each_stage_is_counted_to_its_end(
     optimise(items, ensemble, config, lambda stage, amount: counted.update({stage: amount}))
     assert counted == work(items, config)
     assert ("Perturbing" in counted, "Searching" in counted) == (variant != "text", variant != "image")
+
+
+@pytest.mark.parametrize("captions", [1, 3])
+def test_no_trigger_is_searched_for_captions(captions: int, llava: Surrogate) -> None:
+    config = ProtectConfig(rounds=1, inner_steps=1, pgd_steps=1, top_c=2, trigger_words=1, batch_size=1)
+    ensemble = Ensemble([llava], config)
+    groups = read_dataset("easy-vqa:train:3").by_image()
+    items = []
+    for number, (path, (first, *_)) in enumerate(groups.items()):
+        sample = replace(first, question=None) if number < captions else first
+        items.append(start(path, [sample], config, ensemble.vocabulary()))
+    counted: Counter[str] = Counter()
+    optimise(items, ensemble, config, lambda stage, amount: counted.update({stage: amount}))
+    assert counted == work(items, config)
+    assert dict(counted) == {"Adapting": 2, "Perturbing": 3} | ({"Searching": 2} if captions == 1 else {})
 
 
 def test_bars_of_several_stages(capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,10 +62,16 @@ class Item:
         return apply(self.original(), self.delta)
 
 
-def sides(config: ProtectConfig) -> list[Stage]:
-    """The stages of the outer problem that a variant has."""
-    wanted: dict[Stage, bool] = {"Perturbing": config.perturbs_images, "Searching": config.inserts_triggers}
-    return [stage for stage, is_wanted in wanted.items() if is_wanted]
+def workload(items: Sequence[Item], config: ProtectConfig) -> dict[Stage, int]:
+    """How many of some images each stage of the outer problem changes in a round; a stage that changes none is not in
+    it."""
+    # Captions have no question, and so no trigger to search for.
+    asked = sum(any(item.triggers) for item in items)
+    images: dict[Stage, int] = {
+        "Perturbing": config.perturbs_images * len(items),
+        "Searching": config.inserts_triggers * asked,
+    }
+    return {stage: number for stage, number in images.items() if number}
 
 
 def remaining(batch: Sequence[Item]) -> list[Item]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -10,7 +10,7 @@ from mmguard.config import EngineConfig, ProtectConfig
 from mmguard.data.images import load_picture
 from mmguard.errors import ConfigError
 from mmguard.lvlm.surrogate import Surrogate
-from mmguard.protection.batch import Item, Stage, originals, protect_batch, remaining
+from mmguard.protection.batch import Item, Stage, originals, protect_batch, remaining, workload
 from mmguard.protection.ensemble import Ensemble
 from mmguard.runtime.prefetch import prefetched
 
@@ -46,7 +46,7 @@ class LocalEngine:
         with ensemble.adapted():
             advance("Adapting", 1)
             for (number, batch), pictures in prefetched(jobs, lambda job: originals(job[1], load_picture)):
-                done = _once(advance, len(batch))
+                done = _once(advance, workload(batch, config))
                 size = protect_batch(remaining(batch), pictures, ensemble, config, size, done)
                 yield number, batch
 
@@ -73,13 +73,12 @@ def engine_of(
     return ray_engine(choice, names, config, device)
 
 
-def _once(advance: Advance, amount: float) -> Callable[[Stage], None]:
+def _once(advance: Advance, amounts: Mapping[Stage, int]) -> Callable[[Stage], None]:
     """Tells of a batch's stages that they are done, each once, however often memory made it try."""
-    told: set[Stage] = set()
+    left = dict(amounts)
 
     def done(stage: Stage) -> None:
-        if stage not in told:
-            told.add(stage)
-            advance(stage, amount)
+        if stage in left:
+            advance(stage, left.pop(stage))
 
     return done

@@ -20,7 +20,7 @@ from mmguard.perturb import image as pgd
 from mmguard.perturb import jpeg as encoder
 from mmguard.perturb import trigger as hotflip
 from mmguard.perturb.budget import ImageBudget, apply, to_unit
-from mmguard.protection.batch import Item, Stage, originals, sides
+from mmguard.protection.batch import Item, Stage, originals, workload
 from mmguard.protection.engine import Advance, Engine, LocalEngine
 from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.journal import Journal
@@ -77,7 +77,7 @@ def work(items: Sequence[Item], config: ProtectConfig) -> dict[Stage, int]:
     """How much each stage has to do in all, as `optimise` counts it; a stage with nothing to do is not in it."""
     # Putting the adapters to use counts as one more step.
     units: dict[Stage, int] = {"Adapting": config.rounds * (config.inner_steps + 1)}
-    return units | dict.fromkeys(sides(config), config.rounds * len(items))
+    return units | {stage: config.rounds * images for stage, images in workload(items, config).items()}
 
 
 def _tell_of_earlier(
@@ -85,9 +85,9 @@ def _tell_of_earlier(
 ) -> None:
     """Tells of the rounds that batches are through from an earlier run."""
     advance("Adapting", min(through) * (config.inner_steps + 1))
-    images = sum(rounds * len(group) for rounds, group in zip(through, groups, strict=True))
-    for stage in sides(config):
-        advance(stage, images)
+    for rounds, group in zip(through, groups, strict=True):
+        for stage, images in workload(group, config).items():
+            advance(stage, rounds * images)
 
 
 def _inner_batches(

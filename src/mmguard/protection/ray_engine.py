@@ -25,7 +25,7 @@ from mmguard.data.images import picture_of, read_file
 from mmguard.errors import ConfigError, EngineError, SampleError
 from mmguard.lvlm.surrogate import load_surrogate
 from mmguard.perturb.trigger import Trigger
-from mmguard.protection.batch import Item, originals, protect_batch, remaining, sides
+from mmguard.protection.batch import Item, originals, protect_batch, remaining, workload
 from mmguard.protection.engine import Advance, Job
 from mmguard.protection.ensemble import Ensemble
 from mmguard.runtime.devices import device_of
@@ -139,8 +139,8 @@ class RayEngine:
                     left -= 1
                     job = task[0]
                     _put(job[1], outcomes)
-                    for stage in sides(config):
-                        advance(stage, len(job[1]))
+                    for stage, images in workload(job[1], config).items():
+                        advance(stage, images)
                     yield job
 
     @property
