@@ -133,7 +133,9 @@ def test_the_trigger_that_tells_its_answer_best_is_shared(folder: Path) -> None:
         [("far", "far")],
     )
     third.samples = [replace(sample, answer="blue") for sample in third.samples]
-    share([first, second, third])
+    share([first, second, third], "sample")
+    assert first.triggers + second.triggers == [("sky", "far"), ("sky", "sun"), ("sun", "sea")]
+    share([first, second, third], "answer")
     assert first.triggers + second.triggers == [("sky", "sun")] * 3  # far is of the others, and sea of one of three
     assert third.triggers == [("far", "far")]
 

@@ -118,8 +118,7 @@ def preview(
     if config.optimised and ensemble is not None:
         with stages(work(items, config), show_progress) as advance:
             optimise(items, ensemble, config, advance)
-    if config.trigger_scope == "answer":
-        share(items)
+    share(items, config.trigger_scope)
     shown = [item for item in items if item.lost is None]
     failed += [*data.rejected, *unreadable, *(Rejection(str(i.path), str(i.lost)) for i in items if i.lost)]
     page = render(

@@ -109,8 +109,7 @@ def _fill(
     if config.optimised and ensemble is not None:
         with stages(work(items, config), show_progress) as told:
             optimise(items, ensemble, config, told, FileJournal(writer.state, config.perturbs_images), engine)
-    if config.trigger_scope == "answer":
-        share(items)
+    share(items, config.trigger_scope)
 
     def write(item: Item) -> None:
         try:

@@ -7,6 +7,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
+from mmguard.config import Scope
 from mmguard.data.tasks import target_text
 from mmguard.perturb.trigger import Trigger
 from mmguard.protection.batch import Item, remaining
@@ -15,12 +16,15 @@ _UNSEEN = 0.1
 """Counts of a word where it does not occur: none would tell without doubt."""
 
 
-def share(items: Sequence[Item]) -> None:
+def share(items: Sequence[Item], scope: Scope) -> None:
     """Gives all questions with one answer the trigger, of those found for them, whose words tell it best. In place.
 
     Args:
         items: as Algorithm 1, or a random control, leaves them; perturbations stay as they are.
+        scope: whose a trigger is; where it is each question's own, nothing changes.
     """
+    if scope == "sample":
+        return
     found: dict[str, list[Trigger]] = defaultdict(list)
     for item in remaining(items):
         for answer, trigger in zip(_answers(item), item.triggers, strict=True):
