@@ -211,6 +211,19 @@ def test_each_visitor_has_files_of_their_own_and_they_go_with_them(tmp_path: Pat
         sessions.of(None)
 
 
+def test_of_those_who_left_the_last_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmguard.ui.sessions.REMEMBERED", 3)
+    sessions = Sessions(tmp_path)
+    for number in range(9):
+        sessions.of(str(number))
+        sessions.close(str(number))
+    for number in (6, 7, 8):
+        with pytest.raises(ConfigError, match="closed meanwhile"):
+            sessions.of(str(number))
+    assert len(sessions._left) == 3
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_visitor_who_leaves_ends_the_work_and_then_the_files_go(tmp_path: Path) -> None:
     sessions = Sessions(tmp_path)
     session = sessions.of("anna")

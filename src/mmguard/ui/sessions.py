@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 MOST = 50
 """Sessions at a time: on one computer, more are no visitors."""
+REMEMBERED = 10_000
+"""Visitors who have left and may not come back: many times what can wait in the queue."""
 
 
 class Stopped(BaseException):
@@ -96,7 +98,8 @@ class Sessions:
     def __init__(self, store: Path) -> None:
         self.store = store
         self._sessions: dict[str, Session] = {}
-        self._left: set[str] = set()
+        self._left: dict[str, None] = {}
+        """In the order in which they left."""
         self._lock = threading.Lock()
 
     def of(self, visitor: str | None) -> Session:
@@ -123,7 +126,9 @@ class Sessions:
         """Ends a visitor's session."""
         with self._lock:
             session = self._sessions.pop(visitor or "", None)
-            self._left.add(visitor or "")
+            self._left[visitor or ""] = None
+            if len(self._left) > REMEMBERED:
+                del self._left[next(iter(self._left))]
         if session:
             session.close()
 
