@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torchvision.transforms.functional import to_pil_image
 from typer.testing import CliRunner
 
 import tiny
@@ -19,7 +20,7 @@ from mmguard.auditing.stealth_judge import DIMENSIONS, JudgeConfig, Judgement, S
 from mmguard.auditing.stealth_report import HEADINGS, StealthReport
 from mmguard.cli import app
 from mmguard.config import ProtectConfig
-from mmguard.data.images import load_image, save_png
+from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
 from mmguard.errors import ConfigError, DataError, ReleaseError, SurrogateError
 from mmguard.release.writer import ReleaseWriter
@@ -35,7 +36,7 @@ def write_release(base: Path, eps: int = EPS, words: tuple[str, ...] = ("dog", "
     rows = []
     for number in range(6):
         pixels = torch.randint(20, 230, (3, 24, 20), generator=torch.Generator().manual_seed(number)).byte()
-        save_png(pixels, base / "data" / f"{number}.png")
+        to_pil_image(pixels).save(base / "data" / f"{number}.png", format="PNG")
         rows += [{"file_name": f"{number}.png", "question": text, "answer": "yes"} for text in QUESTIONS]
     rows.append({"file_name": "0.png", "caption": "a red circle"})
     (base / "data" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

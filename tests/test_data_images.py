@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms.functional import to_pil_image
 
-from mmguard.data.images import load_image, save_png
+from mmguard.data.images import load_image
 from mmguard.errors import SampleError
 
 
@@ -117,14 +118,5 @@ def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
 def test_png_round_trip_is_exact(tmp_path_factory: pytest.TempPathFactory, height: int, width: int, seed: int) -> None:
     path = tmp_path_factory.mktemp("png") / "a.png"
     image = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(seed)).byte()
-    save_png(image, path)
+    to_pil_image(image).save(path, format="PNG")
     assert torch.equal(load_image(path), image)
-    with Image.open(path) as file:
-        assert file.info == {}
-
-
-@pytest.mark.parametrize("image", [torch.zeros(3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.uint8)])
-def test_save_png_refuses_other_tensors(tmp_path: Path, image: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="expected a uint8"):
-        save_png(image, tmp_path / "a.png")
-    assert not (tmp_path / "a.png").exists()

@@ -14,9 +14,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
+from torchvision.transforms.functional import to_pil_image
 
 from mmguard.config import ProtectConfig
-from mmguard.data.images import load_image, save_png
+from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
 from mmguard.errors import DataError, ReleaseError
 from mmguard.release.verify import Verification, verify
@@ -45,7 +46,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (base / "data").mkdir()
     for seed, name in enumerate(("a.jpg", "b.png")):
         pixels = torch.randint(0, 256, (3, 6, 8), generator=torch.Generator().manual_seed(seed)).byte()
-        save_png(pixels, base / "data" / name)
+        to_pil_image(pixels).save(base / "data" / name, format="PNG")
     (base / "data" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     dataset = read_dataset(base / "data")
     writer = ReleaseWriter(base / "out", dataset, ProtectConfig(eps=EPS, trigger_words=WORDS), [])
@@ -110,7 +111,7 @@ def swap_rows(base: Path, a: int, b: int) -> None:
 
 
 def crop(base: Path) -> None:
-    save_png(load_image(base / "out/a.png")[:, 1:], base / "out/a.png")
+    to_pil_image(load_image(base / "out/a.png")[:, 1:]).save(base / "out/a.png", format="PNG")
 
 
 def as_jpeg(base: Path) -> None:
@@ -242,7 +243,7 @@ def test_one_pixel_beyond_the_budget_is_found(good: Path, tmp_path: Path, data: 
     excess = data.draw(st.integers(EPS + 1, max(value, 255 - value)))
     sign = data.draw(st.sampled_from([s for s in (-1, 1) if 0 <= value + s * excess <= 255]))
     released[spot] = value + sign * excess
-    save_png(released, base / "out" / f"{name}.png")
+    to_pil_image(released).save(base / "out" / f"{name}.png", format="PNG")
     result = verify(base / "out", base / "data", eps=EPS)
     assert result.problems == [f"{name}.png: differs by {excess}/255, the budget is {EPS}/255"]
     assert result.max_eps == excess
@@ -266,14 +267,14 @@ def test_any_admissible_words_within_the_budget_pass_without_record(
 
 
 def test_an_original_in_place_of_its_release_is_found(base: Path) -> None:
-    save_png(load_image(base / "data" / "a.jpg"), base / "out" / "a.png")
+    to_pil_image(load_image(base / "data" / "a.jpg")).save(base / "out" / "a.png", format="PNG")
     assert any("a.png: is not the file that was recorded" in p for p in check(base, recorded=True).problems)
 
 
 def test_an_original_that_changed_is_found(base: Path) -> None:
     pixels = load_image(base / "data" / "a.jpg")
     pixels[0, 0, 0] = int(load_image(base / "out" / "a.png")[0, 0, 0])
-    save_png(pixels, base / "data" / "a.jpg")
+    to_pil_image(pixels).save(base / "data" / "a.jpg", format="PNG")
     assert any("a.jpg: is not the file that was recorded" in p for p in check(base, recorded=True).problems)
 
 

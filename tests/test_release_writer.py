@@ -18,9 +18,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms.functional import to_pil_image
 
 from mmguard.config import ProtectConfig
-from mmguard.data.images import load_image, save_png
+from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
 from mmguard.errors import BudgetError, ReleaseError, SampleError
 from mmguard.release import layout
@@ -34,8 +35,8 @@ CONFIG = ProtectConfig(eps=4, trigger_words=2)
 def noise_image(path: Path, seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
-    save_png(torch.randint(0, 256, (3, 5, 7), generator=generator).byte(), path.with_suffix(".png"))
-    path.with_suffix(".png").rename(path)
+    pixels = torch.randint(0, 256, (3, 5, 7), generator=generator).byte()
+    to_pil_image(pixels).save(path, format="PNG")
 
 
 def folder(root: Path, rows: list[dict[str, Any]]) -> Path:
@@ -332,7 +333,7 @@ def test_a_full_disk_keeps_what_was_written(dataset: Dataset, tmp_path: Path, mo
 def test_a_disk_that_lies_is_noticed(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release_writer = ReleaseWriter(tmp_path / "out", dataset, CONFIG, [])
     image, write = dataset.samples[0].image, Path.write_bytes
-    save_png(load_image(image) ^ 1, tmp_path / "other.png")
+    to_pil_image(load_image(image) ^ 1).save(tmp_path / "other.png", format="PNG")
     for content in ((tmp_path / "other.png").read_bytes(), b"torn"):
         monkeypatch.setattr(Path, "write_bytes", lambda path, _, content=content: write(path, content))
         with pytest.raises(ReleaseError, match="reads back differently"):

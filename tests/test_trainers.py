@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import yaml
 from safetensors.torch import load_file
+from torchvision.transforms.functional import to_pil_image
 
 import mmguard
 import tiny
 from mmguard import zoo
-from mmguard.data.images import save_png
 from test_lvlm_pixels import photograph
 
 DOCS = (Path(__file__).parents[1] / "docs" / "trainers.md").read_text(encoding="utf-8")
@@ -50,7 +50,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder = root / release.removesuffix("-release")
         folder.mkdir()
         for number, row in enumerate(rows[form]):
-            save_png(photograph(number, 96, 96).mul(255).byte(), folder / row.get("image", row.get("file_name")))
+            to_pil_image(photograph(number, 96, 96).mul(255).byte()).save(
+                folder / row.get("image", row.get("file_name")), format="PNG"
+            )
         if form == "chats":
             (folder / "train.json").write_text(json.dumps(rows[form]))
         else:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+from torchvision.transforms.functional import pil_to_tensor
 
 from mmguard.errors import SampleError
 
@@ -92,22 +92,6 @@ def picture_of(content: bytes, path: Path) -> Picture:
         SampleError: as for `load_image`.
     """
     return _decoded(io.BytesIO(content), path)
-
-
-def save_png(image: Tensor, path: Path) -> None:
-    """Writes an image as a PNG without any metadata; reading it back gives the same bytes.
-
-    Args:
-        image: uint8 `(3, H, W)`, RGB, 0…255.
-        path: where to write, whatever its suffix.
-
-    Raises:
-        ValueError: `image` is not uint8 `(3, H, W)`.
-        OSError: the file cannot be written.
-    """
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"{path}: expected a uint8 (3, H, W) image, got {image.dtype} {tuple(image.shape)}")
-    to_pil_image(image.cpu()).save(path, format="PNG")
 
 
 def _require_file(path: Path) -> None:
