@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmguard import losses
-from mmguard.config import ProtectConfig
+from mmguard.config import ProtectConfig, Variant
 from mmguard.lvlm.attention import IMPLEMENTATION
 from mmguard.lvlm.prompt import Example
 from mmguard.lvlm.surrogate import Surrogate, load_surrogate
@@ -82,9 +82,9 @@ class Bench:
         encoded = self.surrogate.encode(self.examples, self.protected)
         self.adapter.step(encoded, self.surrogate.pixels(self.protected), 1e-4)
 
-    def step(self, variant: str) -> Callable[[], Any]:
+    def step(self, variant: Variant) -> Callable[[], Any]:
         """One PGD step of ours; the clean reference is made here, once, as it is once a round."""
-        ensemble = Ensemble([self.surrogate], ProtectConfig(variant=variant))  # type: ignore[arg-type]
+        ensemble = Ensemble([self.surrogate], ProtectConfig(variant=variant))
         references = ensemble.references(self.examples, [to_unit(image) for image in self.originals])
 
         def backward(images: list[Tensor]) -> None:
@@ -113,7 +113,7 @@ class Bench:
         before = torch.tensor([first - 1])
 
         class Classifier(torch.nn.Module):
-            def forward(_self, images: Tensor) -> Tensor:  # noqa: N805
+            def forward(_self, images: Tensor) -> Tensor:  # noqa: N805 (`self` is the outer one)
                 grid = images + ((images * 255).round() / 255 - images).detach()
                 pixels = self.surrogate.pixels(list(grid))
                 output = self.surrogate.model(**encoded.inputs, **pixels, use_cache=False, logits_to_keep=before)
@@ -294,7 +294,7 @@ def steps(arguments: argparse.Namespace) -> list[str]:
     """First table: single steps."""
     kinds = dict(STEPS)
     try:
-        import torchattacks  # noqa: F401
+        import torchattacks  # noqa: F401 (only whether it is there)
     except ImportError:
         kinds.pop("PGD step, torchattacks")
         print("torchattacks is not installed: its row is left out", file=sys.stderr)

@@ -93,7 +93,7 @@ def picture(mode: str, seed: int = 0) -> Image.Image:
     if mode == "LAB":
         return ImageCms.profileToProfile(
             image, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
-        )  # type: ignore[return-value]
+        )  # type: ignore[return-value]  # None in place only
     image = image.convert(mode)
     if mode.endswith("A"):
         image.putalpha(Image.fromarray((down * 255).round().astype(np.uint8)))

@@ -484,7 +484,7 @@ def test_paraphrase_is_cut_off_and_asks_for_the_question_alone(speaker: Path) ->
             replies.append((message, most_tokens))
             return "“fine”"
 
-    assert text_models.paraphrase("is it red?", Recorder()) == "fine"  # type: ignore[arg-type]
+    assert text_models.paraphrase("is it red?", Recorder()) == "fine"  # type: ignore[arg-type]  # it replies, and no more is asked
     ((message, most),) = replies
     assert message.endswith("\n\nis it red?")
     assert most == 32 + 4 * 3

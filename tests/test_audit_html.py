@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,14 +20,14 @@ from test_audit_report import _attacked, _mixed
 EVIL = "<script>alert(1)</script><img src=http://evil/x onerror=alert(2)>"
 
 
-def report(*attackers: str, control: bool = True, **more: object) -> AuditReport:
+def report(*attackers: str, control: bool = True, **more: Any) -> AuditReport:
     def arm(share: float) -> np.ndarray:
         return np.tile((np.arange(40) < round(40 * share)).astype(float), (3, 1))
 
     by_arm = {"clean": arm(0.8), "release": arm(0.5)} | ({"control": arm(0.8)} if control else {})
     scores = [Scores(name, "lora", by_arm, arm(0.2)[0], "control") for name in attackers]
     findings, headline = analyse(scores, resamples=100)
-    return AuditReport(headline, tuple(findings), **more)  # type: ignore[arg-type]
+    return AuditReport(headline, tuple(findings), **more)
 
 
 class Page(HTMLParser):

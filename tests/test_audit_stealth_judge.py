@@ -79,7 +79,7 @@ class Server:
                 self.end_headers()
                 self.wfile.write(data)
 
-            do_GET = do_POST  # noqa: N815
+            do_GET = do_POST  # noqa: N815 (a name of http.server)
 
             def log_message(self, *_: object) -> None:
                 pass

@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision.models import alexnet
 
 import tiny
-from mmguard.auditing.stealth_images import image_change, likeness, load_lpips, load_pair
+from mmguard.auditing.stealth_images import Lpips, image_change, likeness, load_lpips, load_pair
 from mmguard.auditing.stealth_texts import (
     LanguageModel,
     bleu,
@@ -124,8 +124,8 @@ def no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("choice", "reason"),
     [("auto", "--lpips alex fetches them"), ("alex", "no network"), ("vgg", "no network"), ("off", "turned off")],
 )
-def test_no_lpips_without_weights(no_weights: Path, choice: str, reason: str) -> None:
-    perceptual, why = load_lpips(choice, CPU)  # type: ignore[arg-type]
+def test_no_lpips_without_weights(no_weights: Path, choice: Lpips, reason: str) -> None:
+    perceptual, why = load_lpips(choice, CPU)
     assert perceptual is None
     assert reason in why
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -300,9 +299,11 @@ def test_staged_unfreezing(rows, watch, family, recipe) -> None:
     def moved(start: int, end: int) -> set[str]:
         return {one for one in watch.left if not torch.equal(watch.steps[start][one], watch.steps[end][one])}
 
-    is_projector: Callable[[str], bool] = lambda one: any(  # noqa: E731
-        part in one for part in ("multi_modal_projector", "visual.merger", "visual.deepstack_merger_list")
-    )
+    def is_projector(weight: str) -> bool:
+        return any(
+            part in weight for part in ("multi_modal_projector", "visual.merger", "visual.deepstack_merger_list")
+        )
+
     first, second = moved(0, 4), moved(4, 8)
     assert first
     assert all(map(is_projector, first))

@@ -247,9 +247,10 @@ def test_what_ray_cannot_do_is_refused(data: Path, llava: str, tmp_path: Path, s
         protected(data, llava, tmp_path / "b", EngineConfig("ray", workers=3))
     with pytest.raises(ConfigError, match="workers with 1 GPUs and a driver on cpu"):
         protected(data, llava, tmp_path / "c", EngineConfig("ray", gpus_per_worker=1))
+    wrong: dict[str, Any]
     for wrong in ({"workers": 0}, {"workers": 2}, {"address": "auto"}, {"engine": "spark"}):
         with pytest.raises(ConfigError):
-            EngineConfig(**wrong)  # type: ignore[arg-type]
+            EngineConfig(**wrong)
 
 
 def test_ray_listens_to_this_machine_alone(started: None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,4 +71,18 @@ def test_public_names_are_frozen() -> None:
     assert callable(mmguard.protect)
     assert callable(mmguard.audit)
     with pytest.raises(AttributeError, match="nothing_like_it"):
-        mmguard.nothing_like_it  # noqa: B018
+        mmguard.nothing_like_it  # noqa: B018 (looking it up is what fails)
+
+
+def test_what_a_checker_is_told_to_overlook_has_its_reason_beside_it() -> None:
+    root = Path(__file__).parents[1]
+    told = re.compile(r"# (?:noqa|type: ignore)\b")
+    reasoned = re.compile(told.pattern + r"(?:: \w+ \(\S.+\)|\[[\w-]+\]  # \S.+)$")
+    unexplained = [
+        f"{path.relative_to(root)}:{number}"
+        for folder in ("src", "tests", "benchmarks", "scripts")
+        for path in sorted((root / folder).rglob("*.py"))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if told.search(line) and not reasoned.search(line)
+    ]
+    assert unexplained == []

@@ -185,8 +185,8 @@ def check_squares(layout: tuple[int, int, Cells], energy: Callable[[Tensor, Tens
         changed[:, top:bottom, left:right] = 1
         covering = {
             token
-            for token, (t, l, b, r) in cells.items()  # noqa: E741
-            if min(b, bottom) - max(t, top) > 1e-6 and min(r, right) - max(l, left) > 1e-6
+            for token, (y0, x0, y1, x1) in cells.items()
+            if min(y1, bottom) - max(y0, top) > 1e-6 and min(x1, right) - max(x0, left) > 1e-6
         }
         ranked = energy(changed, clean).argsort(descending=True)
         assert set(ranked[: len(covering)].tolist()) == covering

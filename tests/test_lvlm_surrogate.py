@@ -174,7 +174,7 @@ def test_recomputing_saves_memory_and_changes_nothing(family: str) -> None:
         kept: list[int] = []
         unit = [image.clone().requires_grad_(True) for image in images()[:1]]
         encoded = model.encode(EXAMPLES[:1], unit)
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):  # noqa: B023
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):  # noqa: B023 (used up in this turn)
             forward = model.forward(encoded, model.pixels(unit), LAYERS[:1])
         assert forward.attention is not None
         (forward.nll.sum() + forward.attention.answer.square().sum()).backward()

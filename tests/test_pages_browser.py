@@ -43,7 +43,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def audit(tmp_path: Path, samples: list) -> Path:  # noqa: F811
+def audit(tmp_path: Path, samples: list) -> Path:  # noqa: F811 (the fixture)
     rng = np.random.default_rng(0)
     arms = ("clean", "release", "control")
     curves = [loss_curve(LONG, "lora", arm, np.exp(-rng.random((3, 80))).tolist()) for arm in arms]

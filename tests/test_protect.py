@@ -175,8 +175,8 @@ def test_perturbations_live_in_a_file_until_the_release_is_finished(
 ) -> None:
     seen: list[tuple[bytes, bytes]] = []
 
-    def spy(items: list[Item], *rest: object) -> None:
-        optimise(items, *rest)  # type: ignore[arg-type]
+    def spy(items: list[Item], *rest: Any) -> None:
+        optimise(items, *rest)
         file = tmp_path / "release.record" / "deltas.int8"
         seen.append((file.read_bytes(), b"".join(item.delta.numpy().tobytes() for item in items)))
 
@@ -208,9 +208,9 @@ def test_an_original_that_vanishes_on_the_way_is_left_out(
 ) -> None:
     plain = optimise
 
-    def interrupted(items: list[Item], *rest: object) -> None:
+    def interrupted(items: list[Item], *rest: Any) -> None:
         (folder / "images" / "2.png").unlink()
-        plain(items, *rest)  # type: ignore[arg-type]
+        plain(items, *rest)
 
     monkeypatch.setattr("mmguard.protection.run.optimise", interrupted)
     release = protect(folder, [llava], FAST, tmp_path / "release")
@@ -234,11 +234,11 @@ def test_what_does_not_fit_into_memory_is_done_in_halves(
     tried: list[tuple[int, bool]] = []
     plain = Surrogate.forward
 
-    def forward(self: Surrogate, encoded: Encoded, *rest: object) -> Forward:
+    def forward(self: Surrogate, encoded: Encoded, *rest: Any) -> Forward:
         tried.append((len(encoded.labels), self.recompute))
         if len(encoded.labels) > 1 or not self.recompute:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        return plain(self, encoded, *rest)  # type: ignore[arg-type]
+        return plain(self, encoded, *rest)
 
     monkeypatch.setattr(Surrogate, "forward", forward)
     found = fresh()

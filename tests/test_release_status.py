@@ -73,9 +73,9 @@ def test_the_screen_shows_what_wants_attention_and_totals() -> None:
     assert totals(files) == {"left out": 1, "unchanged": 0, "protected": 50}
     table = files_table(files)
     assert len(table.rows) <= 20 + 1 + 3
-    console = Console(width=80, file=StringIO())
-    console.print(table)
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    screen = StringIO()
+    Console(width=80, file=screen).print(table)
+    lines = screen.getvalue().splitlines()
     assert "[bold]x.png" in lines[3]
     assert "broken [/]" in lines[3]
     assert any("… and 31 more" in line for line in lines)

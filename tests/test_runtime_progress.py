@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,10 +47,10 @@ def test_each_stage_is_counted_to_its_end(
     items = [start(path, samples[:1], config, ensemble.vocabulary()) for path, samples in groups.items()]
     plain = Surrogate.forward
 
-    def forward(self: Surrogate, encoded: Encoded, *rest: object) -> Forward:
+    def forward(self: Surrogate, encoded: Encoded, *rest: Any) -> Forward:
         if len(encoded.labels) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        return plain(self, encoded, *rest)  # type: ignore[arg-type]
+        return plain(self, encoded, *rest)
 
     if short_of_memory:
         monkeypatch.setattr(Surrogate, "forward", forward)

@@ -12,11 +12,11 @@ import torch
 from typer.testing import CliRunner
 
 from mmguard.cli import app
-from mmguard.config import ProtectConfig
+from mmguard.config import ProtectConfig, Variant
 from mmguard.errors import ReleaseError, SurrogateError
 from mmguard.lvlm.surrogate import Surrogate, load_surrogate
 from mmguard.protection.run import protect
-from mmguard.trace.masses import ARMS, GROUPS, Trace, trace
+from mmguard.trace.masses import ARMS, GROUPS, Arm, Trace, trace
 from mmguard.trace.page import to_dict, to_html, verdict, write
 from mmguard.trace.routing import trace_routing
 
@@ -39,8 +39,8 @@ def found(bound: Path, surrogate: Surrogate) -> Trace:
     return trace(bound, DATA, surrogate)
 
 
-def layers(trace: Trace, arm: str, group: str) -> list[float]:
-    mass = trace.mass(arm, group)  # type: ignore[arg-type]
+def layers(trace: Trace, arm: Arm, group: str) -> list[float]:
+    mass = trace.mass(arm, group)
     assert mass is not None
     return [one.value for one in mass.layers]
 
@@ -84,9 +84,9 @@ def test_maps_show_the_same_tokens_in_all_arms(found: Trace) -> None:
 
 @pytest.mark.parametrize(("variant", "absent"), [("random-noise", "trigger"), ("random-words", "perturbed")])
 def test_what_a_release_does_not_change_is_not_traced(
-    tmp_path: Path, surrogate: Surrogate, variant: str, absent: str
+    tmp_path: Path, surrogate: Surrogate, variant: Variant, absent: str
 ) -> None:
-    config = ProtectConfig(variant=variant)  # type: ignore[arg-type]
+    config = ProtectConfig(variant=variant)
     release = protect("easy-vqa:train:what:2", [surrogate], config, tmp_path / "r").path
     found = trace(release, "easy-vqa:train:what:2", surrogate)
     assert {one.group for one in found.masses} == set(GROUPS) - {absent}

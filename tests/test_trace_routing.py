@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,8 +21,8 @@ def surrogate() -> Surrogate:
     return load_surrogate("zoo:qwen3vl-tiny", device="cpu")
 
 
-def release(folder: Path, surrogate: Surrogate, **settings: object) -> Path:
-    config = ProtectConfig(**{"rounds": 2, "top_c": 8, "eps": 8, **settings})  # type: ignore[arg-type]
+def release(folder: Path, surrogate: Surrogate, **settings: Any) -> Path:
+    config = ProtectConfig(**{"rounds": 2, "top_c": 8, "eps": 8, **settings})
     return protect(DATA, [surrogate], config, folder).path
 
 

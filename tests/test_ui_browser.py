@@ -31,7 +31,7 @@ EVIL = "what is <img src=x onerror=alert(1)> ${alert(2)} {{this}} here?"
 class Page:
     """A server, and what its pages said and asked for that they should not."""
 
-    def __init__(self, address: str, sessions: Sessions, browser: Any) -> None:  # noqa: F811
+    def __init__(self, address: str, sessions: Sessions, browser: Any) -> None:  # noqa: F811 (the fixture)
         self.address, self.sessions, self._browser = address, sessions, browser
         self.wrong: list[str] = []
 
@@ -49,7 +49,7 @@ class Page:
 
 
 @pytest.fixture
-def web(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:  # noqa: F811
+def web(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:  # noqa: F811 (the fixture)
     for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR"):
         monkeypatch.setenv(name, "")
     # The least that changes pictures and words: what optimisation does is tested elsewhere.
@@ -161,7 +161,9 @@ def test_the_page_fits_and_is_readable(web: Page, width: int, tmp_path: Path) ->
     page.close()
 
 
-def test_visitors_see_their_own_files_only_and_they_go_with_them(web: Page, photos: Path) -> None:
+def test_visitors_see_their_own_files_only_and_they_go_with_them(
+    web: Page, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     anna, ben = web.open(), web.open()
     anna.locator("input.folder").first.set_input_files(photos)
     anna.get_by_text("Found: 3 pictures").wait_for()
@@ -176,7 +178,7 @@ def test_visitors_see_their_own_files_only_and_they_go_with_them(web: Page, phot
         closed(visitor)
         gone.set()
 
-    web.sessions.close = close  # type: ignore[method-assign]
+    monkeypatch.setattr(web.sessions, "close", close)
     anna.close()
     assert gone.wait(60)
     (left,) = web.sessions.store.glob("session-*")

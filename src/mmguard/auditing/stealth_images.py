@@ -21,7 +21,8 @@ from mmguard.release.layout import change
 Lpips = Literal["auto", "alex", "vgg", "off"]
 """Which network LPIPS compares features of; `auto` is the first of the two whose weights are on this machine."""
 
-_WEIGHTS: dict[str, Any] = {"alex": AlexNet_Weights.DEFAULT, "vgg": VGG16_Weights.DEFAULT}
+_Network = Literal["alex", "vgg"]
+_WEIGHTS: dict[_Network, Any] = {"alex": AlexNet_Weights.DEFAULT, "vgg": VGG16_Weights.DEFAULT}
 _SMALLEST = {"alex": 31, "vgg": 16}
 """Pixels a side below which a network's last layer has no output."""
 _SMALLEST_SSIM = 6
@@ -91,11 +92,11 @@ class Perceptual:
         device: where it runs.
     """
 
-    def __init__(self, name: str, device: torch.device) -> None:
+    def __init__(self, name: _Network, device: torch.device) -> None:
         self.name, self.device = name, device
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            metric = LearnedPerceptualImagePatchSimilarity(net_type=name)  # type: ignore[arg-type]
+            metric = LearnedPerceptualImagePatchSimilarity(net_type=name)
         self._net: Callable[..., Tensor] = metric.net.to(device)
 
     def __call__(self, images: Tensor, originals: Tensor) -> list[float | None]:

@@ -160,7 +160,7 @@ def load_language_model(name: str, device: torch.device) -> LanguageModel:
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
     except OSError as error:
         raise SurrogateError(
             f"{name}: cannot be read or fetched; give a hub id or a folder with tokenizer and safetensors weights. "
@@ -171,7 +171,7 @@ def load_language_model(name: str, device: torch.device) -> LanguageModel:
             f"{name}: transformers {transformers.__version__} finds no causal language model in it; give one, such as "
             f"{_USUAL}. Cause: {error}"
         ) from error
-    return LanguageModel(name, model.to(device), tokenizer)  # type: ignore[arg-type]
+    return LanguageModel(name, model.to(device), tokenizer)
 
 
 def text_changes(

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, JpegImagePlugin
+from PIL import Image, JpegImagePlugin, TiffImagePlugin
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
@@ -225,8 +225,8 @@ def _bits(file: Image.Image, path: Path) -> int:
     if file.format == "PNG":
         with path.open("rb") as stream:
             return stream.read(25)[24]
-    if file.format == "TIFF":
-        return max(file.tag_v2.get(258, (8,)))  # type: ignore[attr-defined]
+    if isinstance(file, TiffImagePlugin.TiffImageFile):
+        return max(file.tag_v2.get(258, (8,)))
     return 8
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import ExifTags, Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
 from mmguard.data.images import opened
 
@@ -352,9 +352,11 @@ def _exif_of_tiff(file: Image.Image) -> bytes:
 
 
 def _iptc_of_tiff(file: Image.Image) -> bytes:
-    value = file.tag_v2.get(_IPTC_NAA, b"") if file.format == "TIFF" else b""  # type: ignore[attr-defined]
+    if not isinstance(file, TiffImagePlugin.TiffImageFile):
+        return b""
+    value = file.tag_v2.get(_IPTC_NAA, b"")
     if isinstance(value, tuple):  # some writers say that it is made of 32-bit numbers
-        value = struct.pack(f"{file.tag_v2.prefix.decode().replace('II', '<').replace('MM', '>')}{len(value)}I", *value)  # type: ignore[attr-defined]
+        value = struct.pack(f"{file.tag_v2.prefix.decode().replace('II', '<').replace('MM', '>')}{len(value)}I", *value)
     return bytes(value)
 
 

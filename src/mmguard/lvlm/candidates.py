@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class Candidates:
         prefix = self._prefix
         run: Callable[[Encoded], Forward] = self._in_full
         if prefix is not None and prefix.begins(encoded.inputs["input_ids"]):
-            run = lambda part: self._surrogate.forward_from(prefix, part, self._layers)  # noqa: E731
+            run = partial(self._surrogate.forward_from, prefix, layers=self._layers)
         while True:
             parts = -(-len(triggers) // self._chunk)
             size = -(-len(triggers) // parts)  # even parts: 65 candidates are not 64 and one

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -170,9 +171,10 @@ class Ensemble:
             for member, adapter in zip(self.members, self._adapters, strict=True):
                 encoded = member.surrogate.encode(examples, images)
                 pixels = member.surrogate.pixels(images)
-                if not self._fits(lambda: adapter.step(encoded, pixels, self._config.inner_lr)):  # noqa: B023
+                step = partial(adapter.step, encoded, pixels, self._config.inner_lr)
+                if not self._fits(step):
                     self.recompute = True
-                    adapter.step(encoded, pixels, self._config.inner_lr)
+                    step()
 
     def adaptation(self) -> dict[str, Tensor]:
         """Inside `adaptable`: the weights that `adapt` arrived at, by member and place."""

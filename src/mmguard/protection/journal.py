@@ -111,7 +111,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118 (no dictionary)
     except (OSError, SafetensorError) as error:
         raise ReleaseError(
             f"{path}: cannot be read ({error}): check the disk, or remove its folder to begin anew"

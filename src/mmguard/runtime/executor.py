@@ -89,7 +89,7 @@ def _elsewhere(
             begin(_Worker(work), job)
         while busy:
             for ready in wait(list(busy)):
-                worker = busy[ready]  # type: ignore[index]
+                worker = busy[ready]  # type: ignore[index]  # `wait` gives back what it was given
                 share, outcome = worker.receive()
                 if outcome is None:
                     advance(worker.job, share)
