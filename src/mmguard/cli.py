@@ -265,7 +265,7 @@ def audit(
             "the measured ones of the zoo if not given."
         ),
     ] = None,
-    recipe: Recipes = ["lora"],  # noqa: B006 (as there)
+    recipe: Recipes = ["lora"],  # noqa: B006 (typer never changes it)
     attack: Attacks = None,
     seeds: Annotated[int, typer.Option(help=_AUDIT["seeds"])] = AuditConfig.seeds,
     epochs: Annotated[float | None, typer.Option(help=_AUDIT["epochs"])] = AuditConfig.epochs,
