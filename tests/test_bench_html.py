@@ -26,15 +26,23 @@ def filled(toy: Bench) -> Results:
     return Results(toy, tuple(Outcome(one, {}, report({"a": (40, 40, 20)})) for one in toy.experiments))
 
 
-def test_verdict_counts_and_names_the_largest() -> None:
+def test_verdict_counts() -> None:
     toy = bench(("cats", "dogs"))
     right = [(40, 40, 30), (40, 40, 10), (40, 40, 40), (40, 10, 5)]
     outcomes = [Outcome(one, {}, report({"zoo:a": r})) for one, r in zip(toy.experiments, right, strict=True)]
     text = verdict(Results(toy, tuple(outcomes)))
     assert text.startswith("In **2 of 4** experiments attackers lose more")
     assert "; 1 of them has no result." in text  # its attacker is brittle
-    assert "Most is lost to dogs, bph: 75.0 points (" in text
     assert "nothing here predicts" in text
+
+
+def test_verdict_goes_by_the_worst_case_and_by_enough_seeds() -> None:
+    toy = bench(("cats",))
+    harmless, few = _attacked(0.8), report({"a": (40, 40, 20)}, seeds=1)
+    assert harmless.headline.beyond_control is not None
+    assert harmless.headline.beyond_control.low > 0
+    results = Results(toy, tuple(Outcome(e, {}, r) for e, r in zip(toy.experiments, (harmless, few), strict=True)))
+    assert verdict(results).startswith("In **0 of 2** experiments")
 
 
 def test_verdict_of_nothing() -> None:

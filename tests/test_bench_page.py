@@ -61,9 +61,11 @@ def test_tables_and_means() -> None:
     assert cats[4].startswith("50.0 (")
     assert dogs[2:4] == ["2", "0"]
     assert dogs[4].startswith("50.0 (")  # of a 25, of b 75
-    assert dogs[6] == "a (lora)"
+    assert dogs[7] == "a (lora)"
     assert both[2:4] == ["3", "1"]
     assert both[4].startswith("50.0 (")
+    # Of all, b on cats included, which keeps nothing.
+    assert [row[6].split(" ")[0] for row in (cats, dogs, both)] == ["0.75", "0.50", "0.62"]
     narrower = [float(cell[4].split("(")[1].split(" ")[0]) for cell in (cats, dogs, both)]
     assert narrower[2] > max(narrower[:2])
     brittle = rows(text.split("## cats")[1].split("## dogs")[0], "b", "text")
@@ -113,6 +115,24 @@ def test_same_dataset_twice_has_no_mean() -> None:
     results = Results(toy, tuple(Outcome(one, {}, report({"a": (40, 40, 20)})) for one in toy.experiments))
     assert rows(means(results), "**mean**") == []
     assert len(rows(means(results), "cats", "bph")) == 2
+
+
+def test_data_with_one_and_the_same_test_has_no_mean() -> None:
+    toy = bench(("cats", "dogs"))
+    whole = report({"a": (40, 40, 20)})
+    for tests, lines in ((("t", "t"), 0), (("t", "u"), 2)):
+        named = [replace(whole, provenance={**whole.provenance, "test sha256": test}) for test in tests] * 2
+        results = Results(toy, tuple(Outcome(e, {}, r) for e, r in zip(toy.experiments, named, strict=True)))
+        assert len(rows(means(results), "**mean**")) == lines
+
+
+def test_no_mean_of_what_a_dataset_lacks() -> None:
+    toy = bench(("cats", "dogs"))
+    reports = [report({"a": (40, 40, 20)}), report({"a": (0, 0, 0)})] * 2  # no gain, no share
+    results = Results(toy, tuple(Outcome(e, {}, r) for e, r in zip(toy.experiments, reports, strict=True)))
+    mean = rows(means(results), "**mean**", "bph")[0]
+    assert mean[4].startswith("25.0 (")
+    assert mean[5] == "–"
 
 
 def test_recipes_get_a_column_where_there_are_several() -> None:

@@ -15,9 +15,11 @@ import tiny
 from mmguard.auditing import runs
 from mmguard.bench import run
 from mmguard.bench.config import Bench, Experiment
+from mmguard.bench.results import known
 from mmguard.bench.run import run_bench, survey
 from mmguard.cli import app
 from mmguard.config import AuditConfig, ProtectConfig
+from mmguard.errors import DataError
 from mmguard.release.layout import UNFINISHED, record_folder
 from mmguard.release.writer import ReleaseWriter
 
@@ -89,6 +91,37 @@ def test_everything_is_made_once(bench: Bench, fake: list, tmp_path: Path, monke
     assert (tmp_path / "results.json").read_bytes() == content
     assert (tmp_path / "results.md").read_text(encoding="utf-8") == page
     assert make(replace(bench, title="Another", experiments=bench.experiments[1:3]), tmp_path).complete
+
+
+def test_what_was_made_elsewhere_is_taken_from_there(
+    bench: Bench, fake: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(bench, tmp_path / "elsewhere")
+    file = tmp_path / "elsewhere" / "results.jsonl"
+    monkeypatch.setattr(run, "protect", lambda *_, **__: pytest.fail("made again"))
+    taken = known(file, bench)
+    assert list(taken) == list(bench.experiments)
+    assert [str(state) for state in survey(bench, tmp_path / "here", taken=taken)] == [
+        f"{bench.label(one)}: taken from results" for one in bench.experiments
+    ]
+    assert make(bench, tmp_path / "here", taken=taken).complete
+    for name in ("results.json", "results.jsonl", "results.md", "results.html"):
+        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "elsewhere" / name).read_bytes()
+    # A setting that is newer than the file had its default; one that differs is another experiment.
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    del lines[0]["settings"]["protect.trigger_scope"], lines[1]["settings"]["protect.rounds"]
+    lines[2]["evidence"]["failures"] = [{"attacker": "fake", "reason": "broke"}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert list(known(file, bench)) == [bench.experiments[0], bench.experiments[3]]
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[1]", None])
+def test_a_file_that_holds_no_results_is_named(content: str | None, bench: Bench, tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=r"results\.jsonl: is no file of results"):
+        known(file, bench)
 
 
 def test_results_say_what_they_were_made_with_and_no_secrets(bench: Bench, fake: list, tmp_path: Path) -> None:
@@ -263,7 +296,7 @@ def test_command(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "Means over attackers" in again.stdout
     assert "1 of 1: easy-vqa:train:what:2, bph" in again.stderr
     state = json.loads(CliRunner().invoke(app, [*command, "--dry-run", "--json"]).stdout)
-    assert state == [{"label": "easy-vqa:train:what:2, bph", "release": True, "runs": 4, "found": 4}]
+    assert state == [{"label": "easy-vqa:train:what:2, bph", "release": True, "runs": 4, "found": 4, "taken": False}]
 
 
 def test_command_with_a_failure_has_exit_code_3(tmp_path: Path) -> None:

@@ -382,8 +382,16 @@ def bench(
     ] = None,
     jobs: Jobs = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is there and what would be made.")] = False,
+    taken_from: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from",
+            help="Take experiments of the same settings from this results.jsonl, of whatever machine; repeatable.",
+        ),
+    ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Write the page of results to this file, too, and its JSON beside it.")
+        Path | None,
+        typer.Option(help="Write the page of results to this Markdown file, too, and .json and .jsonl beside it."),
     ] = None,
     device: Device = "auto",
     offline: Offline = False,
@@ -392,13 +400,15 @@ def bench(
     """Make the releases and audits that a file describes, and tables of them; what is there is not made again."""
     with _reporting(as_json):
         from mmguard.bench.config import load_bench
-        from mmguard.bench.page import means, page
-        from mmguard.bench.run import run_bench, survey
+        from mmguard.bench.page import means
+        from mmguard.bench.results import known
+        from mmguard.bench.run import run_bench, survey, write
 
         matrix = load_bench(config, seeds)
         folder = out if out is not None else Path("out") / config.stem
+        taken = {one: outcome for path in taken_from or () for one, outcome in known(path, matrix).items()}
         if dry_run:
-            states = list(survey(matrix, folder, device))
+            states = list(survey(matrix, folder, device, taken))
             if as_json:
                 _print_json([vars(state) for state in states])
             else:
@@ -406,13 +416,11 @@ def bench(
                     _out.print(str(state), highlight=False, markup=False)
             return
         results = run_bench(
-            matrix, folder, jobs=jobs, device=device, progress=not as_json,
+            matrix, folder, taken=taken, jobs=jobs, device=device, progress=not as_json,
             say=lambda text: _err.print(text, highlight=False, markup=False),
         )  # fmt: skip
         if report is not None:
-            report.parent.mkdir(parents=True, exist_ok=True)
-            report.write_text(page(results), encoding="utf-8")
-            report.with_suffix(".json").write_text(results.to_json(), encoding="utf-8")
+            write(results, report)
         if as_json:
             _print_json(results.to_dict())
         else:

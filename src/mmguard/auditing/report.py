@@ -153,13 +153,19 @@ class Section:
         return "\n\n".join([heading, table(self.head, self.lines), *remarks, self.legend])
 
 
-UNDER_ATTACK, MIXTURES, FILTERS = "Under attack", "Mixed with clean data", "What filters dropped"
+UNDER_ATTACK, BEST_RECIPE = "Under attack", "Where attackers choose the recipe"
+MIXTURES, FILTERS = "Mixed with clean data", "What filters dropped"
 
 
 def sections(report: AuditReport) -> Iterator[Section]:
     """What was found besides: under attack, of mixtures and of filters, of each only where there was one."""
-    if report.under_attack:
-        yield Section(UNDER_ATTACK, *_attack_table(report), ATTACK_LEGEND, tuple(_choices(report)))
+    if report.under_attack or report.worst_case:
+        yield Section(
+            UNDER_ATTACK if report.under_attack else BEST_RECIPE,
+            *_attack_table(report),
+            ATTACK_LEGEND,
+            tuple(_choices(report)),
+        )
     if report.mixtures:
         yield Section(MIXTURES, *_mixture_table(report), MIXTURE_LEGEND)
     if report.sifted:
@@ -194,7 +200,8 @@ def _verdict(report: AuditReport) -> str:
     else:
         text = _effect(headline, headline.beyond_control, worst=report.worst_case is not None)
         if report.worst_case and report.headline.beyond_control:
-            text += f" Without attacks they lose {_points(report.headline.beyond_control)}."
+            without = "Without attacks" if report.under_attack else "In the mean over recipes"
+            text += f" {without} they lose {_points(report.headline.beyond_control)}."
     if few:
         text += f" **No claim follows**: that takes at least {MIN_SEEDS} seeds."
     if any(finding.attacker.startswith("zoo:") for finding in report.findings):
@@ -208,11 +215,15 @@ def _effect(headline: Headline, beyond: Estimate, worst: bool) -> str:
         share = headline.gain_removed
         percent = (f"{100 * number:.0f}" for number in (share.value, share.low, share.high))
         of_gain = ", {}% of what fine-tuning gains ({} to {}%)".format(*percent)
+        if headline.with_gain < headline.counted:
+            of_gain += f" in the mean over the {headline.with_gain} of them that clearly gain"
     amount = f"{_points(beyond)} beyond the matched control{of_gain}"
     mean = f", in the mean over {headline.counted} attackers" if headline.counted > 1 else ""
     if worst:
         mean += ", in the worst case: if each chooses the recipe and the attack that serve it best"
-    left_out = f" {headline.brittle} brittle left out." if headline.brittle else ""
+    left_out = ""
+    if headline.brittle and headline.all_beyond_control:
+        left_out = f" {headline.brittle} brittle left out; with them it is {_points(headline.all_beyond_control)}."
     least = f" The attacker that lost least is {headline.strongest}." if headline.counted > 1 else ""
     if beyond.low > 0 and not headline.claim:
         return f"In these few runs attackers lost {amount}{mean}.{least}{left_out}"

@@ -17,15 +17,14 @@ import psutil
 import torch
 
 from mmguard.auditing.arms import Arm
-from mmguard.auditing.attacks import attack_named
-from mmguard.auditing.best_of import choosing_half, worst_case
+from mmguard.auditing.evidence import Evidence
 from mmguard.auditing.html import write_html
 from mmguard.auditing.losses import LossCurve, loss_curve
 from mmguard.auditing.plan import Plan, plan_audit
-from mmguard.auditing.report import AuditReport, Failure, Filtered, not_tested
+from mmguard.auditing.report import AuditReport, Failure, Filtered
 from mmguard.auditing.runs import Result, Run
 from mmguard.auditing.selection import MixedArm
-from mmguard.auditing.stats import Finding, FloatArray, Scores, analyse, marginal_values
+from mmguard.auditing.stats import FloatArray, Scores
 from mmguard.config import AuditConfig, Recipe
 from mmguard.errors import ConfigError
 from mmguard.runtime.devices import device_of
@@ -84,15 +83,15 @@ def audit(
         release, original, test, attackers, config, arms=arms, runs=out and out / "runs", device=device, split=split,
         test_split=test_split, test_limit=test_limit,
     )  # fmt: skip
-    report = carry_out(plan, jobs, progress)
+    report = carry_out(plan, jobs, progress).report()
     if out is not None:
         report.write(out)
         write_html(report, plan.runner.pairing, out)
     return report
 
 
-def carry_out(plan: Plan, jobs: int | None = 1, progress: Told | bool = False) -> AuditReport:
-    """Makes the runs that are not on the plan's shelf yet, and reports.
+def carry_out(plan: Plan, jobs: int | None = 1, progress: Told | bool = False) -> Evidence:
+    """Makes the runs that are not on the plan's shelf yet, and gathers what all of them say.
 
     Args:
         plan: the audit.
@@ -120,7 +119,7 @@ def carry_out(plan: Plan, jobs: int | None = 1, progress: Told | bool = False) -
         for run, outcome in outcomes:
             results.add(run, outcome)
             reached(run, 1.0)
-    return results.report()
+    return results.evidence()
 
 
 def default_jobs(device: str) -> int:
@@ -183,46 +182,23 @@ class _Results:
             self._results[run] = outcome
             self._plan.shelf.keep(self._plan.runner.describe(run), outcome)
 
-    def report(self) -> AuditReport:
-        """What is known about every attacker, recipe and attack of which all runs were made."""
+    def evidence(self) -> Evidence:
+        """The scores of every attacker, recipe and attack of which all runs were made, and why there are no others."""
         plan = self._plan
         failures: list[Failure] = []
-        entries = list(self._entries(None, failures))
-        findings, headline = analyse(entries, plan.groups, plan.config.bootstrap, plan.config.seed)
-        # How an attacker bears any change is told by the runs that change nothing else.
-        status = {(one.attacker, one.recipe): one.status for one in findings}
-        attacked = [one for attack in plan.attacks for one in self._entries(attack, failures)]
-        # What clean data does for an attacker says nothing of the release: mixtures are judged by what that adds to it.
-        mixtures = [one for one in attacked if "clean-part" in one.by_arm]
-        sifted = tuple(self._sifted(attacked))
-        attacked = [one for one in attacked if "clean-part" not in one.by_arm]
-        options = [replace(one, status=status[one.attacker, one.recipe]) for one in (*entries, *attacked)]
-        attacked = options[len(entries) :]
-        under_attack = self._under_attack(attacked)
-        worst = worst_case(options, plan.groups, plan.config.bootstrap, plan.config.seed) if attacked else None
-        return AuditReport(
-            headline=headline,
-            findings=tuple(findings),
-            under_attack=tuple(under_attack),
-            worst_case=worst,
-            mixtures=tuple(marginal_values(mixtures, plan.groups, plan.config.bootstrap, plan.config.seed)),
-            sifted=sifted,
+        scores = [one for attack in (None, *plan.attacks) for one in self._entries(attack, failures)]
+        return Evidence(
+            scores=tuple(scores),
+            groups=tuple(plan.groups),
+            attacks=plan.attacks,
+            resamples=plan.config.bootstrap,
+            seed=plan.config.seed,
+            sifted=tuple(self._sifted(scores)),
             failures=tuple(dict.fromkeys(failures)),
             warnings=plan.warnings,
-            not_tested=not_tested(plan.attacks if attacked or mixtures else ()),
             provenance=plan.provenance,
-            losses=tuple(curve for one in entries for curve in self._losses(one)),
+            losses=tuple(curve for one in scores if one.attack is None for curve in self._losses(one)),
         )
-
-    def _under_attack(self, attacked: Sequence[Scores]) -> list[Finding]:
-        """Judges attacks: one that chose its weights on some of the test items, on the others alone."""
-        findings: list[Finding] = []
-        unseen = ~choosing_half(self._plan.groups)
-        for chose, items in ((False, np.full_like(unseen, True)), (True, unseen)):
-            scores = [one.on(items) for one in attacked if attack_named(str(one.attack)).training.keep_best == chose]
-            groups = np.asarray(self._plan.groups)[items].tolist()
-            findings += analyse(scores, groups, self._plan.config.bootstrap, self._plan.config.seed)[0]
-        return findings
 
     def _entries(self, attack: str | None, failures: list[Failure]) -> Iterator[Scores]:
         """The scores of all attackers and recipes under an attack; of those that have none, the failures."""

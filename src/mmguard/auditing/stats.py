@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,7 +127,12 @@ class Marginal:
 
 @dataclass(frozen=True)
 class Headline:
-    """The mean over all attackers that are not brittle."""
+    """The mean over all attackers that are not brittle.
+
+    Who is brittle is told by the control's answers, which are in the mean too: a control that happens to do badly is
+    left out, one that happens to do well is counted. That favours the protection a little; the means over all
+    attackers, brittle ones included, do not have this flaw.
+    """
 
     counted: int
     """How many attackers and recipes the means are over."""
@@ -136,6 +141,11 @@ class Headline:
     beyond_control: Estimate | None
     gain_removed: Estimate | None
     """Mean of G over those attackers that have one."""
+    with_gain: int
+    """How many these are."""
+    all_beyond_control: Estimate | None
+    """As `beyond_control`, brittle attackers included; so is `all_gain_removed`."""
+    all_gain_removed: Estimate | None
     strongest: str | None
     """The attacker (and recipe) that lost least beyond its control."""
     claim: bool
@@ -228,7 +238,7 @@ def _draw(entry: Scores, groups: Sequence[int] | None, resamples: int, seed: int
 
 
 def _finding(entry: Scores, draws: dict[str, FloatArray]) -> tuple[Finding, FloatArray | None, FloatArray | None]:
-    """One finding, with the resamples of its beyond_control and gain_removed for the means over attackers."""
+    """One finding, with the resamples for the means over attackers (`_Kept`)."""
     mean = {arm: float(array.mean()) for arm, array in entry.by_arm.items()}
     mean["zero-shot"] = float(entry.zero_shot.mean())
     seeds = next(iter(entry.by_arm.values())).shape[0]
@@ -321,30 +331,35 @@ def _ends(value: float, draws: FloatArray) -> Estimate | None:
     return Estimate(value, float(low), float(high)) if np.isfinite([low, high]).all() else None
 
 
-def _headline(kept: Sequence[tuple[Finding, FloatArray | None, FloatArray | None]]) -> Headline:
-    counted: list[tuple[Finding, Estimate, Any]] = [
-        (finding, finding.beyond_control, beyond)
-        for finding, beyond, _ in kept
-        if finding.status != "brittle" and finding.beyond_control is not None
-    ]
-    shares = [
-        (finding.gain_removed.value, share)
-        for finding, _, share in kept
-        if finding.status != "brittle" and finding.gain_removed is not None and share is not None
-    ]
-    strongest = min(counted, key=lambda item: item[1].value)[0] if counted else None
+_Kept = tuple[Finding, FloatArray | None, FloatArray | None]
+"""A finding, with the resamples of its `beyond_control` and `gain_removed`."""
+
+
+def _headline(kept: Sequence[_Kept]) -> Headline:
+    judged = [one for one in kept if one[0].beyond_control is not None]
+    counted = [one for one in judged if one[0].status != "brittle"]
+    found = [one for one, *_ in counted]
+    strongest = min(found, key=lambda one: one.beyond_control.value if one.beyond_control else 0.0, default=None)
     return Headline(
         counted=len(counted),
-        brittle=sum(finding.status == "brittle" for finding, _, _ in kept),
-        beyond_control=_interval(
-            float(np.mean([estimate.value for _, estimate, _ in counted])),
-            np.mean([d for *_, d in counted], axis=0),
-        )
-        if counted
-        else None,
-        gain_removed=_ends(float(np.mean([v for v, _ in shares])), np.mean([d for _, d in shares], axis=0))
-        if shares
-        else None,
+        brittle=len(judged) - len(counted),
+        beyond_control=_mean_beyond(counted),
+        gain_removed=_mean_share(counted),
+        with_gain=sum(one.gain_removed is not None for one in found),
+        all_beyond_control=_mean_beyond(judged),
+        all_gain_removed=_mean_share(judged),
         strongest=f"{strongest.attacker} ({strongest.recipe})" if strongest else None,
-        claim=bool(counted) and all(finding.seeds >= MIN_SEEDS for finding, _, _ in counted),
+        claim=bool(found) and all(one.seeds >= MIN_SEEDS for one in found),
     )
+
+
+def _mean_beyond(kept: Sequence[_Kept]) -> Estimate | None:
+    values = [finding.beyond_control.value for finding, *_ in kept if finding.beyond_control is not None]
+    draws = [beyond for _, beyond, _ in kept if beyond is not None]
+    return _interval(float(np.mean(values)), np.mean(draws, axis=0)) if values else None
+
+
+def _mean_share(kept: Sequence[_Kept]) -> Estimate | None:
+    values = [finding.gain_removed.value for finding, *_ in kept if finding.gain_removed is not None]
+    draws = [share for *_, share in kept if share is not None]
+    return _ends(float(np.mean(values)), np.mean(draws, axis=0)) if values else None

@@ -77,6 +77,17 @@ class Experiment:
         return flat
 
 
+def default_settings() -> dict[str, Any]:
+    """The default of every setting that has one, by its name in the file."""
+    prefixed = (("", Experiment), ("protect.", ProtectConfig), ("audit.", AuditConfig))
+    return {
+        prefix + entry.name: entry.default
+        for prefix, kind in prefixed
+        for entry in fields(kind)
+        if entry.default is not MISSING
+    }
+
+
 _ROWS = ("dataset", "test", "attackers", "audit.recipes")
 """Settings that the tables of findings name in any case."""
 

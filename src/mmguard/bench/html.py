@@ -48,25 +48,17 @@ def to_html(results: Results) -> str:
 
 
 def verdict(results: Results) -> str:
-    """What all experiments together say, in plain words."""
-    heads = _heads(results)
-    lost = [(one, head) for one, head in heads if head.beyond_control and head.beyond_control.low > 0]
-    unknown = len(results.bench.experiments) - sum(head.beyond_control is not None for _, head in heads)
+    """What all experiments together say, in plain words: of each its worst case, where one was measured."""
+    heads = [report.worst_case.headline if report.worst_case else report.headline for _, report in finished(results)]
+    lost = [head for head in heads if head.claim and head.beyond_control and head.beyond_control.low > 0]
+    unknown = len(results.bench.experiments) - sum(head.beyond_control is not None for head in heads)
     text = (
         f"In **{len(lost)} of {len(results.bench.experiments)}** experiments attackers lose more than to the matched "
-        "control (95% interval above 0)"
+        "control (95% interval above 0, each by itself)"
     )
     if unknown:
         text += f"; {unknown} of them {'has' if unknown == 1 else 'have'} no result"
-    sentences = [text + "."]
-    if lost:
-        one, head = max(lost, key=lambda item: item[1].beyond_control.value if item[1].beyond_control else 0.0)
-        assert head.beyond_control is not None
-        points = (100 * end for end in vars(head.beyond_control).values())
-        sentences.append(
-            "Most is lost to {}: {:.1f} points ({:.1f} to {:.1f}).".format(results.bench.label(one), *points)
-        )
-    return " ".join([*sentences, *caveats(results)])
+    return " ".join([text + ".", *caveats(results)])
 
 
 def _heads(results: Results) -> list[tuple[Experiment, Headline]]:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import MISSING, fields
 
 from mmguard.auditing.markdown import bullets, table
 from mmguard.auditing.report import AuditReport, sections
-from mmguard.auditing.runs import PACKAGES
 from mmguard.auditing.stats import MIN_SEEDS, Estimate, Finding, Headline, mean_of_independent
-from mmguard.bench.config import Experiment, plain
+from mmguard.bench.config import Experiment, default_settings, plain
 from mmguard.bench.results import Outcome, Results
-from mmguard.config import AuditConfig, ProtectConfig
-from mmguard.runtime.provenance import commit, versions
 
 LEGEND = (
     "Accuracies in percent on clean test data, means over seeds; differences in points with 95 % bootstrap intervals "
     "over seeds and test items. *Control*: what the release changes is changed as much at random: noise for `image`, "
     "words for `text`, both for the others. *Drop*: clean − release. *Control cost*: clean − control; above 5 points "
     "the attacker is *brittle*, and its numbers are no evidence. *Beyond control*: control − release. *G*: the share "
-    "of the fine-tuning gain that the release removes beyond the control."
+    "of the fine-tuning gain that the release removes beyond the control; *G of all* counts brittle attackers, too."
 )
 _ZOO = "The zoo's tiny models demonstrate the method; nothing here predicts how large models fare."
 
@@ -52,30 +48,35 @@ def means_table(results: Results) -> tuple[list[str], list[list[str]]]:
 
     Where there are several datasets, their mean follows, each counting the same.
     """
-    return _means(results, [(one, report.headline) for one, report in finished(results)])
+    return _means(results, [(one, report, report.headline) for one, report in finished(results)])
 
 
 def worst_table(results: Results) -> tuple[list[str], list[list[str]]]:
     """The same of attackers who choose the best recipe and attack; no lines where no attacks were made."""
     return _means(
-        results, [(one, report.worst_case.headline) for one, report in finished(results) if report.worst_case]
+        results, [(one, report, report.worst_case.headline) for one, report in finished(results) if report.worst_case]
     )
 
 
-def _means(results: Results, heads: Sequence[tuple[Outcome, Headline]]) -> tuple[list[str], list[list[str]]]:
+def _means(
+    results: Results, heads: Sequence[tuple[Outcome, AuditReport, Headline]]
+) -> tuple[list[str], list[list[str]]]:
     columns = results.bench.columns
-    groups: dict[tuple[str, ...], list[tuple[str, Headline]]] = {}
-    for one, head in heads:
-        groups.setdefault(_cells(one.experiment, columns), []).append((one.experiment.dataset, head))
+    groups: dict[tuple[str, ...], list[tuple[str, str, Headline]]] = {}
+    for one, report, head in heads:
+        dataset = one.experiment.dataset
+        test = str(report.provenance.get("test sha256", dataset))
+        groups.setdefault(_cells(one.experiment, columns), []).append((dataset, test, head))
     lines = []
     for setting, members in groups.items():
-        # Attackers on one and the same dataset are not independent.
-        if len(members) > 1 and len(dict(members)) == len(members):
-            members.append(("**mean**", _over([head for _, head in members])))
-        for dataset, head in members:
-            numbers = [_points(head.beyond_control), _share(head.gain_removed), head.strongest or "–"]
-            lines.append([dataset, *setting, str(head.counted), str(head.brittle), *numbers])
-    names = ["dataset", *columns.values(), "attackers", "brittle", "beyond control", "G", "lost least"]
+        rows = [(dataset, head) for dataset, _, head in members]
+        # Answers to one and the same test are not independent.
+        if len(members) > 1 and len({test for _, test, _ in members}) == len(members):
+            rows.append(("**mean**", _over([head for *_, head in members])))
+        for dataset, head in rows:
+            numbers = [_points(head.beyond_control), _share(head.gain_removed), _share(head.all_gain_removed)]
+            lines.append([dataset, *setting, str(head.counted), str(head.brittle), *numbers, head.strongest or "–"])
+    names = ["dataset", *columns.values(), "attackers", "brittle", "beyond control", "G", "G of all", "lost least"]
     return names, lines
 
 
@@ -111,13 +112,20 @@ def caveats(results: Results) -> list[str]:
 
 
 def _over(heads: Sequence[Headline]) -> Headline:
-    beyond = [head.beyond_control for head in heads if head.beyond_control]
-    shares = [head.gain_removed for head in heads if head.gain_removed]
+    """The mean over datasets; of what one of them lacks there is none."""
+
+    def mean(found: Sequence[Estimate | None]) -> Estimate | None:
+        there = [one for one in found if one is not None]
+        return mean_of_independent(there) if len(there) == len(found) else None
+
     return Headline(
         counted=sum(head.counted for head in heads),
         brittle=sum(head.brittle for head in heads),
-        beyond_control=mean_of_independent(beyond) if beyond else None,
-        gain_removed=mean_of_independent(shares) if shares else None,
+        beyond_control=mean([head.beyond_control for head in heads]),
+        gain_removed=mean([head.gain_removed for head in heads]),
+        with_gain=sum(head.with_gain for head in heads),
+        all_beyond_control=mean([head.all_beyond_control for head in heads]),
+        all_gain_removed=mean([head.all_gain_removed for head in heads]),
         strongest=None,
         claim=all(head.claim for head in heads),
     )
@@ -187,17 +195,15 @@ def _failures(results: Results) -> Iterable[str]:
 def provenance(results: Results) -> Iterable[str]:
     """What all experiments have in common and is no default, and what they were made with."""
     every = [one.settings for one in results.bench.experiments]
-    default = {
-        f"{name}.{field.name}": field.default
-        for name, kind in (("protect", ProtectConfig), ("audit", AuditConfig))
-        for field in fields(kind)
-        if field.default is not MISSING
-    }
+    default = default_settings()
     for key, value in every[0].items():
         if all(one[key] == value for one in every) and value not in (default.get(key), None, ()):
             yield f"{key}: {plain(value)}"
-    yield ", ".join(f"{name} {number}" for name, number in versions(*PACKAGES).items())
-    yield f"commit {commit() or 'unknown'}; hashes of data, weights and releases are in results.json"
+    # Of every experiment: some may have been made elsewhere, or earlier.
+    made = [report.provenance for _, report in finished(results)]
+    yield from dict.fromkeys(", ".join(map(" ".join, one.get("versions", {}).items())) for one in made)
+    commits = " and ".join(dict.fromkeys(str(one.get("commit") or "unknown") for one in made))
+    yield f"commit {commits or 'unknown'}; hashes of data, weights and releases are in results.json"
 
 
 def _cells(one: Experiment, columns: Iterable[str]) -> tuple[str, ...]:

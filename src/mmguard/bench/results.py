@@ -1,14 +1,22 @@
-"""What came of a benchmark, as plain data."""
+"""What came of a benchmark, as plain data.
+
+`results.json` tells what was found; `results.jsonl`, an experiment a line, holds the scores that it was found from.
+Lines of several machines can be put into one file, and a benchmark that is given it makes only what is not in it.
+"""
 
 from __future__ import annotations
 
 import json
 import platform
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from mmguard.auditing.evidence import Evidence
 from mmguard.auditing.report import AuditReport
-from mmguard.bench.config import Bench, Experiment
+from mmguard.bench.config import Bench, Experiment, default_settings
+from mmguard.errors import DataError
 from mmguard.runtime.provenance import commit
 
 
@@ -22,6 +30,8 @@ class Outcome:
     report: AuditReport | None
     failure: str | None = None
     """Why there is no report."""
+    evidence: Evidence | None = field(default=None, compare=False, repr=False)
+    """What the report follows from."""
 
 
 @dataclass(frozen=True)
@@ -62,3 +72,40 @@ class Results:
     def to_json(self) -> str:
         """The same as text; strict, without NaN."""
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def to_lines(self) -> str:
+        """The evidence of every experiment that has any, a line each; `known` reads it."""
+        lines = [
+            {"settings": one.experiment.settings, "release": one.release, "evidence": one.evidence.to_dict()}
+            for one in self.outcomes
+            if one.evidence is not None
+        ]
+        return "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+
+
+def known(path: Path, bench: Bench) -> dict[Experiment, Outcome]:
+    """The experiments of a benchmark whose evidence a file holds, as `Results.to_lines` wrote it, without failures.
+
+    A setting that was not there yet when the line was written counts as having had its default. Weights of models,
+    data and versions may have changed since: the line says what they were, and the report repeats it.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    found: dict[Experiment, Outcome] = {}
+    try:
+        for text in path.read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            evidence = Evidence.from_dict(line["evidence"])
+            for one in bench.experiments:
+                if not evidence.failures and _same(one, line["settings"]):
+                    found[one] = Outcome(one, line["release"], evidence.report(), evidence=evidence)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: is no file of results ({error}): give a results.jsonl that bench wrote") from error
+    return found
+
+
+def _same(one: Experiment, stored: Mapping[str, Any]) -> bool:
+    plain = json.loads(json.dumps(one.settings))
+    defaults = json.loads(json.dumps(default_settings()))
+    return {key: stored.get(key, defaults.get(key)) for key in plain} == plain

@@ -1,15 +1,15 @@
 """Makes what a benchmark's file describes and is not there yet: releases first, then the runs of their audits.
 
-All lies in one folder: `releases/`, each under a hash of what it is made from; `runs/`, likewise; and `results.json`
-with `results.md` and `results.html`, written anew after every experiment. What is there is not made again, whichever
-file asked for it.
+All lies in one folder: `releases/`, each under a hash of what it is made from; `runs/`, likewise; and `results.json`,
+`results.jsonl`, `results.md` and `results.html`, written anew after every experiment. What is there is not made again,
+whichever file asked for it.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from mmguard.protection.run import protect
 from mmguard.release import layout
 from mmguard.release.origin import origin
 from mmguard.release.verify import verify
+from mmguard.runtime.durable import write_durably
 from mmguard.runtime.memory import release_memory
 from mmguard.runtime.provenance import digest
 
@@ -35,6 +36,7 @@ def run_bench(
     bench: Bench,
     out: Path,
     *,
+    taken: Mapping[Experiment, Outcome] | None = None,
     jobs: int | None = None,
     device: str = "auto",
     progress: bool = False,
@@ -45,34 +47,51 @@ def run_bench(
     Args:
         bench: the experiments.
         out: folder for all that is made.
+        taken: what came of experiments elsewhere (`known`); they are not made again.
         jobs: fine-tuning runs at a time, as for `carry_out`.
         device: `auto`, `cpu`, `cuda`, …
         progress: bars with the time that remains, on standard error.
         say: told which experiment begins.
 
     Returns:
-        What is also in `results.json`, `results.md` and `results.html`. An experiment that fails is listed, and does
+        What is also in `results.json` and the files beside it. An experiment that fails is listed, and does
         not end the others.
     """
     releases = _Releases(out / "releases", device, progress)
     outcomes: list[Outcome] = []
+    taken = taken or {}
     for number, one in enumerate(bench.experiments, 1):
+        if one in taken:
+            outcomes.append(taken[one])
+            continue
         say(f"{number} of {len(bench.experiments)}: {bench.label(one)}")
         release: dict[str, Any] = {}
         try:
             folder = releases.made(one)
             release = _provenance(folder, out)
             plan = _plan(one, folder, releases.made(_model(one, bench)), out, device)
-            outcomes.append(Outcome(one, release, carry_out(plan, jobs, progress)))
+            evidence = carry_out(plan, jobs, progress)
+            outcomes.append(Outcome(one, release, evidence.report(), evidence=evidence))
         # A benchmark runs for days: whatever ends one experiment, the others can go on.
         except Exception as error:
             outcomes.append(Outcome(one, release, None, f"{type(error).__name__}: {error}"))
-        results = Results(bench, tuple(outcomes))
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "results.json").write_text(results.to_json(), encoding="utf-8")
-        (out / "results.md").write_text(page(results), encoding="utf-8")
-        (out / "results.html").write_text(to_html(results), encoding="utf-8")
+        _write(Results(bench, tuple(outcomes)), out)
+    results = Results(bench, tuple(outcomes))
+    _write(results, out)
     return results
+
+
+def _write(results: Results, out: Path) -> None:
+    write(results, out / "results.md")
+    write_durably(out / "results.html", to_html(results).encode())
+
+
+def write(results: Results, path: Path) -> None:
+    """Writes the page of results to a Markdown file, and beside it, by the same name, `.json`: what was found; and
+    `.jsonl`: the scores that it was found from."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for suffix, content in ((".md", page(results)), (".json", results.to_json()), (".jsonl", results.to_lines())):
+        write_durably(path.with_suffix(suffix), content.encode())
 
 
 @dataclass(frozen=True)
@@ -85,23 +104,33 @@ class State:
     """How many its audit takes; None where the release is not there, so that its data was not read."""
     found: int | None
     """How many of them are there."""
+    taken: bool = False
+    """Whether what came of it is known from elsewhere."""
 
     def __str__(self) -> str:
+        if self.taken:
+            return f"{self.label}: taken from results"
         if self.runs is None:
             return f"{self.label}: release {'there' if self.release else 'to make'}, runs to make"
         return f"{self.label}: release there, {self.found} of {self.runs} runs there"
 
 
-def survey(bench: Bench, out: Path, device: str = "auto") -> Iterator[State]:
+def survey(
+    bench: Bench, out: Path, device: str = "auto", taken: Mapping[Experiment, Outcome] | None = None
+) -> Iterator[State]:
     """Looks what is there, and makes nothing. Data is only read where a release of it is.
 
     Args:
         bench: the experiments.
         out: folder of what was made.
         device: `auto`, `cpu`, `cuda`, …
+        taken: as for `run_bench`.
     """
     releases = _Releases(out / "releases", device, progress=False)
     for one in bench.experiments:
+        if taken and one in taken:
+            yield State(bench.label(one), False, None, None, taken=True)
+            continue
         folder, model = releases.find(one), releases.find(_model(one, bench))
         if folder is None or model is None:
             yield State(bench.label(one), folder is not None, None, None)
