@@ -106,6 +106,28 @@ def test_seeds_of_the_command_line_win(tmp_path: Path) -> None:
         (BASE + "experiments:\n  - protect: {eps: 4.5}", "eps: 4.5 is no whole number"),
         (BASE + "experiments:\n  - protect: {tau: lots}", "tau: 'lots' is no number"),
         (BASE + "experiments:\n  - protect: {eps: 300}", "experiment 1: protect: eps 300: give a whole number from 0"),
+        (
+            BASE + "experiments:\n  - protect: {inner_lr: 0}",
+            "experiment 1: protect: inner-lr 0.0: give a number above 0",
+        ),
+        (BASE + "experiments:\n  - audit: {lora_rank: 0}", "experiment 1: audit: lora-rank 0: give 1 or more"),
+        (BASE + "experiments:\n  - audit: {lr: 1e999}", "experiment 1: audit: lr inf: give a number above 0"),
+        (BASE + "experiments:\n  - audit: {lr: 1" + 400 * "0" + "}", "experiment 1: audit: lr: 10+ is no number"),
+        (BASE + "experiments:\n  - limit: 0", "experiment 1: limit 0: give 1 or more images"),
+        (BASE + "experiments:\n  - test_limit: -1", "experiment 1: test_limit -1: give 1 or more images"),
+        (BASE + "experiments:\n  - dataset: {name: docvqa}", r"experiment 1: dataset: \{'name': 'docvqa'\} is no text"),
+        (
+            BASE + "experiments:\n  - protect: {eps: {a: 1}}",
+            r"experiment 1: protect: eps: \{'a': 1\} is no whole number",
+        ),
+        (BASE + "experiments:\n  - protect: {variant: {a: 1}}", r"variant: \{'a': 1\}: choose one of bph"),
+        (BASE + "experiments:\n  - attackers: [{a: 1}]", r"attackers: \{'a': 1\} is no text"),
+        (
+            BASE + "experiments:\n  - protect: {declare_no_training: 3}",
+            r"protect: declare_no_training: 3 is no switch \(true or false\)",
+        ),
+        (BASE.replace("Toy", "{a: 1}") + "experiments:\n  - {}", r"toy.yaml: title: \{'a': 1\} is no text"),
+        (BASE.replace("Toy", "2026-13-01") + "experiments:\n  - {}", "toy.yaml: is no YAML"),
         (BASE + "experiments:\n  - protect: {variant: magic}", "variant: 'magic': choose one of bph"),
         (BASE + "experiments:\n  - audit: {recipes: [magic]}", "recipes: 'magic': choose one of lora"),
         (

@@ -50,6 +50,18 @@ def test_nothing_to_bind_costs_nothing_and_has_no_gradient() -> None:
     assert gradient.abs().sum() == 0
 
 
+def test_mass_pulls_hardest_where_attention_has_vanished() -> None:
+    target = torch.tensor([[True, False]])
+    slope = {}
+    for attention in (0.0, 1e-12, 1e-3):
+        rows = torch.tensor([[[attention, 1 - attention]]], requires_grad=True)
+        loss = losses.mass(rows, target)
+        assert loss.isfinite().all()
+        slope[attention] = torch.autograd.grad(loss.sum(), rows)[0][0, 0, 0].item()
+    assert slope[1e-12] == pytest.approx(-1e12)
+    assert slope[1e-12] < slope[1e-3] < slope[0.0] == 0
+
+
 def test_bph_is_the_weighted_sum_of_three_paths() -> None:
     trigger_rows, answer_rows = distributions(2, 1, 6, 1), distributions(2, 1, 6, 2)
     trigger = torch.tensor([[False, False, False, True, True, False]])
@@ -109,7 +121,13 @@ def test_perturbed_tokens_are_the_largest_share(tau: float, tokens: int, seed: i
 
 def test_ties_go_to_the_first_tokens() -> None:
     image = torch.tensor([[False, True, True, True, True]])
-    assert losses.perturbed_tokens(torch.zeros(1, 5), image, 0.5).tolist() == [[False, True, True, False, False]]
+    assert losses.perturbed_tokens(torch.ones(1, 5), image, 0.5).tolist() == [[False, True, True, False, False]]
+
+
+def test_what_was_not_changed_is_not_perturbed() -> None:
+    image = torch.tensor([[False, True, True, True, True]] * 2)
+    energy = torch.tensor([[0.0] * 5, [0.0, 0.0, 0.0, 0.0, 0.5]])
+    assert losses.perturbed_tokens(energy, image, 0.5).tolist() == [[False] * 5, [False] * 4 + [True]]
 
 
 def test_joint_max_turns_only_the_training_term() -> None:
@@ -127,3 +145,4 @@ def test_theorem_51_holds_once_the_clean_mass_is_counted(seed: int) -> None:
     target[:, :3] = True
     shift = losses.routing_shift(clean, protected, target)
     assert (shift.total_variation >= shift.bound - shift.clean_mass - 1e-5).all()
+    assert losses.routing_shift(clean, clean, target & False).bound.tolist() == [0] * 4

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ast
 import inspect
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, fields
+from math import inf
+from typing import TYPE_CHECKING, Literal, get_args
 
 from mmguard.errors import ConfigError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Variant = Literal["bph", "crs", "bph-max", "crs-max", "image", "text", "multimodal", "random-noise", "random-words"]
 """What is optimised. `bph` and `crs` are the paper's methods, `-max` their adversarial forms; `image`, `text` and
@@ -54,6 +58,13 @@ def field_help(config: type) -> dict[str, str]:
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _require_whole_numbers(settings: DataclassInstance) -> None:
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if field.type == "int":  # annotations are kept as text
+            _require(type(value) is int, f"{field.name.replace('_', '-')} {value!r}: give a whole number")
 
 
 @dataclass(frozen=True)
@@ -108,9 +119,14 @@ class ProtectConfig:
     """Seed of every random choice."""
 
     def __post_init__(self) -> None:
+        # Before the others, to say more: a fraction such as 8/255 would be a budget of nothing.
+        _require(
+            type(self.eps) is int and 0 <= self.eps <= 127,
+            f"eps {self.eps}: give a whole number from 0 to 127: it counts in 1/255 (8 is the default)",
+        )
+        _require_whole_numbers(self)
         _require(self.format in IMAGE_FORMATS, f"format {self.format!r}: choose one of {', '.join(IMAGE_FORMATS)}")
         _require(self.variant in VARIANTS, f"variant {self.variant!r}: choose one of {', '.join(VARIANTS)}")
-        _require(0 <= self.eps <= 127, f"eps {self.eps}: give a whole number from 0 to 127 (8 is the default)")
         _require(self.trigger_words >= 0, f"trigger-words {self.trigger_words}: give 0 or more")
         _require(
             self.trigger_place in PLACES, f"trigger-place {self.trigger_place!r}: choose one of {', '.join(PLACES)}"
@@ -124,10 +140,12 @@ class ProtectConfig:
         _require(self.top_c >= 1, f"top-c {self.top_c}: give 1 or more")
         _require(self.bind_layers >= 1, f"bind-layers {self.bind_layers}: give 1 or more")
         _require(0 < self.tau <= 1, f"tau {self.tau}: give a share above 0 and at most 1")
-        _require(self.lambda_train >= 0, f"lambda-train {self.lambda_train}: give 0 or more")
-        _require(self.lambda_bind >= 0, f"lambda-bind {self.lambda_bind}: give 0 or more")
+        _require(0 <= self.lambda_train < inf, f"lambda-train {self.lambda_train}: give 0 or more")
+        _require(0 <= self.lambda_bind < inf, f"lambda-bind {self.lambda_bind}: give 0 or more")
         _require(self.batch_size >= 1, f"batch-size {self.batch_size}: give 1 or more")
         _require(self.inner_batch_size >= 1, f"inner-batch-size {self.inner_batch_size}: give 1 or more")
+        _require(0 < self.inner_lr < inf, f"inner-lr {self.inner_lr}: give a number above 0 (1e-4 is the default)")
+        _require(self.inner_rank >= 1, f"inner-rank {self.inner_rank}: give 1 or more")
         if self.weights is not None:
             _require(
                 all(w >= 0 for w in self.weights) and abs(sum(self.weights) - 1) < 1e-6,
@@ -182,6 +200,7 @@ class EngineConfig:
     ends with the run."""
 
     def __post_init__(self) -> None:
+        _require_whole_numbers(self)
         _require(self.engine in ENGINES, f"engine {self.engine!r}: choose one of {', '.join(ENGINES)}")
         _require(self.workers >= 1, f"workers {self.workers}: give 1 or more")
         _require(
@@ -227,11 +246,17 @@ class AuditConfig:
     """Seed of the first run; run k uses seed + k."""
 
     def __post_init__(self) -> None:
+        _require_whole_numbers(self)
         for recipe in self.recipes:
             _require(recipe in RECIPES, f"recipe {recipe!r}: choose from {', '.join(RECIPES)}")
         _require(len(self.recipes) > 0, "recipes: give at least one")
         _require(self.seeds >= 1, f"seeds {self.seeds}: give 1 or more (3 for any claim)")
-        _require(self.epochs is None or self.epochs > 0, f"epochs {self.epochs}: give a number above 0")
+        _require(self.epochs is None or 0 < self.epochs < inf, f"epochs {self.epochs}: give a number above 0")
         _require(self.batch_size >= 1, f"batch-size {self.batch_size}: give 1 or more")
+        _require(self.lr is None or 0 < self.lr < inf, f"lr {self.lr}: give a number above 0")
+        _require(self.lora_rank >= 1, f"lora-rank {self.lora_rank}: give 1 or more")
+        _require(self.max_new_tokens >= 1, f"max-new-tokens {self.max_new_tokens}: give 1 or more")
+        _require(self.eval_batch_size >= 1, f"eval-batch-size {self.eval_batch_size}: give 1 or more")
+        _require(self.seed >= 0, f"seed {self.seed}: give 0 or more")
         _require(self.bootstrap >= 100, f"bootstrap {self.bootstrap}: give 100 or more")
         _require(0 <= self.warmup < 1, f"warmup {self.warmup}: give a share from 0 to below 1")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 _FLOOR = 1e-6
-"""Least attention probability inside a logarithm. Our choice: it bounds CRS, which is unbounded below on paper."""
+"""Least attention probability inside the logarithms of CRS, which is unbounded below on paper. Our choice."""
 
 
 def mass(rows: Tensor, target: Tensor) -> Tensor:
@@ -27,7 +27,8 @@ def mass(rows: Tensor, target: Tensor) -> Tensor:
         `(B,)`, in nats, 0 at best; exactly 0 where S or R is empty, since there is then nothing to bind.
     """
     size = target.sum(1)
-    surprise = -(rows.clamp_min(_FLOOR).log() * target).sum(-1) / size.clamp_min(1)
+    # No more than keeps the logarithm finite: below a floor there is no gradient, where most is to be gained.
+    surprise = -(rows.clamp_min(torch.finfo(rows.dtype).tiny).log() * target).sum(-1) / size.clamp_min(1)
     divergence = surprise.mean(0) - size.clamp_min(1).log()
     return divergence * ((size > 0) & (rows.sum(-1) > 0).all(0))
 
@@ -59,7 +60,10 @@ def bridge_path_hijack(
 
 
 def contrastive_routing_shift(clean_rows: Tensor, answer_rows: Tensor) -> Tensor:
-    """ℓ_bind of CRS: minus the divergence of the answer's attention from what it was on clean data (Eq. 29).
+    """ℓ_bind of CRS: − mean_k KL(Ā_k^clean(Ω_y) ‖ Ā_k^prot(Ω_y)), with the clean side held (Eq. 29).
+
+    The answer's attention is driven off what it rests on in clean data. Our choice: probabilities are at least 1e-6
+    inside the logarithms, since the paper's loss has no lower bound.
 
     Args:
         clean_rows: Ā_k^clean(Ω_y) on the positions of the protected sequence (`align`), `(K, B, L)`; never
@@ -67,7 +71,7 @@ def contrastive_routing_shift(clean_rows: Tensor, answer_rows: Tensor) -> Tensor
         answer_rows: Ā_k^prot(Ω_y), `(K, B, L)`.
 
     Returns:
-        `(B,)`, 0 or below.
+        `(B,)`, in nats: at least log 1e-6, and at most 0 but for what the floor adds, 1e-6 a position.
     """
     clean = clean_rows.detach()
     divergence = clean * (clean.clamp_min(_FLOOR).log() - answer_rows.clamp_min(_FLOOR).log())
@@ -98,6 +102,8 @@ def align(clean_rows: Tensor, grown: Tensor, trigger: Tensor) -> Tensor:
 def perturbed_tokens(energy: Tensor, image: Tensor, tau: float) -> Tensor:
     """Ω_δ: the ⌈τ_δ |Ω_x|⌉ image tokens whose pixels changed most, ties by position (Eq. 22-23).
 
+    Tokens whose pixels did not change at all are none of them, even if fewer remain.
+
     Args:
         energy: ρ, `(B, L)`.
         image: Ω_x, bool `(B, L)`.
@@ -109,7 +115,7 @@ def perturbed_tokens(energy: Tensor, image: Tensor, tau: float) -> Tensor:
     ranked = energy.masked_fill(~image, -1.0).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     # Rounded first: 0.1 · 70 is 7.000000000000001 in floating point.
     count = [math.ceil(round(tau * n, 6)) for n in image.sum(1).tolist()]
-    return image & (ranked < torch.tensor(count, device=image.device)[:, None])
+    return image & (energy > 0) & (ranked < torch.tensor(count, device=image.device)[:, None])
 
 
 def joint(train: Tensor, bind: Tensor | None, lambda_train: float, lambda_bind: float, maximise: bool) -> Tensor:
@@ -136,7 +142,8 @@ class RoutingShift:
     total_variation: Tensor
     """Left side: mean_k TV(Ā_k^p(Ω_y), Ā_k^c(Ω_y))."""
     bound: Tensor
-    """Right side: 1 − √(η/2), with η = ℓ_mass(Ω_y → R). At most 1; says nothing where it is negative."""
+    """Right side: 1 − √(η/2), with η = ℓ_mass(Ω_y → R). At most 1; says nothing where it is negative, and is 0
+    where R is empty."""
     clean_mass: Tensor
     """Mean_k clean attention on R. The theorem takes it to be 0; for image tokens, which exist on clean input too, it
     is not, and only `total_variation ≥ bound − clean_mass` is sure."""
@@ -152,4 +159,4 @@ def routing_shift(clean_rows: Tensor, answer_rows: Tensor, target: Tensor) -> Ro
     """
     distance = 0.5 * (clean_rows - answer_rows).abs().sum(-1).mean(0)
     bound = 1 - (mass(answer_rows, target).clamp_min(0) / 2).sqrt()
-    return RoutingShift(distance, bound, (clean_rows * target).sum(-1).mean(0))
+    return RoutingShift(distance, bound * target.any(1), (clean_rows * target).sum(-1).mean(0))

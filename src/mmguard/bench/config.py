@@ -63,6 +63,9 @@ class Experiment:
             raise ConfigError("surrogates and attackers: name at least one model of each")
         if "auto" in self.surrogates:
             raise ConfigError("surrogates: auto depends on the machine; name the model")
+        for name, limit in (("limit", self.limit), ("test_limit", self.test_limit)):
+            if limit is not None and limit < 1:
+                raise ConfigError(f"{name} {limit}: give 1 or more images")
         if self.test is None and benchmarks.find(self.dataset) is None:
             known = ", ".join(benchmarks.NAMES)
             raise ConfigError(f"test: {self.dataset} is no benchmark with a test set of its own ({known}): name one")
@@ -138,7 +141,7 @@ def load_bench(path: Path, seeds: int | None = None) -> Bench:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}): give a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date such as 2026-13-01
         raise ConfigError(f"{path}: is no YAML ({error})") from error
     top = _mapping(content, str(path))
     _require_known(("title", "defaults", "experiments"), top, str(path))
@@ -152,12 +155,14 @@ def load_bench(path: Path, seeds: int | None = None) -> Bench:
         where = f"{path}: experiment {number}"
         merged = dict(defaults)
         for key, value in _mapping(entry, where).items():
-            merged[key] = {**defaults.get(key, {}), **value} if isinstance(value, dict) else value
+            default = defaults.get(key)
+            merged[key] = default | value if isinstance(default, dict) and isinstance(value, dict) else value
         _require_keys(Experiment, merged, where)
         experiments += _grid(Experiment, merged, where)
     if seeds is not None:
         experiments = [replace(one, audit=replace(one.audit, seeds=seeds)) for one in experiments]
-    return Bench(path, str(top.get("title", path.stem)), tuple(dict.fromkeys(experiments)))
+    title = _typed(str, top.get("title", path.stem), f"{path}: title")
+    return Bench(path, title, tuple(dict.fromkeys(experiments)))
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
@@ -222,7 +227,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if kind is Literal and value not in get_args(inner):
         raise ConfigError(f"{where}: {value!r}: choose one of {', '.join(get_args(inner))}")
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
-        with suppress(ValueError):
+        with suppress(ValueError, OverflowError):
             return float(value)  # YAML takes 1e-4, which lacks a point, for text
     if kind is Literal or type(value) is kind:
         return value
@@ -240,4 +245,4 @@ def _kind(hint: Any) -> Any:
     return get_origin(_required(hint)) or _required(hint)
 
 
-_NOUNS = {int: "whole number", float: "number", str: "text", tuple: "list"}
+_NOUNS = {bool: "switch (true or false)", int: "whole number", float: "number", str: "text", tuple: "list"}

@@ -32,7 +32,8 @@ class RoutingTrace:
     total_variation: float
     """Left side of Theorem 5.1."""
     bound: float
-    """Right side of Theorem 5.1, 1 − √(η/2); it says nothing where it is negative."""
+    """Right side of Theorem 5.1, 1 − √(η/2); it says nothing where it is negative, and is 0 for an
+    image that was not changed."""
 
 
 @torch.no_grad()
