@@ -141,6 +141,28 @@ def test_controls_depend_on_the_seed_and_on_nothing_else(tmp_path, images, noisy
     assert [a[0] for a in control(pairing, 0)] != [b[0] for b in control(pairing, 1)]
 
 
+def test_the_words_of_controls_repeat_where_those_of_the_release_do(tmp_path, images, noisy):
+    """As `--trigger-scope answer` gives them; and a question without any stays as it is."""
+    own = [_row(0, "what is it?"), _row(1, "is it red?", "yes"), _row(2, "what color is it?"), _row(2, "which?", "b")]
+
+    def released(*inserted: str) -> list[dict]:
+        return [row | {"question": row["question"] + words} for row, words in zip(own, inserted, strict=True)]
+
+    shared = released(" river tall stone deep lake", " lake deep stone tall river", " river tall stone deep lake", "")
+    pairing = _pairing(tmp_path, images, noisy, shared, own)
+    for arm in ("random-words", "control"):
+        drawn = [row.text.partition("?")[2] for row in rows(arm, pairing, WORDS, 0)]
+        assert drawn[0] == drawn[2] != drawn[1]
+        assert drawn[3] == ""
+    other = _folder(tmp_path, "other", noisy, released(" a b c d e", " e d c b a", " a b c e d", ""))
+    alone = pair(read_dataset(other), read_dataset(tmp_path / "original"))
+    assert len({row.text.partition("?")[2] for row in rows("control", alone, WORDS, 0)}) == 4
+    assert ingredients("control", alone) != ingredients("control", pairing)
+    same = with_controls_of(alone, pairing)
+    assert ingredients("control", same) == ingredients("control", pairing)
+    assert rows("control", same, WORDS, 0) == rows("control", pairing, WORDS, 0)
+
+
 def test_caption_text_is_never_changed(tmp_path, images, noisy):
     captions = [{"file_name": f"images/{number}.png", "caption": "a red circle"} for number in range(3)]
     pairing = _pairing(tmp_path, images, noisy, captions, captions)

@@ -376,6 +376,14 @@ def test_other_settings_are_not_reused(toy, fake, change):
     assert len(fake) == 20
 
 
+def test_runs_of_another_device_are_not_reused(toy, fake):
+    """And on a GPU, with 16-bit weights, none of batches of another size."""
+    for device in ("cpu", "cuda"):
+        for size in (64, 2, 2):
+            _audit(toy, config=replace(CONFIG, eval_batch_size=size), device=device)
+    assert len(fake) == 10 + 2 * 10
+
+
 def test_rank_does_not_matter_to_full_fine_tuning(toy, fake):
     _audit(toy, config=replace(CONFIG, recipes=("full",)))
     _audit(toy, config=replace(CONFIG, recipes=("full",), lora_rank=4))

@@ -34,6 +34,9 @@ Arm = Literal["clean", "release", "random-noise", "random-words", "control"]
 
 ARMS: tuple[Arm, ...] = get_args(Arm)
 
+WORDED: frozenset[Arm] = frozenset({"random-words", "control"})
+"""The arms whose words are drawn."""
+
 Pixels = NDArray[np.uint8]
 
 
@@ -123,8 +126,25 @@ class Pairing:
     rejected: list[Rejection] = field(default_factory=list)
     """Samples that were left out of every arm, and why."""
     patterns: list[Sample] = field(default_factory=list)
-    """For each pair the sample that the controls change as much as, and in the same places; if there are none, the
-    released ones."""
+    """Another release's samples for `like`, one a pair; none for this one's own."""
+
+    @property
+    def like(self) -> list[Sample]:
+        """For each pair the sample that the controls change as much as, and in the same places."""
+        return self.patterns or [released for _, released in self.pairs]
+
+    @property
+    def drawn_as(self) -> dict[str, str]:
+        """For each sample the one, both by id, whose random words it has in controls.
+
+        It is the first into which the release inserted the same words: where the release repeats a trigger, so do the
+        controls.
+        """
+        first: dict[object, str] = {}
+        return {
+            ours.id: first.setdefault(_inserted(ours, like) or ours.id, ours.id)
+            for (ours, _), like in zip(self.pairs, self.like, strict=True)
+        }
 
     @property
     def matched(self) -> Arm:
@@ -231,6 +251,12 @@ def _check_text(where: str, ours: Sample, released: Sample) -> None:
         raise SampleError(where, "its question is not the original's with words inserted")
 
 
+def _inserted(ours: Sample, released: Sample) -> tuple[str, ...]:
+    if ours.question is None or released.question is None:
+        return ()
+    return inserted_words(ours.question, released.question) or ()
+
+
 def _check_images(where: str, ours: Path, released: Path, digests: dict[Path, str]) -> None:
     for path in (ours, released):
         if path not in digests:
@@ -247,19 +273,23 @@ def rows(arm: Arm, pairing: Pairing, words: Sequence[str], seed: int, attack: At
         arm: one of `pairing.arms`.
         pairing: the release with its original.
         words: vocabulary of random words: the attacker's admissible tokens (Eq. 16).
-        seed: of the run. Noise is drawn anew for every image and run, words for every sample and run, and what an
-            attack draws likewise, but alike for all arms.
+        seed: of the run. Noise is drawn anew for every image and run, words for every trigger and run, and what an
+            attack draws for every image or sample and run, but alike for all arms.
         attack: what the thief does to the data first.
 
     Returns:
         One row a pair, in the same order for every arm.
     """
     originals = [ours for ours, _ in pairing.pairs]
-    patterns = pairing.patterns or [released for _, released in pairing.pairs]
+    patterns = pairing.like
     samples = [released if arm == "release" else ours for ours, released in pairing.pairs]
-    if arm in ("random-words", "control"):
+    if arm in WORDED:
+        drawn_as = pairing.drawn_as
         samples = [
-            replace(ours, question=random_words(ours.question, like.question, words, _seed(seed, "words", ours.id)))
+            replace(
+                ours,
+                question=random_words(ours.question, like.question, words, _seed(seed, "words", drawn_as[ours.id])),
+            )
             if ours.question is not None and like.question is not None
             else ours
             for ours, like in zip(originals, patterns, strict=True)
@@ -289,10 +319,12 @@ def rows(arm: Arm, pairing: Pairing, words: Sequence[str], seed: int, attack: At
 def ingredients(arm: Arm, pairing: Pairing) -> list[list[str | None]]:
     """What the rows of an arm are made of: where it is equal, so are the rows of any vocabulary and seed."""
     # Words of a control are still to be drawn: their places are marked by what is no word of any owner.
-    return [
+    made = [
         [row.id, row.text, row.target, pairing.digests[row.image], pairing.digests.get(row.noise_like or Path())]
         for row in rows(arm, pairing, ("\0",), 0)
     ]
+    alike: list[list[str | None]] = [[ours, first] for ours, first in pairing.drawn_as.items() if ours != first]
+    return made + alike if arm in WORDED else made
 
 
 def shuffled_noise(original: Pixels, changed: Pixels, seed: int) -> Pixels:

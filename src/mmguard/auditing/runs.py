@@ -23,6 +23,7 @@ from mmguard.auditing.selection import MixedArm, Sifted, clean_places, mixture, 
 from mmguard.auditing.stats import FloatArray
 from mmguard.config import AuditConfig, Recipe
 from mmguard.lvlm.weights import weights_digest
+from mmguard.runtime.devices import device_of
 from mmguard.runtime.executor import Report
 from mmguard.runtime.provenance import commit, digest, versions
 from mmguard.types import Sample
@@ -173,6 +174,9 @@ class Runner:
             SurrogateError: the zoo has no such model.
         """
         settings: dict[str, Any] = {"max_new_tokens": self.config.max_new_tokens}
+        if (kind := device_of(self.device).type) != "cpu":
+            # Models have 16-bit weights there, so that what fills up a batch may change its answers.
+            settings |= {"device": kind, "eval_batch_size": self.config.eval_batch_size}
         if run.recipe is not None:
             lr, epochs = schedule(run.attacker, run.recipe, self.config)
             settings |= {"lr": lr, "epochs": epochs, "lora_rank": recipes.rank(run.recipe, self.config)}
