@@ -19,7 +19,8 @@ MEASURED: tuple[str, ...] = ("qwen3vl-tiny", "gemma3-tiny", "mllama-tiny")
 unless others are named."""
 
 NAMES: tuple[str, ...] = (
-    *MEASURED, "llava-tiny", "smolvlm-tiny", "qwen25vl-tiny", "internvl-tiny", "glm4v-tiny", "minicpmv-tiny",
+    *MEASURED, "qwen3vl-micro", "llava-tiny", "smolvlm-tiny", "qwen25vl-tiny", "internvl-tiny",
+    "glm4v-tiny", "minicpmv-tiny",
 )  # fmt: skip
 """The models, the default surrogate first."""
 
