@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import tiny
@@ -302,6 +303,21 @@ def test_a_lost_worker_costs_its_run_only(toy, fake, monkeypatch):
     monkeypatch.setattr(run, "execute", real)
     assert _audit(toy).failures == ()
     assert fake[10:] == [("fake", "lora", "clean", 1)]
+
+
+def test_workers_share_out_all_cores(toy, fake, monkeypatch):
+    """Also where there are fewer runs than jobs."""
+    shares, real = [], run.execute
+
+    def execute(runner, jobs, workers, advance):
+        shares.append((workers, runner.threads))
+        return real(replace(runner, threads=None), jobs, 1, advance)
+
+    monkeypatch.setattr(run, "execute", execute)
+    monkeypatch.setattr(run, "cores", lambda: 22)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 22)
+    _audit(toy, jobs=22)
+    assert shares == [(11, 2)]
 
 
 def test_an_error_ends_its_recipe_only(toy, fake, monkeypatch):

@@ -188,12 +188,20 @@ def test_surrogates_lists_folders_that_auto_classes_load() -> None:
         assert (Path(m["path"]) / "model.safetensors").is_file()
 
 
-def test_auto_says_what_it_chose_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("variant", ["bph", "random-words"])
+def test_auto_says_what_it_chose_and_why(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmguard.lvlm.choose._hub_has", lambda name: False)
-    _, _, err = call("protect", "easy-vqa:train:1", "-o", tmp_path / "release", *FAST)
+    _, _, err = call("protect", "easy-vqa:train:1", "-o", tmp_path / "release", "--variant", variant, *FAST)
     said = " ".join(err.split())
     assert "zoo:qwen3vl-tiny" in said
     assert "does not protect against large models" in said
+
+
+def test_where_no_model_is_needed_none_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmguard.lvlm.choose._hub_has", lambda name: pytest.fail("asked"))
+    code, _, err = call("protect", "easy-vqa:train:1", "-o", tmp_path / "release", "--variant", "random-noise")
+    assert code == 0
+    assert "Surrogate" not in err
 
 
 def test_help_answers_without_loading_models() -> None:

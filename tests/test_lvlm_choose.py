@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import huggingface_hub
 import pytest
 import torch
@@ -34,6 +36,16 @@ def test_a_hub_model_fits_the_gpu(gib: int, name: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Card)
     assert choose.choose_surrogate("cuda").name == name
     assert f"{gib} GiB" in choose.choose_surrogate("cuda").reason
+
+
+def test_memory_is_that_of_the_gpu_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def card(device: torch.device) -> SimpleNamespace:
+        return SimpleNamespace(total_memory=(80, 16)[device.index or 0] * 2**30)
+
+    monkeypatch.setattr(choose, "_hub_has", lambda name: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", card)
+    assert choose.choose_surrogate("cuda:0").name == "Qwen/Qwen3-VL-4B-Instruct"
+    assert choose.choose_surrogate("cuda:1").name == "Qwen/Qwen3-VL-2B-Instruct"
 
 
 def test_without_a_gpu_the_smallest_real_model_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,6 +203,26 @@ def test_what_never_fits_is_said_clearly(folder: Path, llava: Surrogate, monkeyp
     assert not llava.recompute
 
 
+def test_a_batch_that_never_fits_into_the_inner_step_is_said_clearly(
+    folder: Path, llava: Surrogate, qwen: Surrogate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(FAST, variant="image", rounds=1, inner_batch_size=3)
+    ensemble = Ensemble([llava, qwen], config)
+    items = [start(p, s, config, ()) for p, s in read_dataset(folder).by_image().items()]
+    tried: list[tuple[str, bool]] = []
+
+    def forward(self: Surrogate, *_: object) -> Forward:
+        tried.append((self.name, self.recompute))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(Surrogate, "forward", forward)
+    monkeypatch.setattr(qwen, "recompute", True)
+    with pytest.raises(SurrogateError, match=r"memory is not enough to train on 3 samples .*inner-batch-size"):
+        optimise(items, ensemble, config)
+    assert tried == [(llava.name, False), (llava.name, True)]
+    assert (llava.recompute, qwen.recompute) == (False, True), "each as it was"
+
+
 def test_an_original_that_vanishes_on_the_way_is_left_out(
     folder: Path, tmp_path: Path, llava: Surrogate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,7 +242,7 @@ def test_what_does_not_fit_into_memory_is_done_in_halves(
     folder: Path, llava: Surrogate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With room for one sample at a time, and only if activations are not kept, the result is that of batches of 1."""
-    config = replace(FAST, variant="multimodal", rounds=1, inner_steps=0, batch_size=4)
+    config = replace(FAST, variant="multimodal", rounds=2, inner_steps=0, batch_size=4)
     ensemble = Ensemble([llava], replace(config, batch_size=1))
     groups = read_dataset(folder).by_image().items()
 

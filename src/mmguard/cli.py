@@ -41,6 +41,7 @@ from mmguard.screen import files_table, printable, survey_tables, totals
 if TYPE_CHECKING:
     from mmguard.auditing.stealth_images import Lpips
     from mmguard.config import EngineName, ImageFormat, Place, Recipe, Scope, Variant
+    from mmguard.lvlm.choose import Choice
     from mmguard.release.writer import Release
 
 app = typer.Typer(
@@ -182,7 +183,9 @@ def protect(
             declare_no_training=declare_no_training, seed=seed,
         )  # fmt: skip
         crew = EngineConfig(cast("EngineName", engine), workers, gpus_per_worker, address)
-        names = _chosen(surrogate, device) if config.optimised else surrogate
+        from mmguard.protection.prepare import chosen
+
+        names = chosen(surrogate, config, device, _tell_choice)
         options: _Options = {"split": split, "limit": limit, "device": device, "show_progress": not as_json}
         if dry_run:
             left_out = _survey(dataset, names, config, out, options, as_json)
@@ -620,15 +623,8 @@ def _preview(
     return bool(made.failed)
 
 
-def _chosen(names: list[str], device: str) -> list[str]:
-    """The surrogates' names, with `auto` replaced by a choice that is told to the user."""
-    if "auto" not in names:
-        return names
-    from mmguard.lvlm.choose import choose_surrogate
-
-    choice = choose_surrogate(device)
+def _tell_choice(choice: Choice) -> None:
     _err.print(f"Surrogate: {choice.name}, since {choice.reason}", highlight=False)
-    return [choice.name if name == "auto" else name for name in names]
 
 
 def _release_dict(release: Release) -> dict[str, Any]:

@@ -104,7 +104,8 @@ class ProtectConfig:
     inner_lr: float = 1e-4
     """Learning rate of the inner adaptation."""
     inner_rank: int = 8
-    """LoRA rank of the inner adaptation."""
+    """LoRA rank of the inner adaptation, the same for all surrogates; the paper takes 8 for its large one and 16 for
+    the other."""
     batch_size: int = 16
     """Images optimised together. Does not change the result beyond floating-point noise."""
     weights: tuple[float, ...] | None = None

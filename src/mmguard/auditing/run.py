@@ -110,7 +110,7 @@ def carry_out(plan: Plan, jobs: int | None = 1, progress: Told | bool = False) -
     results.find()
     missing = list(results.missing())
     workers = max(1, min(jobs, len(missing)))
-    threads = max(1, min(cores() // jobs, torch.get_num_threads())) if workers > 1 else None
+    threads = max(1, min(cores() // workers, torch.get_num_threads())) if workers > 1 else None
     runner = replace(plan.runner, threads=threads)
     with (
         _reporting(progress, missing) as reached,

@@ -32,10 +32,11 @@ def choose_surrogate(device: str = "auto") -> Choice:
     """A hub model that fits the device where the hub answers, else the zoo's default.
 
     Args:
-        device: `auto`, `cpu`, `cuda`…
+        device: `auto`, `cpu`, `cuda`, `cuda:1`…
     """
-    on_gpu = device_of(device).type == "cuda"
-    memory = torch.cuda.get_device_properties(0).total_memory / 2**30 if on_gpu else 0.0
+    place = device_of(device)
+    on_gpu = place.type == "cuda"
+    memory = torch.cuda.get_device_properties(place).total_memory / 2**30 if on_gpu else 0.0
     name = next((name for name, needed in _HUB_MODELS if memory >= needed), _CPU_MODEL)
     if _hub_has(name):
         where = f"a GPU with {memory:.0f} GiB" if on_gpu else "no GPU: the smallest real model; expect minutes an image"

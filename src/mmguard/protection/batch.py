@@ -165,7 +165,9 @@ def _fitted(
                     f"{ensemble.name}: memory is not enough for {batch[0].path} or a picture near it, even one sample "
                     "at a time: take a smaller surrogate, smaller pictures, or a device with more memory"
                 ) from error
-        ensemble.recompute, size = size == 1 or ensemble.recompute, max(1, size // 2)
+        if size == 1:
+            ensemble.save_memory()
+        size = max(1, size // 2)
         parts = []
         release_memory()
 

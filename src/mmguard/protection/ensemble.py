@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from mmguard.config import ProtectConfig
-from mmguard.errors import ConfigError
+from mmguard.errors import ConfigError, SurrogateError
 from mmguard.lvlm.prompt import Example
 from mmguard.lvlm.surrogate import Surrogate
 from mmguard.lvlm.tuning import Adapter, adapted
@@ -56,13 +55,13 @@ class Ensemble:
 
     @property
     def recompute(self) -> bool:
-        """Whether the surrogates compute activations twice instead of keeping them (`Surrogate.recompute`)."""
+        """Whether all surrogates compute activations twice instead of keeping them (`Surrogate.recompute`)."""
         return all(member.surrogate.recompute for member in self.members)
 
-    @recompute.setter
-    def recompute(self, value: bool) -> None:
+    def save_memory(self) -> None:
+        """Inside `adaptable`: has all surrogates compute activations twice until its end."""
         for member in self.members:
-            member.surrogate.recompute = value
+            member.surrogate.recompute = True
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
@@ -155,6 +154,7 @@ class Ensemble:
         with ExitStack() as stack:
             stack.callback(self._adapters.clear)
             for member in self.members:
+                stack.callback(setattr, member.surrogate, "recompute", member.surrogate.recompute)
                 self._adapters.append(stack.enter_context(adapted(member.surrogate, self._config.inner_rank, seed=0)))
             yield
 
@@ -164,17 +164,34 @@ class Ensemble:
         Args:
             batches: examples and protected images of each of the Q steps; read one at a time.
             seed: of adapters and dropout.
+
+        Raises:
+            SurrogateError: memory is not enough for a batch.
         """
         for adapter in self._adapters:
             adapter.reset(seed)
         for examples, images in batches:
             for member, adapter in zip(self.members, self._adapters, strict=True):
-                encoded = member.surrogate.encode(examples, images)
-                pixels = member.surrogate.pixels(images)
-                step = partial(adapter.step, encoded, pixels, self._config.inner_lr)
-                if not self._fits(step):
-                    self.recompute = True
-                    step()
+                self._step(member.surrogate, adapter, examples, images)
+
+    def _step(
+        self, surrogate: Surrogate, adapter: Adapter, examples: Sequence[Example], images: Sequence[Tensor]
+    ) -> None:
+        """One supervised step of one member; where memory is not enough, again with activations computed twice."""
+        while True:
+            try:
+                adapter.step(surrogate.encode(examples, images), surrogate.pixels(images), self._config.inner_lr)
+                return
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.recompute:
+                    raise SurrogateError(
+                        f"{surrogate.name}: memory is not enough to train on {len(examples)} samples at a time: take a "
+                        "smaller inner-batch-size, a smaller surrogate, smaller pictures, or a device with more memory"
+                    ) from error
+            self.save_memory()
+            release_memory()
 
     def adaptation(self) -> dict[str, Tensor]:
         """Inside `adaptable`: the weights that `adapt` arrived at, by member and place."""
@@ -198,18 +215,6 @@ class Ensemble:
             for adapter in self._adapters:
                 stack.enter_context(adapter.merged())
             yield
-
-    def _fits(self, work: Callable[[], object]) -> bool:
-        """Does the work; False if memory did not suffice and there is still something to be saved."""
-        try:
-            work()
-        except (RuntimeError, MemoryError) as error:
-            if self.recompute or not is_out_of_memory(error):
-                raise
-        else:
-            return True
-        release_memory()
-        return False
 
     def vocabulary(self) -> Sequence[str]:
         """Admissible words of the first member."""

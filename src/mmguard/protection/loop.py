@@ -45,20 +45,17 @@ def optimise(
         journal: keeps what is done, and what an earlier run left there is not done again; nothing is kept without one.
         engine: who does the batches; this process if not given.
     """
-    journal, engine, recompute = journal or Journal(), engine or LocalEngine(), ensemble.recompute
+    journal, engine = journal or Journal(), engine or LocalEngine()
     groups = list(batches(items, config.batch_size))
     through = [journal.restore(number, group) for number, group in enumerate(groups)]
     _tell_of_earlier(through, groups, config, advance)
-    try:
-        with ensemble.adaptable():
-            for round_ in range(min(through), config.rounds):
-                _adapt(items, ensemble, config, round_, advance, journal)
-                left = [(number, group) for number, group in enumerate(groups) if through[number] <= round_]
-                with closing(engine.protect(left, ensemble, config, advance)) as done:
-                    for number, group in done:
-                        journal.keep(number, group, round_ + 1)
-    finally:
-        ensemble.recompute = recompute
+    with ensemble.adaptable():
+        for round_ in range(min(through), config.rounds):
+            _adapt(items, ensemble, config, round_, advance, journal)
+            left = [(number, group) for number, group in enumerate(groups) if through[number] <= round_]
+            with closing(engine.protect(left, ensemble, config, advance)) as done:
+                for number, group in done:
+                    journal.keep(number, group, round_ + 1)
 
 
 def _adapt(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from mmguard.config import ProtectConfig
 from mmguard.errors import ConfigError, DataError, SampleError
 from mmguard.lvlm.captions import captions
-from mmguard.lvlm.choose import choose_surrogate
+from mmguard.lvlm.choose import Choice, choose_surrogate
 from mmguard.lvlm.surrogate import Surrogate, load_surrogate
 from mmguard.protection.batch import Item
 from mmguard.protection.deltas import DeltaFile
@@ -16,6 +17,8 @@ from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.loop import start
 from mmguard.runtime.progress import Told, progress
 from mmguard.types import Dataset, Rejection
+
+Named = TypeVar("Named", str, str | Surrogate)
 
 
 def require_something_to_do(data: Dataset, config: ProtectConfig) -> None:
@@ -36,11 +39,20 @@ def require_something_to_do(data: Dataset, config: ProtectConfig) -> None:
         )
 
 
-def chosen(surrogates: Sequence[str | Surrogate], config: ProtectConfig, device: str) -> list[str | Surrogate]:
-    """The surrogates that this run needs, with a choice for `auto`; none if it needs none."""
+def chosen(
+    surrogates: Sequence[Named],
+    config: ProtectConfig,
+    device: str,
+    tell: Callable[[Choice], None] = lambda choice: None,
+) -> list[Named | str]:
+    """The surrogates that this run needs, with a choice for `auto`, which `tell` is told; none if it needs none."""
     if not config.needs_models:
         return []
-    return [choose_surrogate(device).name if surrogate == "auto" else surrogate for surrogate in surrogates]
+    if "auto" not in surrogates:
+        return list(surrogates)
+    choice = choose_surrogate(device)
+    tell(choice)
+    return [choice.name if surrogate == "auto" else surrogate for surrogate in surrogates]
 
 
 def names_of(surrogates: Sequence[str | Surrogate]) -> list[str]:

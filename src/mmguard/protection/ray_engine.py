@@ -56,6 +56,7 @@ class Worker:
 
     def __init__(self, surrogates: Sequence[str], config: ProtectConfig, device: str) -> None:
         self._surrogates, self._config, self._device = surrogates, config, device
+        self._size = config.batch_size
         self._adapters: list[Any] = []
         self._merged = ExitStack()
 
@@ -93,7 +94,7 @@ class Worker:
             self._merged.close()
             self._ensemble.readapt(ray.get(adapters[0]))
             self._merged.enter_context(self._ensemble.adapted())
-            self._adapters, self._size = adapters, self._config.batch_size
+            self._adapters = adapters
         files = {item.path: content for item, content in zip(batch, contents, strict=True)}
         pictures = originals(batch, lambda path: picture_of(files[path], path))
         self._size = protect_batch(remaining(batch), pictures, self._ensemble, self._config, self._size)
