@@ -18,6 +18,7 @@ from mmguard.auditing.plan import plan_audit
 from mmguard.auditing.run import audit
 from mmguard.config import AuditConfig
 from mmguard.errors import ConfigError, DataError, ReleaseError
+from mmguard.runtime.devices import device_of
 from mmguard.runtime.executor import Failed
 from mmguard.runtime.progress import progress
 
@@ -376,6 +377,19 @@ def test_other_settings_are_not_reused(toy, fake, change):
     assert len(fake) == 20
 
 
+def test_models_of_attacks_follow_the_device(toy, fake, monkeypatch):
+    seen, real = set(), runs.fine_tune
+
+    def fine_tune(*given, **more):
+        seen.add(device_of("auto").type)
+        return real(*given, **more)
+
+    monkeypatch.setattr(runs, "fine_tune", fine_tune)
+    _audit(toy, device="meta")
+    assert seen == {"meta"}
+    assert device_of("auto").type != "meta"
+
+
 def test_runs_of_another_device_are_not_reused(toy, fake):
     """And on a GPU, with 16-bit weights, none of batches of another size."""
     for device in ("cpu", "cuda"):
@@ -420,7 +434,7 @@ def test_another_model_under_the_same_name_is_not_reused(toy, fake, tmp_path):
 
 
 def test_another_model_of_an_attack_is_another_attack(toy, fake, tmp_path, monkeypatch):
-    monkeypatch.setattr("mmguard.auditing.attacks.text_models.language_model", lambda name: None)
+    monkeypatch.setattr("mmguard.auditing.attacks.text_models.language_model", lambda *_: None)
     monkeypatch.setattr("mmguard.auditing.attacks.text_models.paraphrase", lambda question, model: question)
     folder = tmp_path / "rewriter"
     folder.mkdir()

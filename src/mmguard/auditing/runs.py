@@ -23,7 +23,7 @@ from mmguard.auditing.selection import MixedArm, Sifted, clean_places, mixture, 
 from mmguard.auditing.stats import FloatArray
 from mmguard.config import AuditConfig, Recipe
 from mmguard.lvlm.weights import weights_digest
-from mmguard.runtime.devices import device_of
+from mmguard.runtime.devices import auto_means, device_of
 from mmguard.runtime.executor import Report
 from mmguard.runtime.provenance import commit, digest, versions
 from mmguard.types import Sample
@@ -117,6 +117,10 @@ class Runner:
         """Makes a run."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        with auto_means(self.device):  # for the models of attacks
+            return self._made(run, report)
+
+    def _made(self, run: Run, report: Report) -> Result:
         losses: list[float] = []
         sifted = None
         if run.recipe is None:
