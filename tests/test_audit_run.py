@@ -377,6 +377,21 @@ def test_other_settings_are_not_reused(toy, fake, change):
     assert len(fake) == 20
 
 
+def test_what_is_one_runs_alone_leaves_room_in_the_common_store(toy, fake, monkeypatch):
+    real = runs.fine_tune
+
+    def fine_tune(name, rows, *rest, store, **more):
+        for row in rows:
+            row.load(store)
+        return real(name, rows, *rest, store=store, **more)
+
+    monkeypatch.setattr(runs, "fine_tune", fine_tune)
+    plan = plan_audit(toy.release, toy.original, toy.test, ["fake"], replace(CONFIG, attacks=("gray",)), device="cpu")
+    run.carry_out(plan)
+    kept = set(plan.runner._store._kept)
+    assert kept == {image for both in plan.runner.pairing.pairs for image in (both[0].image, both[1].image)}
+
+
 def test_models_of_attacks_follow_the_device(toy, fake, monkeypatch):
     seen, real = set(), runs.fine_tune
 
@@ -546,6 +561,23 @@ def test_what_an_attacker_cannot_be_shown_is_left_out_for_all(toy, model, tmp_pa
     left_out = f"1 released samples were left out of all arms: {toy.release / 'images' / '2.png'}: {says}"
     assert released.startswith(left_out)
     assert len(plan_audit(toy.release, toy.original, toy.test, [model], config, device="cpu").runner.samples) == 3
+
+
+def test_what_changed_is_told_by_what_is_left(toy, model, tmp_path):
+    """The only changed picture is of a shape that an attacker refuses: the rest has words of its own alone."""
+    qwen = str(tiny.build("qwen2_vl", tmp_path / "qwen"))
+    for number in range(8):
+        Image.fromarray(toy.images[number]).save(toy.release / "images" / f"{number}.png")
+    long = np.zeros((4, 900, 3), dtype=np.uint8)
+    Image.fromarray(long).save(toy.original / "images" / "2.png")
+    Image.fromarray(long + 5).save(toy.release / "images" / "2.png")
+    plan = plan_audit(toy.release, toy.original, toy.test, [model, qwen], CONFIG, device="cpu")
+    assert plan.arms == ("clean", "release", "random-words")
+    assert plan.provenance["images changed"] is False
+    assert plan.provenance["texts changed"] is True
+    (toy.release / "metadata.jsonl").write_bytes((toy.original / "metadata.jsonl").read_bytes())
+    with pytest.raises(DataError, match=r"no change is left to train on: .* takes no image of 900 x 4 pixels"):
+        plan_audit(toy.release, toy.original, toy.test, [model, qwen], CONFIG, device="cpu")
 
 
 def test_nothing_that_an_attacker_takes_is_an_error(toy, model, tmp_path):

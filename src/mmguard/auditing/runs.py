@@ -136,7 +136,10 @@ class Runner:
                 report(done)
 
             attack = attack_named(run.attack) if run.attack else Attack("none")
-            data, sifted = self._training_data(run, attack)
+            # Noise, and images after an attack, are those of this run alone: in the common store they would leave no
+            # room for others.
+            store = ImageStore(files=self._store)
+            data, sifted = self._training_data(run, attack, store)
             attacker = fine_tune(
                 run.attacker,
                 data,
@@ -144,15 +147,14 @@ class Runner:
                 self.config,
                 run.seed,
                 device=self.device,
-                # Images after an attack are those of this run alone: kept on, they would fill the common store.
-                store=ImageStore() if attack.image else self._store,
+                store=store,
                 on_step=on_step,
                 training=attack.training,
                 validate=self._validate,
             )
         return Result(evaluate(attacker, self.samples, self.config, self._store), tuple(losses), sifted)
 
-    def _training_data(self, run: Run, attack: Attack) -> tuple[list[Row], Sifted | None]:
+    def _training_data(self, run: Run, attack: Attack, store: ImageStore) -> tuple[list[Row], Sifted | None]:
         """The rows that a run is trained on, and what a filter did to them."""
         assert run.recipe is not None
         assert run.arm != "zero-shot"
@@ -165,7 +167,7 @@ class Runner:
         data = mixture(stolen, originals, clean)
         if selection.judge is None:
             return data, None
-        judge = Judge(run.attacker, run.recipe, self.config, run.seed, self.device, self._store)
+        judge = Judge(run.attacker, run.recipe, self.config, run.seed, self.device, store)
         leaked = {place: stolen[place] for place in clean[: selection.leaked]}
         suspicion, drop = judge.of(data, selection, leaked)
         return sift(data, suspicion, drop, range(len(data)) if run.arm == "clean" else clean)
