@@ -66,7 +66,7 @@ def fake(monkeypatch) -> list[tuple]:
     def load_attacker(name, device="auto", dtype=None):
         if name.startswith("broken"):
             raise OSError("no such model")
-        return SimpleNamespace(right=0, words=("tree",))
+        return SimpleNamespace(right=0)
 
     def fine_tune(name, rows, recipe, config, seed, *, device, store, on_step, training, validate):
         arm = "release" if "river" in rows[0].text else "clean"
@@ -79,13 +79,14 @@ def fake(monkeypatch) -> list[tuple]:
         made.append((name, recipe, arm, seed))
         if name == "interrupted" and len(made) == 4:
             raise KeyboardInterrupt
-        return SimpleNamespace(right=deserved[arm], words=())
+        return SimpleNamespace(right=deserved[arm])
 
     def evaluate(attacker, samples, config, store):
         return (np.arange(len(samples)) < attacker.right).astype(float)
 
     for function in (load_attacker, fine_tune, evaluate):
         monkeypatch.setattr(runs, function.__name__, function)
+    monkeypatch.setattr(runs, "vocabulary", lambda name: ("tree",))
     return made
 
 
@@ -390,6 +391,13 @@ def test_what_is_one_runs_alone_leaves_room_in_the_common_store(toy, fake, monke
     run.carry_out(plan)
     kept = set(plan.runner._store._kept)
     assert kept == {image for both in plan.runner.pairing.pairs for image in (both[0].image, both[1].image)}
+
+
+def test_words_are_looked_up_for_runs_that_draw_some(toy, fake, monkeypatch):
+    asked: list[str] = []
+    monkeypatch.setattr(runs, "vocabulary", lambda name: (asked.append(name), ("tree",))[1])
+    _audit(toy)
+    assert asked == ["fake"] * 4  # random-words and control, of two seeds
 
 
 def test_models_of_attacks_follow_the_device(toy, fake, monkeypatch):

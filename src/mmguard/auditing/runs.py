@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from mmguard.auditing import recipes
-from mmguard.auditing.arms import Arm, ImageStore, Pairing, Row, ingredients, rows
-from mmguard.auditing.attackers import Attacker, fine_tune, load_attacker, schedule
+from mmguard.auditing.arms import WORDED, Arm, ImageStore, Pairing, Row, ingredients, rows
+from mmguard.auditing.attackers import Attacker, fine_tune, load_attacker, schedule, vocabulary
 from mmguard.auditing.attacks import attack_named
 from mmguard.auditing.attacks.base import Attack, Selection
 from mmguard.auditing.evaluate import evaluate
@@ -109,7 +109,6 @@ class Runner:
     threads: int | None = None
     """How many threads a run has; torch's choice if not given."""
     _store: ImageStore = field(default_factory=ImageStore)
-    _words: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _weights: dict[str, str | None] = field(default_factory=dict)
     _data: dict[str, str] = field(default_factory=dict)
 
@@ -125,7 +124,6 @@ class Runner:
         sifted = None
         if run.recipe is None:
             attacker = load_attacker(run.attacker, self.device)
-            self._words[run.attacker] = attacker.words
         else:
             done = 0.0
 
@@ -158,7 +156,7 @@ class Runner:
         """The rows that a run is trained on, and what a filter did to them."""
         assert run.recipe is not None
         assert run.arm != "zero-shot"
-        selection, words = attack.selection, self._vocabulary(run.attacker)
+        selection, words = attack.selection, vocabulary(run.attacker) if run.arm in WORDED else ()
         clean = clean_places(self.pairing, selection, run.seed)
         originals = rows("clean", self.pairing, words, run.seed)
         if run.arm == "clean-part":
@@ -219,11 +217,6 @@ class Runner:
     def _validate(self, attacker: Attacker) -> float:
         """Accuracy on the validation samples."""
         return float(evaluate(attacker, self.validation, self.config, self._store).mean())
-
-    def _vocabulary(self, name: str) -> tuple[str, ...]:
-        if name not in self._words:
-            self._words[name] = load_attacker(name, "cpu").words
-        return self._words[name]
 
     def data_digest(self, arm: Arm | Literal["zero-shot"]) -> str | None:
         """Hash of what an arm's rows are made of; None for the untouched model, which has none."""
