@@ -14,6 +14,7 @@ from torch import Tensor
 from mmguard.auditing.attacks import purify
 from mmguard.auditing.attacks.images import IMAGE_ATTACKS
 from mmguard.errors import ConfigError
+from mmguard.runtime.devices import auto_means
 
 STEPS = 20
 
@@ -188,6 +189,13 @@ class TestLoading:
         first = attacked(family, source, photo(8, 8))
         monkeypatch.setattr(purify, "_loaded", lambda *_: pytest.fail("loaded again"))
         assert torch.equal(attacked(family, source, photo(8, 8)), first)
+
+    def test_is_where_the_audit_is(self, vae: Path, diffusion: Path) -> None:
+        with auto_means("meta"), pytest.raises(NotImplementedError, match="meta"):
+            attacked("vae", str(vae), photo(8, 8))
+        with auto_means("meta"), pytest.raises(NotImplementedError, match="meta"):
+            attacked("diffusion", str(diffusion), photo(8, 8))
+        assert attacked("vae", str(vae), photo(8, 8)).device.type == "cpu"
 
     @pytest.mark.parametrize("family", ["vae", "diffusion"])
     def test_missing_model_is_named(self, family: str, tmp_path: Path) -> None:

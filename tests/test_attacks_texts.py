@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 from collections import Counter
@@ -23,6 +24,7 @@ from mmguard.auditing.attacks.text_rules import template_filter
 from mmguard.auditing.attacks.texts import TEXT_ATTACKS
 from mmguard.data.text import insert_trigger
 from mmguard.errors import ConfigError, SurrogateError
+from mmguard.runtime.devices import auto_means
 from mmguard.types import Sample
 
 
@@ -425,7 +427,7 @@ def test_models_are_loaded_once_and_only_for_questions(
     load = text_models.load_language_model
 
     def counted(name: str, device: Any) -> Any:
-        loads.append(name)
+        loads.append((name, device.type))
         model = load(name, device)
         monkeypatch.setattr(model, "reply", lambda message, most_tokens: "what is it?")
         return model
@@ -440,7 +442,10 @@ def test_models_are_loaded_once_and_only_for_questions(
     for number in range(3):
         rewrite(sample(f"is there a red circle {number}"), torch.Generator())
     attacked(name, "is it red")
-    assert loads == [str(judge)]
+    assert loads == [(str(judge), "cpu")]
+    with auto_means("meta"), contextlib.suppress(RuntimeError):
+        attacked(name, "is it the other one")
+    assert loads[1:] == [(str(judge), "meta")]
     text_models.language_model.cache_clear()
 
 
@@ -476,7 +481,7 @@ def test_paraphrase_takes_the_models_words(speaker: Path) -> None:
 
 
 def test_paraphrase_is_cut_off_and_asks_for_the_question_alone(speaker: Path) -> None:
-    model = text_models.language_model(str(speaker))
+    model = text_models.language_model(str(speaker), torch.device("cpu"))
     replies = []
 
     class Recorder:

@@ -253,7 +253,7 @@ def _text_pairing(own: list[str], inserted: dict[int, str]) -> Pairing:
     units = [word for place in range(len(own) + 1) for word in (inserted.get(place), *own[place : place + 1]) if word]
     ours = Sample("0", 0, Path("a.png"), " ".join(own), "red")
     released = replace(ours, image=Path("b.png"), question=" ".join(units))
-    return Pairing([(ours, released)], True, True, {Path("a.png"): "1x1:a", Path("b.png"): "1x1:b"})
+    return Pairing([(ours, released)], {Path("a.png"): "1x1:a", Path("b.png"): "1x1:b"})
 
 
 @given(st.data(), _slots)

@@ -80,6 +80,14 @@ def test_models_of_all_parts_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     assert attack_named("diffusion:a/unet@0.2+punct").models == ("a/unet",)
 
 
+def test_a_plus_in_the_name_of_a_model_joins_nothing() -> None:
+    for name in ("paraphrase:/models/a+b", "perplexity:a+b/c+d@3"):
+        assert attack_named(name).name == name
+        assert attack_named(f"gray+{name}+early-stop").models == attack_named(name).models
+        assert list(families(f"{name}+early-stop")) == [name.partition(":")[0], "early-stop"]
+    assert attack_named("paraphrase:/models/a+b").models == ("/models/a+b",)
+
+
 @pytest.mark.parametrize("attack", [one for one in resolve(["suite"]) if one.image], ids=lambda one: one.name)
 def test_images_of_the_suite_stay_images(attack) -> None:
     image = torch.rand((3, 20, 24), generator=torch.Generator().manual_seed(0))

@@ -15,10 +15,11 @@ from PIL import Image
 import tiny
 from mmguard.auditing import attackers
 from mmguard.auditing.arms import ImageStore, Row
-from mmguard.auditing.attackers import fine_tune, load_attacker, render, schedule
+from mmguard.auditing.attackers import fine_tune, load_attacker, render, schedule, vocabulary
 from mmguard.auditing.evaluate import answers, evaluate
 from mmguard.config import AuditConfig
 from mmguard.errors import ConfigError, SurrogateError
+from mmguard.lvlm.surrogate import load_surrogate
 from mmguard.types import Sample
 
 FAST = AuditConfig(lr=3e-3, epochs=2, batch_size=4, max_new_tokens=4, eval_batch_size=3)
@@ -222,3 +223,8 @@ def test_evaluate_scores_each_sample(models, samples, monkeypatch):
 def test_default_attackers_are_the_zoo():
     assert all(name.startswith("zoo:") for name in attackers.default_attackers())
     assert attackers.default_attackers()
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_words_are_known_without_the_model(models, family):
+    assert vocabulary(str(models[family])) == load_surrogate(str(models[family]), "cpu").admissible_tokens().words

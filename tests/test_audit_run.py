@@ -19,6 +19,7 @@ from mmguard.auditing.plan import plan_audit
 from mmguard.auditing.run import audit
 from mmguard.config import AuditConfig
 from mmguard.errors import ConfigError, DataError, ReleaseError
+from mmguard.runtime.devices import device_of
 from mmguard.runtime.executor import Failed
 from mmguard.runtime.progress import progress
 
@@ -66,7 +67,7 @@ def fake(monkeypatch) -> list[tuple]:
     def load_attacker(name, device="auto", dtype=None):
         if name.startswith("broken"):
             raise OSError("no such model")
-        return SimpleNamespace(right=0, words=("tree",))
+        return SimpleNamespace(right=0)
 
     def fine_tune(name, rows, recipe, config, seed, *, device, store, on_step, training, validate):
         arm = "release" if "river" in rows[0].text else "clean"
@@ -79,13 +80,14 @@ def fake(monkeypatch) -> list[tuple]:
         made.append((name, recipe, arm, seed))
         if name == "interrupted" and len(made) == 4:
             raise KeyboardInterrupt
-        return SimpleNamespace(right=deserved[arm], words=())
+        return SimpleNamespace(right=deserved[arm])
 
     def evaluate(attacker, samples, config, store):
         return (np.arange(len(samples)) < attacker.right).astype(float)
 
     for function in (load_attacker, fine_tune, evaluate):
         monkeypatch.setattr(runs, function.__name__, function)
+    monkeypatch.setattr(runs, "vocabulary", lambda name: ("tree",))
     return made
 
 
@@ -392,6 +394,41 @@ def test_other_settings_are_not_reused(toy, fake, change):
     assert len(fake) == 20
 
 
+def test_what_is_one_runs_alone_leaves_room_in_the_common_store(toy, fake, monkeypatch):
+    real = runs.fine_tune
+
+    def fine_tune(name, rows, *rest, store, **more):
+        for row in rows:
+            row.load(store)
+        return real(name, rows, *rest, store=store, **more)
+
+    monkeypatch.setattr(runs, "fine_tune", fine_tune)
+    plan = plan_audit(toy.release, toy.original, toy.test, ["fake"], replace(CONFIG, attacks=("gray",)), device="cpu")
+    run.carry_out(plan)
+    kept = set(plan.runner._store._kept)
+    assert kept == {image for both in plan.runner.pairing.pairs for image in (both[0].image, both[1].image)}
+
+
+def test_words_are_looked_up_for_runs_that_draw_some(toy, fake, monkeypatch):
+    asked: list[str] = []
+    monkeypatch.setattr(runs, "vocabulary", lambda name: (asked.append(name), ("tree",))[1])
+    _audit(toy)
+    assert asked == ["fake"] * 4  # random-words and control, of two seeds
+
+
+def test_models_of_attacks_follow_the_device(toy, fake, monkeypatch):
+    seen, real = set(), runs.fine_tune
+
+    def fine_tune(*given, **more):
+        seen.add(device_of("auto").type)
+        return real(*given, **more)
+
+    monkeypatch.setattr(runs, "fine_tune", fine_tune)
+    _audit(toy, device="meta")
+    assert seen == {"meta"}
+    assert device_of("auto").type != "meta"
+
+
 def test_runs_of_another_device_are_not_reused(toy, fake):
     """And on a GPU, with 16-bit weights, none of batches of another size."""
     for device in ("cpu", "cuda"):
@@ -436,7 +473,7 @@ def test_another_model_under_the_same_name_is_not_reused(toy, fake, tmp_path):
 
 
 def test_another_model_of_an_attack_is_another_attack(toy, fake, tmp_path, monkeypatch):
-    monkeypatch.setattr("mmguard.auditing.attacks.text_models.language_model", lambda name: None)
+    monkeypatch.setattr("mmguard.auditing.attacks.text_models.language_model", lambda *_: None)
     monkeypatch.setattr("mmguard.auditing.attacks.text_models.paraphrase", lambda question, model: question)
     folder = tmp_path / "rewriter"
     folder.mkdir()
@@ -548,6 +585,23 @@ def test_what_an_attacker_cannot_be_shown_is_left_out_for_all(toy, model, tmp_pa
     left_out = f"1 released samples were left out of all arms: {toy.release / 'images' / '2.png'}: {says}"
     assert released.startswith(left_out)
     assert len(plan_audit(toy.release, toy.original, toy.test, [model], config, device="cpu").runner.samples) == 3
+
+
+def test_what_changed_is_told_by_what_is_left(toy, model, tmp_path):
+    """The only changed picture is of a shape that an attacker refuses: the rest has words of its own alone."""
+    qwen = str(tiny.build("qwen2_vl", tmp_path / "qwen"))
+    for number in range(8):
+        Image.fromarray(toy.images[number]).save(toy.release / "images" / f"{number}.png")
+    long = np.zeros((4, 900, 3), dtype=np.uint8)
+    Image.fromarray(long).save(toy.original / "images" / "2.png")
+    Image.fromarray(long + 5).save(toy.release / "images" / "2.png")
+    plan = plan_audit(toy.release, toy.original, toy.test, [model, qwen], CONFIG, device="cpu")
+    assert plan.arms == ("clean", "release", "random-words")
+    assert plan.provenance["images changed"] is False
+    assert plan.provenance["texts changed"] is True
+    (toy.release / "metadata.jsonl").write_bytes((toy.original / "metadata.jsonl").read_bytes())
+    with pytest.raises(DataError, match=r"no change is left to train on: .* takes no image of 900 x 4 pixels"):
+        plan_audit(toy.release, toy.original, toy.test, [model, qwen], CONFIG, device="cpu")
 
 
 def test_nothing_that_an_attacker_takes_is_an_error(toy, model, tmp_path):

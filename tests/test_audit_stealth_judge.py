@@ -154,7 +154,7 @@ def test_a_request_shows_both_versions_alike(pairing: Pairing) -> None:
 
 def test_the_name_of_a_question_says_nothing(pairing: Pairing) -> None:
     one = questions(pairing, 1)[0]
-    swapped = Pairing([(one.released, one.original)], True, True, pairing.digests)
+    swapped = Pairing([(one.released, one.original)], pairing.digests)
     assert questions(swapped, 1)[0].id == one.id
 
 

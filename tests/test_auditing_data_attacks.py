@@ -74,9 +74,10 @@ def fake(monkeypatch) -> dict[tuple[str, int, str | None], list[Row]]:
 
     def fine_tune(name, rows, recipe, config, seed, **more):
         trained.setdefault((name, seed), []).append(list(rows))
-        return SimpleNamespace(right=len({row.id for row in rows if "river" not in row.text}) / 3, words=())
+        return SimpleNamespace(right=len({row.id for row in rows if "river" not in row.text}) / 3)
 
-    monkeypatch.setattr(runs, "load_attacker", lambda *_: SimpleNamespace(right=0, words=("tree",)))
+    monkeypatch.setattr(runs, "load_attacker", lambda *_: SimpleNamespace(right=0))
+    monkeypatch.setattr(runs, "vocabulary", lambda name: ("tree",))
     monkeypatch.setattr(runs, "fine_tune", fine_tune)
     monkeypatch.setattr(
         runs, "evaluate", lambda attacker, samples, *_: (np.arange(len(samples)) < attacker.right).astype(float)

@@ -371,7 +371,8 @@ def test_early_stop_is_not_judged_on_what_it_chose_by(toy, monkeypatch) -> None:
         right = validation if attacker.best else ~validation
         return right[numbers].astype(float)
 
-    monkeypatch.setattr(runs, "load_attacker", lambda *a, **k: SimpleNamespace(best=False, words=("tree",)))
+    monkeypatch.setattr(runs, "load_attacker", lambda *a, **k: SimpleNamespace(best=False))
+    monkeypatch.setattr(runs, "vocabulary", lambda name: ("tree",))
     monkeypatch.setattr(runs, "fine_tune", fake_fine_tune)
     monkeypatch.setattr(runs, "evaluate", fake_evaluate)
     report = _audit(toy, ("early-stop", "epochs-x2"))

@@ -50,7 +50,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
     def load_attacker(name: str, device: str = "auto") -> SimpleNamespace:
         if name == "broken":
             raise OSError("no such model")
-        return SimpleNamespace(name=name, right=0, words=("tree",))
+        return SimpleNamespace(name=name, right=0)
 
     def fine_tune(name, rows, recipe, config, seed, *, device, store, on_step, training, validate):
         noise, words = rows[0].noise_like is not None, "tree" in rows[0].text
@@ -64,6 +64,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
 
     for function in (load_attacker, fine_tune, evaluate):
         monkeypatch.setattr(runs, function.__name__, function)
+    monkeypatch.setattr(runs, "vocabulary", lambda name: ("tree",))
     return made
 
 

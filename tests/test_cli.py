@@ -64,7 +64,17 @@ def test_protect_verify_audit_one_after_the_other(tmp_path: Path, model: str) ->
         "control",
     }
     assert json.loads((report / "report.json").read_text())["verdict"] == found["verdict"]
-    assert (report / "report.md").read_text().startswith("# Audit")
+    text = (report / "report.md").read_text()
+    assert text.startswith("# Audit")
+    assert "## Provenance" in text
+    # Again, from finished runs, for people.
+    code, out, _ = call(
+        "audit", release, "--original", "easy-vqa:train:3", "--test", "easy-vqa:test:3", "--attacker", model,
+        "--recipe", "lora", "--seeds", 1, "--epochs", 1, "--jobs", 1, "-o", report,
+    )  # fmt: skip
+    assert code == 0
+    assert "Not tested" in out
+    assert "Provenance" not in out
 
 
 def test_a_laboratory_task_is_a_dataset_like_any_other(tmp_path: Path, model: str) -> None:

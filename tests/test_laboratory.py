@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import laboratory
 import tiny
-from mmguard.auditing.attackers import load_attacker
+from mmguard.auditing.attackers import vocabulary
 from mmguard.lvlm.prompt import Example
 from mmguard.lvlm.surrogate import load_surrogate
 
@@ -53,7 +53,7 @@ def test_the_result_is_a_surrogate_and_an_attacker(built: Path) -> None:
     surrogate, image = load_surrogate(built, device="cpu"), torch.rand(3, 96, 112).mul(255).round().div(255)
     encoded = surrogate.encode([Example("What color is it?", "red", trigger=("house", "open"))], [image])
     assert surrogate.forward(encoded, surrogate.pixels([image]), layers=(0, 1)).nll.isfinite().all()
-    assert load_attacker(str(built), "cpu").words
+    assert vocabulary(str(built)) == surrogate.admissible_tokens().words != ()
     assert surrogate.tokenizer.eos_token == "<|im_end|>"
     assert surrogate.model.generation_config.eos_token_id == surrogate.tokenizer.eos_token_id
 

@@ -118,6 +118,20 @@ def test_half_precision_is_not_merged() -> None:
             assert all(torch.equal(value, before[name]) for name, value in model.model.state_dict().items())
 
 
+def test_adapters_have_32_bits_as_those_of_attackers_do() -> None:
+    model = load_surrogate(built("llava"), device="cpu", dtype=torch.bfloat16)
+    encoded, pixels = batch(model)
+    with adapted(model, rank=4, seed=0) as adapter:
+        assert {parameter.dtype for parameter in adapter.parameters} == {torch.float32}
+        losses = [adapter.step(encoded, pixels, lr=1e-2) for _ in range(3)]
+        adapter.reset(1)
+        assert {parameter.dtype for parameter in adapter.parameters} == {torch.float32}
+    assert losses[-1] < losses[0]
+    assert model.model.dtype == torch.bfloat16
+    theirs = get_peft_model(model.model, lora_config(4))  # what TRL calls
+    assert {one.dtype for one in theirs.parameters() if one.requires_grad} == {torch.float32}
+
+
 def test_an_error_inside_leaves_no_trace_either() -> None:
     model = load_surrogate(built("llava"))
     model.forward(*batch(model))  # transformers hangs hooks of its own into a model at its first pass

@@ -299,7 +299,7 @@ def audit(
         else:
             from rich.markdown import Markdown
 
-            _out.print(Markdown(report.to_markdown()))
+            _out.print(Markdown(report.to_markdown(provenance=False)))
             _out.print(f"Report: {out / 'report.html'}, {out / 'report.md'}, {out / 'report.json'}", highlight=False)
 
 
@@ -485,7 +485,7 @@ def demo(
             return
         from rich.markdown import Markdown
 
-        _out.print(Markdown(report.to_markdown()))
+        _out.print(Markdown(report.to_markdown(provenance=False)))
         _out.print(
             f"\nLook at {out / 'release'} (may be published), {out / 'release.record'} (must not), "
             f"{out / 'report' / 'report.html'}, and {out / 'before-after.png'}.\n"

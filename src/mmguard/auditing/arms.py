@@ -10,6 +10,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -45,11 +46,16 @@ class ImageStore:
 
     Once the limit is reached nothing is evicted: training passes over all images in turn, where a cache that
     evicts the oldest never hits.
+
+    Args:
+        limit_bytes: of all images together.
+        files: keeps the images of files instead, for a store that is given up before them.
     """
 
-    def __init__(self, limit_bytes: int = 1 << 30) -> None:
+    def __init__(self, limit_bytes: int = 1 << 30, files: ImageStore | None = None) -> None:
         self._kept: dict[Any, Pixels] = {}
         self._limit = self._left = limit_bytes
+        self._files = files or self
 
     def __reduce__(self) -> tuple[type[ImageStore], tuple[int]]:
         # Copies start empty: a worker decodes for itself, and `datasets` pickles what it is given for a hash alone.
@@ -70,7 +76,7 @@ class ImageStore:
         Raises:
             SampleError: the file is missing or cannot be read.
         """
-        return self.get(path, lambda: load_image(path).permute(1, 2, 0).contiguous().numpy())
+        return self._files.get(path, lambda: load_image(path).permute(1, 2, 0).contiguous().numpy())
 
 
 @dataclass(frozen=True)
@@ -119,8 +125,6 @@ class Pairing:
 
     pairs: list[tuple[Sample, Sample]]
     """Original and released sample, in the release's order."""
-    images_changed: bool
-    texts_changed: bool
     digests: dict[Path, str]
     """Hash of the decoded pixels of every image, original and released."""
     rejected: list[Rejection] = field(default_factory=list)
@@ -145,6 +149,16 @@ class Pairing:
             ours.id: first.setdefault(_inserted(ours, like) or ours.id, ours.id)
             for (ours, _), like in zip(self.pairs, self.like, strict=True)
         }
+
+    @cached_property
+    def images_changed(self) -> bool:
+        """Whether any image differs from its original."""
+        return any(self.digests[ours.image] != self.digests[released.image] for ours, released in self.pairs)
+
+    @cached_property
+    def texts_changed(self) -> bool:
+        """Whether any question differs from its original."""
+        return any(ours.question != released.question for ours, released in self.pairs)
 
     @property
     def matched(self) -> Arm:
@@ -236,11 +250,10 @@ def pair(release: Dataset, original: Dataset) -> Pairing:
             f"{release.root}: no row pairs with the original in {original.root}: give the dataset that it "
             f"was made from ({rejected[0].reason})"
         )
-    images = any(digests[sample.image] != digests[released.image] for sample, released in pairs)
-    texts = any(sample.question != released.question for sample, released in pairs)
-    if not images and not texts:
+    pairing = Pairing(pairs, digests, rejected)
+    if not pairing.images_changed and not pairing.texts_changed:
         raise ReleaseError(f"{release.root}: nothing differs from {original.root}: there is no protection to audit")
-    return Pairing(pairs, images, texts, digests, rejected)
+    return pairing
 
 
 def _check_text(where: str, ours: Sample, released: Sample) -> None:

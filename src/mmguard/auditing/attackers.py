@@ -3,6 +3,7 @@ and PEFT)."""
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
 import warnings
@@ -34,7 +35,7 @@ from mmguard.auditing.training import (
 )
 from mmguard.config import AuditConfig, Recipe
 from mmguard.errors import ConfigError, SurrogateError
-from mmguard.lvlm.surrogate import load_processor, load_surrogate
+from mmguard.lvlm.surrogate import admissible_words, load_processor, load_surrogate
 from mmguard.lvlm.weights import model_folder
 
 _EPOCHS = 3.0
@@ -49,8 +50,6 @@ class Attacker:
     name: str
     model: Any
     processor: Any
-    words: tuple[str, ...] = ()
-    """Words that are one token for this model (Eq. 16)."""
 
     @property
     def device(self) -> torch.device:
@@ -89,7 +88,22 @@ def load_attacker(
         for module in loaded.model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
-    return Attacker(name, loaded.model, loaded.processor, loaded.admissible_tokens().words)
+    return Attacker(name, loaded.model, loaded.processor)
+
+
+@functools.cache  # walks over all tokens
+def vocabulary(name: str) -> tuple[str, ...]:
+    """Words that are one token for a model (Eq. 16).
+
+    Args:
+        name: as for `load_attacker`; no weights are loaded.
+
+    Raises:
+        SurrogateError: the model's processor cannot be loaded.
+    """
+    with _quiet():
+        tokenizer = load_processor(name).tokenizer
+    return tuple(admissible_words(tokenizer, len(tokenizer)).values())
 
 
 def refusals(name: str, sizes: Collection[tuple[int, int]]) -> dict[tuple[int, int], str]:

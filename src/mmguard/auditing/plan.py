@@ -166,7 +166,7 @@ def _taken(pairing: Pairing, refused: Mapping[str, str], root: Path) -> Pairing:
     """The pairs whose images every attacker takes: what one refuses is left out of all arms, and for all attackers.
 
     Raises:
-        DataError: none is left.
+        DataError: none is left, or none that the release changed.
     """
     kept, rejected = [], []
     for ours, released in pairing.pairs:
@@ -177,7 +177,10 @@ def _taken(pairing: Pairing, refused: Mapping[str, str], root: Path) -> Pairing:
             rejected.append(Rejection(f"released sample {released.id}", f"{released.image}: {reason}"))
     if not kept:
         raise DataError(f"{root}: no image is left to train on: {rejected[0].reason}: name other attackers")
-    return replace(pairing, pairs=kept, rejected=[*pairing.rejected, *rejected])
+    taken = replace(pairing, pairs=kept, rejected=[*pairing.rejected, *rejected])
+    if not taken.images_changed and not taken.texts_changed:
+        raise DataError(f"{root}: no change is left to train on: {rejected[0].reason}: name other attackers")
+    return taken
 
 
 def _captioned(pairing: Pairing, attacker: str, device: str) -> tuple[Pairing, list[str]]:

@@ -111,8 +111,8 @@ class AuditReport:
         """The report as JSON; strict, without NaN."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
-    def to_markdown(self) -> str:
-        """The report as Markdown: verdict, tables, what was not tested, provenance."""
+    def to_markdown(self, provenance: bool = True) -> str:
+        """The report as Markdown: verdict, tables, what was not tested, and with what it was made."""
         parts = ["# Audit", self.verdict, *(f"**Warning:** {warning}" for warning in self.warnings)]
         if self.findings:
             parts += [table(*findings_table(self.findings)), LEGEND]
@@ -123,10 +123,8 @@ class AuditReport:
                 bullets(f"{one.attacker}: {one.reason}" for one in self.failures),
             ]
         parts += ["## Not tested, and not protected against", bullets(self.not_tested)]
-        parts += [
-            "## Provenance",
-            facts(self.provenance),
-        ]
+        if provenance:
+            parts += ["## Provenance", facts(self.provenance)]
         return "\n\n".join(parts) + "\n"
 
     def write(self, folder: Path) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from mmguard.auditing import recipes
-from mmguard.auditing.arms import Arm, ImageStore, Pairing, Row, ingredients, rows
-from mmguard.auditing.attackers import Attacker, fine_tune, load_attacker, schedule
+from mmguard.auditing.arms import WORDED, Arm, ImageStore, Pairing, Row, ingredients, rows
+from mmguard.auditing.attackers import Attacker, fine_tune, load_attacker, schedule, vocabulary
 from mmguard.auditing.attacks import attack_named
 from mmguard.auditing.attacks.base import Attack, Selection
 from mmguard.auditing.evaluate import evaluate
@@ -23,7 +23,7 @@ from mmguard.auditing.selection import MixedArm, Sifted, clean_places, mixture, 
 from mmguard.auditing.stats import FloatArray
 from mmguard.config import AuditConfig, Recipe
 from mmguard.lvlm.weights import weights_digest
-from mmguard.runtime.devices import device_of
+from mmguard.runtime.devices import auto_means, device_of
 from mmguard.runtime.executor import Report
 from mmguard.runtime.provenance import commit, digest, versions
 from mmguard.types import Sample
@@ -109,7 +109,6 @@ class Runner:
     threads: int | None = None
     """How many threads a run has; torch's choice if not given."""
     _store: ImageStore = field(default_factory=ImageStore)
-    _words: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _weights: dict[str, str | None] = field(default_factory=dict)
     _data: dict[str, str] = field(default_factory=dict)
 
@@ -117,11 +116,14 @@ class Runner:
         """Makes a run."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        with auto_means(self.device):  # for the models of attacks
+            return self._made(run, report)
+
+    def _made(self, run: Run, report: Report) -> Result:
         losses: list[float] = []
         sifted = None
         if run.recipe is None:
             attacker = load_attacker(run.attacker, self.device)
-            self._words[run.attacker] = attacker.words
         else:
             done = 0.0
 
@@ -132,7 +134,10 @@ class Runner:
                 report(done)
 
             attack = attack_named(run.attack) if run.attack else Attack("none")
-            data, sifted = self._training_data(run, attack)
+            # Noise, and images after an attack, are those of this run alone: in the common store they would leave no
+            # room for others.
+            store = ImageStore(files=self._store)
+            data, sifted = self._training_data(run, attack, store)
             attacker = fine_tune(
                 run.attacker,
                 data,
@@ -140,19 +145,18 @@ class Runner:
                 self.config,
                 run.seed,
                 device=self.device,
-                # Images after an attack are those of this run alone: kept on, they would fill the common store.
-                store=ImageStore() if attack.image else self._store,
+                store=store,
                 on_step=on_step,
                 training=attack.training,
                 validate=self._validate,
             )
         return Result(evaluate(attacker, self.samples, self.config, self._store), tuple(losses), sifted)
 
-    def _training_data(self, run: Run, attack: Attack) -> tuple[list[Row], Sifted | None]:
+    def _training_data(self, run: Run, attack: Attack, store: ImageStore) -> tuple[list[Row], Sifted | None]:
         """The rows that a run is trained on, and what a filter did to them."""
         assert run.recipe is not None
         assert run.arm != "zero-shot"
-        selection, words = attack.selection, self._vocabulary(run.attacker)
+        selection, words = attack.selection, vocabulary(run.attacker) if run.arm in WORDED else ()
         clean = clean_places(self.pairing, selection, run.seed)
         originals = rows("clean", self.pairing, words, run.seed)
         if run.arm == "clean-part":
@@ -161,7 +165,7 @@ class Runner:
         data = mixture(stolen, originals, clean)
         if selection.judge is None:
             return data, None
-        judge = Judge(run.attacker, run.recipe, self.config, run.seed, self.device, self._store)
+        judge = Judge(run.attacker, run.recipe, self.config, run.seed, self.device, store)
         leaked = {place: stolen[place] for place in clean[: selection.leaked]}
         suspicion, drop = judge.of(data, selection, leaked)
         return sift(data, suspicion, drop, range(len(data)) if run.arm == "clean" else clean)
@@ -213,11 +217,6 @@ class Runner:
     def _validate(self, attacker: Attacker) -> float:
         """Accuracy on the validation samples."""
         return float(evaluate(attacker, self.validation, self.config, self._store).mean())
-
-    def _vocabulary(self, name: str) -> tuple[str, ...]:
-        if name not in self._words:
-            self._words[name] = load_attacker(name, "cpu").words
-        return self._words[name]
 
     def data_digest(self, arm: Arm | Literal["zero-shot"]) -> str | None:
         """Hash of what an arm's rows are made of; None for the untouched model, which has none."""

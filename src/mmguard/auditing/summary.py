@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
+from scipy.stats import binomtest
 
 from mmguard.auditing.stats import Estimate
 
@@ -103,10 +103,5 @@ def share_interval(hits: int, trials: int) -> Estimate:
         hits: from 0 to `trials`.
         trials: at least one.
     """
-    z, share = NormalDist().inv_cdf(0.975), hits / trials
-    centre = share + z**2 / (2 * trials)
-    reach = z * (share * (1 - share) / trials + z**2 / (4 * trials**2)) ** 0.5
-    scale = 1 + z**2 / trials
-    # With no hit or all, the formula reaches 0 or 1 but for rounding.
-    low, high = (centre - reach) / scale, (centre + reach) / scale
-    return Estimate(share, low if hits else 0.0, high if hits < trials else 1.0)
+    interval = binomtest(hits, trials).proportion_ci(method="wilson")
+    return Estimate(hits / trials, float(interval.low), float(interval.high))

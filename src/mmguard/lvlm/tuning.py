@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.functional import cast_adapter_dtype
 from peft.tuners.lora import LoraLayer, LoraModel
 from torch import Tensor, nn
 
@@ -139,6 +140,8 @@ def adapted(surrogate: Surrogate, rank: int, seed: int) -> Iterator[Adapter]:
     with preserved(model):
         with _seeded(seed, surrogate.device):
             lora = LoraModel(model, lora_config(rank), _NAME)
+            # 32-bit, as attackers get theirs from PEFT: steps are smaller than what 16-bit weights can tell apart.
+            cast_adapter_dtype(lora, _NAME)
         try:
             parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
             model.requires_grad_(False)

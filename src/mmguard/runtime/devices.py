@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
+
+_auto: ContextVar[str | torch.device] = ContextVar("auto", default="auto")
 
 
 def device_of(name: str | torch.device) -> torch.device:
-    """The device of a name; `auto` is the first CUDA device if there is one, else the CPU."""
+    """The device of a name; `auto` is what `auto_means` says, else the first CUDA device if there is one, else the
+    CPU."""
+    if name == "auto":
+        name = _auto.get()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+@contextmanager
+def auto_means(name: str | torch.device) -> Iterator[None]:
+    """Makes `auto` another device until the end of the block, for models that nobody names a device for."""
+    before = _auto.set(name)
+    try:
+        yield
+    finally:
+        _auto.reset(before)

@@ -57,12 +57,13 @@ def resolve(names: Iterable[str]) -> tuple[Attack, ...]:
 @functools.cache  # an attack may hold a model, which all runs of a process share
 def attack_named(name: str) -> Attack:
     """The attack of one name; raises as `resolve` does."""
-    if "+" not in name:
+    joined = _parts(name)
+    if len(joined) == 1:
         attack = _single(name)
         if attack.selection.judge == "leaked":
             raise ConfigError(f"attack {name}: it looks for protected samples among clean ones: write mix-50+{name}")
         return attack
-    parts = [_single(part) for part in name.split("+")]
+    parts = [_single(part) for part in joined]
     if any(one.selection != Selection() for one in parts):
         return _filtered_mixture(name, parts)
     images = [one for one in parts if one.image]
@@ -102,8 +103,19 @@ def _filtered_mixture(name: str, parts: list[Attack]) -> Attack:
 
 def families(name: str) -> Iterator[str]:
     """The families that an attack's name is made of: `jpeg` and `case` of `jpeg-75+case`."""
-    for part in name.split("+"):
+    for part in _parts(name):
         yield _family(part) or part
+
+
+def _parts(name: str) -> list[str]:
+    """The names that `+` joins. One in the name of a model joins nothing, unless that of an attack follows."""
+    parts: list[str] = []
+    for piece in name.split("+"):
+        if parts and ":" in parts[-1] and _family(piece) is None:
+            parts[-1] += f"+{piece}"
+        else:
+            parts.append(piece)
+    return parts
 
 
 def _family(part: str) -> str | None:

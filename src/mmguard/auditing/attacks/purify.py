@@ -75,7 +75,7 @@ def diffusion_attack(parameter: str | None) -> Attack:
 @torch.no_grad()
 def _reconstruct(source: str, image: Tensor, generator: torch.Generator) -> Tensor:
     """Encodes and decodes, taking the most likely latents rather than random ones."""
-    vae = _load_vae(source)
+    vae = _load_vae(source, device_of("auto"))
     height, width = image.shape[-2:]
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     padded = _padded(image, -(-height // factor) * factor, -(-width // factor) * factor)
@@ -90,7 +90,7 @@ def _diffuse(source: str, strength: float, image: Tensor, generator: torch.Gener
     Scaling the image to that size instead would lose details, an attack of its own; tiles are due to Wang et al., 2024
     ("GrIDPure").
     """
-    unet, scheduler = _load_diffusion(source)
+    unet, scheduler = _load_diffusion(source, device_of("auto"))
     side = unet.config.sample_size
     height, width = image.shape[-2:]
     padded = _padded(image, max(height, side), max(width, side))
@@ -136,7 +136,7 @@ def _from_model(images: Tensor) -> Tensor:
 
 
 @functools.cache
-def _load_vae(source: str) -> Any:
+def _load_vae(source: str, device: torch.device) -> Any:
     from diffusers import AutoencoderKL
 
     def load(**place: str) -> Any:
@@ -151,13 +151,13 @@ def _load_vae(source: str) -> Any:
         except OSError:  # a pipeline has its autoencoder in a folder of its own
             return load(subfolder="vae")
 
-    vae = _loaded(f"vae:{source}", find).to(device_of("auto")).eval()
+    vae = _loaded(f"vae:{source}", find).to(device).eval()
     vae.enable_tiling()  # the attention of its bottleneck is quadratic in pixels
     return vae
 
 
 @functools.cache
-def _load_diffusion(source: str) -> tuple[Any, Any]:
+def _load_diffusion(source: str, device: torch.device) -> tuple[Any, Any]:
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
     pipeline = _loaded(f"diffusion:{source}", lambda: DDPMPipeline.from_pretrained(source, use_safetensors=True))
@@ -165,7 +165,7 @@ def _load_diffusion(source: str) -> tuple[Any, Any]:
     if not issubclass(type(unet), UNet2DModel) or not isinstance(unet.config.sample_size, int):
         raise ConfigError(f"attack diffusion:{source}: give an unconditional model of square images (UNet2DModel)")
     # Whatever steps the pipeline samples with, noise was added in DDPM's.
-    return unet.to(device_of("auto")).eval(), DDPMScheduler.from_config(pipeline.scheduler.config)
+    return unet.to(device).eval(), DDPMScheduler.from_config(pipeline.scheduler.config)
 
 
 def _loaded(attack: str, load: Callable[[], _Model]) -> _Model:

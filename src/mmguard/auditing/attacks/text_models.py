@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
+import torch
+
 from mmguard.auditing.attacks.text_rules import without
 from mmguard.auditing.stealth_texts import LanguageModel, load_language_model
-from mmguard.runtime.devices import device_of
 
 _REQUEST = (
     "Rewrite the following question in other words, as one fluent sentence of the same language and meaning. Leave out "
@@ -17,13 +18,13 @@ _QUOTES = "\"'“”‘’"
 
 
 @functools.cache
-def language_model(name: str) -> LanguageModel:
+def language_model(name: str, device: torch.device) -> LanguageModel:
     """A causal language model by hub id or local folder, loaded once for all attacks of a process.
 
     Raises:
         SurrogateError: it cannot be loaded.
     """
-    return load_language_model(name, device_of("auto"))
+    return load_language_model(name, device)
 
 
 def drop_surprising(question: str, most: int, perplexities: Callable[[Sequence[str]], Sequence[float | None]]) -> str:

@@ -26,8 +26,10 @@ import torch
 
 from mmguard.auditing.attacks import text_models, text_rules
 from mmguard.auditing.attacks.base import Attack, Factory, Rewrite
+from mmguard.auditing.stealth_texts import LanguageModel
 from mmguard.data.tasks import option_index
 from mmguard.errors import ConfigError
+from mmguard.runtime.devices import device_of
 from mmguard.types import Sample
 
 _MOST_WORDS = 100
@@ -80,7 +82,7 @@ def _perplexity(parameter: str | None) -> Attack:
 
     @functools.cache  # the same question is asked of many images
     def filtered(question: str) -> str:
-        return text_models.drop_surprising(question, most, text_models.language_model(model).perplexities)
+        return text_models.drop_surprising(question, most, _language_model(model).perplexities)
 
     text = _rewrite(lambda question, sample, rng: filtered(question))
     return Attack(f"perplexity:{model}@{most}", text=text, models=(model,))
@@ -91,10 +93,14 @@ def _paraphrase(parameter: str | None) -> Attack:
 
     @functools.cache
     def reworded(question: str) -> str:
-        return text_models.paraphrase(question, text_models.language_model(model))
+        return text_models.paraphrase(question, _language_model(model))
 
     text = _rewrite(lambda question, sample, rng: reworded(question))
     return Attack(f"paraphrase:{model}", text=text, models=(model,))
+
+
+def _language_model(name: str) -> LanguageModel:
+    return text_models.language_model(name, device_of("auto"))
 
 
 def _rewrite(change: Callable[[str, Sample, torch.Generator], str]) -> Rewrite:
