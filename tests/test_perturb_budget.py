@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torchvision.transforms.functional import to_pil_image
 
 from mmguard.data.images import load_image
-from mmguard.errors import BudgetError, ConfigError
-from mmguard.perturb.budget import ImageBudget, TriggerBudget, apply, to_unit
+from mmguard.errors import ConfigError
+from mmguard.perturb.budget import ImageBudget, apply, to_unit
 
 seeds = st.integers(0, 2**31)
 
@@ -32,7 +32,6 @@ def test_projection_is_within_the_budget_and_idempotent(seed: int, eps: int, sca
     assert (result.int() - image.int()).abs().max() <= eps
     assert torch.equal(result.int() - image.int(), delta.int())
     assert torch.equal(budget.project(image, delta), delta)
-    budget.check(image, delta)
 
 
 @given(seed=seeds, eps=st.integers(1, 127))
@@ -74,22 +73,6 @@ def test_unit_images_survive_the_way_to_disk_and_back(seed: int, tmp_path_factor
     assert torch.equal(load_image(path), image)
 
 
-def test_budgets_refuse_what_is_outside() -> None:
-    image = torch.full((3, 2, 2), 250, dtype=torch.uint8)
-    with pytest.raises(BudgetError):
-        ImageBudget(8).check(image, torch.full((3, 2, 2), 9, dtype=torch.int8))
-    with pytest.raises(BudgetError):
-        ImageBudget(8).check(image, torch.full((3, 2, 2), 6, dtype=torch.int8))
+def test_a_budget_beyond_int8_is_refused() -> None:
     with pytest.raises(ConfigError, match="eps 128"):
         ImageBudget(128)
-
-
-@pytest.mark.parametrize("trigger", [("one", "two", "three"), ("na1ve",), ("don't",), ("über",), ("",)])
-def test_trigger_budget_refuses(trigger: tuple[str, ...]) -> None:
-    with pytest.raises(BudgetError):
-        TriggerBudget(2).check(trigger)
-
-
-def test_trigger_budget_accepts() -> None:
-    TriggerBudget(2).check(("one", "Two"))
-    TriggerBudget(0).check(())

@@ -18,7 +18,6 @@ from mmguard.lvlm.surrogate import Surrogate, load_surrogate
 from mmguard.protection.run import protect
 from mmguard.trace.masses import ARMS, GROUPS, Arm, Trace, trace
 from mmguard.trace.page import to_dict, to_html, verdict, write
-from mmguard.trace.routing import trace_routing
 
 DATA = "easy-vqa:train:what:4"
 
@@ -56,15 +55,20 @@ def test_all_attention_is_accounted_for(found: Trace) -> None:
         assert all(one.low <= one.value <= one.high for one in (mass.mean, *mass.layers))
 
 
-def test_masses_are_those_of_the_routing_diagnostic(found: Trace, bound: Path, surrogate: Surrogate) -> None:
-    routing = trace_routing(bound, DATA, surrogate, layers=2)
-    expected = {
-        ("release", "trigger"): routing.mass_on_trigger,
-        ("release", "perturbed"): routing.mass_on_perturbed,
-        ("clean", "perturbed"): routing.clean_mass_on_perturbed,
-    }
-    for (arm, group), mean in expected.items():
-        assert sum(layers(found, arm, group)[:2]) / 2 == pytest.approx(mean, abs=1e-5)
+def test_theorem_5_1_holds_once_clean_attention_is_taken_off(found: Trace) -> None:
+    clean = found.mass("clean", "perturbed")
+    assert clean is not None
+    assert found.shift is not None
+    assert found.shift.total_variation >= found.shift.bound - clean.mean.value - 1e-4
+    assert f"is {found.shift.total_variation:.2f} away" in to_html(found)
+
+
+def test_the_shift_is_of_the_release_alone(surrogate: Surrogate, bound: Path, found: Trace, tmp_path: Path) -> None:
+    config = ProtectConfig(variant="image", eps=1, rounds=1, pgd_steps=1)
+    hardly = trace(protect(DATA, [surrogate], config, tmp_path / "r").path, DATA, surrogate)
+    assert hardly.shift is not None
+    assert found.shift is not None
+    assert hardly.shift.total_variation < 0.05 < found.shift.total_variation
 
 
 def test_binding_moves_attention_to_the_words_beyond_the_control(found: Trace) -> None:
@@ -103,6 +107,7 @@ def test_a_model_that_does_not_tell_its_regions(bound: Path, surrogate: Surrogat
     found = trace(bound, DATA, surrogate, limit=1)
     assert found.missing == ("perturbed tokens: cannot tell",)
     assert found.mass("release", "perturbed") is None
+    assert found.shift is None
     assert found.mass("release", "trigger") is not None
 
 

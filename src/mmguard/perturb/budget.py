@@ -1,4 +1,4 @@
-"""The only owner of ε and of the uint8 grid (Eq. 13 and 16).
+"""The only owner of ε and of the uint8 grid (Eq. 13).
 
 A perturbation is an int8 tensor δ in levels of 1/255; image + δ is again a uint8 image. Nothing here rounds: with steps
 of whole levels from whole numbers, what is optimised is to the bit what is saved.
@@ -6,14 +6,12 @@ of whole levels from whole numbers, what is optimised is to the bit what is save
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mmguard.data.text import is_admissible
-from mmguard.errors import BudgetError, ConfigError
+from mmguard.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -71,11 +69,6 @@ class ImageBudget:
             gradient = gradient.sum(0, keepdim=True).expand_as(gradient)
         return self.project(image, delta.to(torch.int16) - gradient.sign().to(torch.int16).to(delta.device))
 
-    def check(self, image: Tensor, delta: Tensor) -> None:
-        """Raises BudgetError if δ is outside the budget or makes an invalid image."""
-        if not torch.equal(self.project(image, delta), delta):
-            raise BudgetError(f"a perturbation leaves its budget of {self.eps}/255: please report this")
-
 
 def is_gray(image: Tensor) -> bool:
     """Whether all channels of an image `(3, H, W)` are equal."""
@@ -96,21 +89,3 @@ def apply(image: Tensor, delta: Tensor) -> Tensor:
 def to_unit(image: Tensor) -> Tensor:
     """A uint8 image as `[0,1]` float32, exactly on the grid: times 255 and rounded it is the same image again."""
     return image.float() / 255
-
-
-@dataclass(frozen=True)
-class TriggerBudget:
-    """At most ε_t inserted words, each admissible (Eq. 16).
-
-    Attributes:
-        words: ε_t.
-    """
-
-    words: int
-
-    def check(self, trigger: Sequence[str]) -> None:
-        """Raises BudgetError if the trigger is too long or has a word that is not all ASCII letters."""
-        if len(trigger) > self.words or not all(is_admissible(word) for word in trigger):
-            raise BudgetError(
-                f"trigger {' '.join(trigger)!r} leaves its budget of {self.words} words: please report this"
-            )

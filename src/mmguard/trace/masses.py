@@ -6,7 +6,7 @@ same places at random. Like the audit this reads the release and the original, n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -76,6 +76,17 @@ class Map:
 
 
 @dataclass(frozen=True)
+class Shift:
+    """The two sides of Theorem 5.1 for R = Ω_δ: means over samples and layers (`losses.routing_shift`)."""
+
+    total_variation: float
+    """Left side: how far the answer's attention is from what it was on the original, from 0 to 1."""
+    bound: float
+    """Right side. It takes clean attention on Ω_δ to be 0, which it is not: only what remains of it after that is
+    taken off is sure; it says nothing where it is negative."""
+
+
+@dataclass(frozen=True)
 class Trace:
     """Where the attention of answers goes."""
 
@@ -83,6 +94,8 @@ class Trace:
     samples: int
     """One question of each image."""
     masses: tuple[Mass, ...]
+    shift: Shift | None = None
+    """None where it is not known which image tokens are perturbed."""
     maps: tuple[Map, ...] = ()
     missing: tuple[str, ...] = ()
     """What could not be traced, and why."""
@@ -149,8 +162,9 @@ def trace(
         "seed": seed,
     }
     return Trace(
-        model.name, len(chosen), tuple(masses), tuple(tracer.maps), tuple(dict.fromkeys(tracer.missing)), provenance
-    )
+        model.name, len(chosen), tuple(masses), tracer.shift, tuple(tracer.maps),
+        tuple(dict.fromkeys(tracer.missing)), provenance,
+    )  # fmt: skip
 
 
 def _is_one_piece(ours: Sample, after: Sample) -> bool:
@@ -183,6 +197,12 @@ class _Tracer:
         self._words = model.admissible_tokens().words
         self._tau = tau
         self._seed = seed
+        self._shifts: list[Tensor] = []
+
+    @property
+    def shift(self) -> Shift | None:
+        """Mean over the samples so far."""
+        return Shift(*torch.stack(self._shifts).mean(0).tolist()) if self.boxed and self._shifts else None
 
     def shares(self, ours: Sample, after: Sample) -> NDArray[np.float64]:
         """Shares of the answer's attention. Shape: `(arms, groups, K)`."""
@@ -190,13 +210,15 @@ class _Tracer:
         place = _place(ours, after.question)
         examples = {arm: Example(ours.question, target_text(ours), ours.options, words[arm], place) for arm in ARMS}
         rows, on_image = {}, {}
+        answers: dict[Arm, Tensor] = {}
         for arm in ARMS:
             encoded = self._model.encode([examples[arm]], [images[arm]])
             pixels = self._model.pixels([images[arm] / 255])
             attention = self._model.forward(encoded, pixels, self.layers).attention
             assert attention is not None
             roles = self._model.key_roles(encoded)
-            row = attention.answer[:, 0].cpu()  # (K, N)
+            answers[arm] = attention.answer.cpu()
+            row = answers[arm][:, 0]  # (K, N)
             on = {name: row[:, getattr(roles, name)[0].cpu()] for name in ("image", "trigger", "text")}
             on_image[arm] = on["image"]
             rows[arm] = [on["image"].sum(1), row.new_zeros(len(row)), on["trigger"].sum(1), on["text"].sum(1)]
@@ -205,6 +227,7 @@ class _Tracer:
         if perturbed is not None:
             for arm in ARMS:
                 rows[arm][1] = on_image[arm][:, perturbed].sum(1)
+            self._shifts.append(self._shift(examples["release"], images["release"], answers, perturbed))
             if len(self.maps) < _MAPS:
                 boxes = token_boxes(self._model, (images["clean"].shape[-2], images["clean"].shape[-1]))
                 means = {arm: attention.mean(0) for arm, attention in on_image.items()}
@@ -219,6 +242,15 @@ class _Tracer:
         if ours.question is not None and after.question is not None:
             words["control"] = _words(ours, random_words(ours.question, after.question, self._words, self._seed))
         return {"clean": before, "release": changed, "control": torch.from_numpy(noise).permute(2, 0, 1)}, words
+
+    def _shift(self, example: Example, image: Tensor, answers: Mapping[Arm, Tensor], perturbed: Tensor) -> Tensor:
+        """Both sides of Theorem 5.1, `(2,)`; the release's sample, attention by arm, and Ω_δ among the image tokens."""
+        roles = self._model.key_roles(self._model.encode([example], [image]))
+        trigger, target = roles.trigger.cpu(), roles.image.cpu().clone()
+        target[roles.image.cpu()] = perturbed
+        grown = torch.tensor([answers["release"].shape[-1] - answers["clean"].shape[-1]])
+        sides = losses.routing_shift(losses.align(answers["clean"], grown, trigger), answers["release"], target)
+        return torch.cat([sides.total_variation, sides.bound])
 
     def _perturbed(self, example: Example, images: dict[Arm, Tensor]) -> Tensor | None:
         """Ω_δ among the image tokens, `(N,)`; None, from then on, where the model does not tell."""
