@@ -19,7 +19,7 @@ MEASURED: tuple[str, ...] = ("qwen3vl-tiny", "gemma3-tiny", "mllama-tiny")
 unless others are named."""
 
 NAMES: tuple[str, ...] = (
-    *MEASURED, "qwen3vl-micro", "llava-tiny", "smolvlm-tiny", "qwen25vl-tiny", "internvl-tiny",
+    *MEASURED, "qwen3vl-micro", "qwen3vl-small", "llava-tiny", "smolvlm-tiny", "qwen25vl-tiny", "internvl-tiny",
     "glm4v-tiny", "minicpmv-tiny",
 )  # fmt: skip
 """The models, the default surrogate first."""
