@@ -35,7 +35,7 @@ from mmguard.ui.jobs import Models
 
 pytestmark = pytest.mark.slow
 
-VISITORS, WAVES = 20, 3
+VISITORS, WAVES = 20, 6
 PATIENCE = 600.0
 """Seconds that a visitor waits for an answer."""
 GROWTH = 1.05
