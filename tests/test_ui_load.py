@@ -101,7 +101,9 @@ class Visitor:
     """Places in the queue that the page told of."""
 
     def __post_init__(self) -> None:
-        self.http = httpx.Client(base_url=self.server.address, timeout=PATIENCE)
+        # The server ends a connection that was idle for five seconds: one that is used just then would be refused.
+        limits = httpx.Limits(keepalive_expiry=1)
+        self.http = httpx.Client(base_url=self.server.address, timeout=PATIENCE, limits=limits)
         # What a page holds open for as long as it is open.
         beat = self.http.build_request("GET", f"/gradio_api/heartbeat/{self.name}")
         self._open = self.http.send(beat, stream=True)
