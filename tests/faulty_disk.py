@@ -6,6 +6,7 @@ import builtins
 import errno
 import io
 import os
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ import pytest
 
 FAULTS = ("ENOSPC", "EIO", "EDQUOT", "EROFS", "torn")
 """What a call fails with; `torn` writes half of what it was given, and then there is no space left."""
+KILL = "kill"
+"""No call fails: the process is killed there, in the midst of what it writes."""
 
 
 class FaultyDisk:
@@ -27,7 +30,7 @@ class FaultyDisk:
         folder: whatever lies in it is on the disk.
         monkeypatch: puts the disk in place, until it is undone.
         number: of the call that fails, from 1; 0 for none.
-        fault: one of `FAULTS`.
+        fault: one of `FAULTS`, or `KILL`.
         short: whether every write takes half of what it is given, as the system may, without an error.
         reads: whether opening a file to read and reading from it count, and not what changes anything.
     """
@@ -59,8 +62,10 @@ class FaultyDisk:
             self.calls.append(f"{call} {Path(path).name}")
             if len(self.calls) != self.number:
                 return False
-        if self.fault == "torn" and call == "write":
+        if self.fault in ("torn", KILL) and call == "write":
             return True
+        if self.fault == KILL:
+            os.kill(os.getpid(), signal.SIGKILL)
         number = getattr(errno, "ENOSPC" if self.fault == "torn" else self.fault)
         raise OSError(number, os.strerror(number), path)
 
@@ -97,6 +102,8 @@ class _Raw(io.FileIO):
         if not (torn or self.disk.short) or len(content) < 2:
             return super().write(content)
         written = super().write(memoryview(content)[: len(content) // 2])
+        if torn and self.disk.fault == KILL:
+            os.kill(os.getpid(), signal.SIGKILL)
         if torn:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.name)
         return written

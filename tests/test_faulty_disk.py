@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import tiny
-from faulty_disk import FAULTS, FaultyDisk
+from faulty_disk import FAULTS, KILL, FaultyDisk
 from mmguard.config import ProtectConfig
 from mmguard.data.images import load_image
 from mmguard.errors import DataError, ReleaseError
 from mmguard.lvlm.surrogate import Surrogate
 from mmguard.protection import run
 from mmguard.protection.run import protect
+from mmguard.release import layout
 from mmguard.release.verify import verify
 from mmguard.release.writer import Release
 from test_protection_journal import contents
@@ -67,6 +71,11 @@ class Case:
         assert "run again; what was written so far stays" in said
         return None, disk
 
+    def killed(self, name: str, number: int) -> None:
+        """A protection in a process that is killed at a call."""
+        torch.set_num_threads(1)
+        self.faulty(name, number, KILL)
+
 
 @pytest.fixture(params=[NOISE, pytest.param(CRS, marks=pytest.mark.slow)], ids=["noise", "crs"])
 def case(request: pytest.FixtureRequest, tmp_path: Path, data: Path, llava: Surrogate) -> Case:
@@ -78,8 +87,7 @@ def test_any_call_may_fail(case: Case, fault: str) -> None:
     originals = contents(case.data)
     whole = contents(case.protect("whole").path)
     _, counted = case.faulty("counted", 0, fault)
-    assert {call.split()[0] for call in counted.calls} >= {"open", "write", "replace", "mkdir", "unlink"}
-    assert any(call.startswith("fsync") for call in counted.calls) == case.config.optimised
+    assert {call.split()[0] for call in counted.calls} >= {"open", "write", "fsync", "replace", "mkdir", "unlink"}
     failed = 0
     for number in range(1, len(counted.calls) + 1):
         release, disk = case.faulty(str(number), number, fault)
@@ -94,6 +102,39 @@ def test_any_call_may_fail(case: Case, fault: str) -> None:
         assert release.failed == [], where
         assert not list(out.parent.rglob("*.partial")), where
     assert failed > len(counted.calls) * 0.8, "what fails is told"
+
+
+def test_all_is_on_the_disk_before_a_release_is_complete(case: Case) -> None:
+    """Else a power loss could leave a file without its bytes where nothing is done again."""
+    release, disk = case.faulty("counted", 0, "EIO")
+    assert release is not None
+    until_then = disk.calls[: disk.calls.index("unlink unfinished")]
+    assert until_then.index("fsync unfinished.partial") < until_then.index("open DO_NOT_PUBLISH.txt.partial")
+    for path in (release.path, *release.path.rglob("*"), *release.record.iterdir()):
+        written = [number for number, call in enumerate(until_then) if call == f"replace {path.name}.partial"]
+        assert f"fsync {path.name}" in until_then[max(written, default=0) :], path
+        assert written or path.is_dir()
+
+
+def test_the_process_may_be_killed_at_any_call(case: Case) -> None:
+    originals = contents(case.data)
+    whole = contents(case.protect("whole").path)
+    calls = case.faulty("counted", 0, KILL)[1].calls
+    for number, call in enumerate(calls, 1):
+        process = multiprocessing.get_context("fork").Process(target=case.killed, args=(str(number), number))
+        process.start()
+        process.join()
+        out, where = case.folder / str(number) / "release", f"call {number} ({call})"
+        assert process.exitcode == -signal.SIGKILL, where
+        assert contents(case.data) == originals, where
+        for picture in out.rglob("*.png"):
+            assert not load_image(picture).equal(load_image(case.data / picture.relative_to(out))), where
+        record = layout.record_folder(out)
+        if (record / layout.UNFINISHED).exists() or not (record / layout.RECORD).exists():
+            assert case.protect(str(number)).failed == [], where
+        assert contents(out) == whole, where
+        assert not list(out.parent.rglob("*.partial")), where
+    print(f"killed at each of {len(calls)} calls")
 
 
 def test_the_system_may_write_less_than_it_was_given(case: Case) -> None:

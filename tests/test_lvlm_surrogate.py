@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -132,6 +134,18 @@ class TestLoading:
     def test_what_cannot_be_fetched(self) -> None:
         with pytest.raises(SurrogateError, match=r"nobody/nothing.*hub id.*zoo:NAME"):
             load_surrogate("nobody/nothing")
+
+    def test_pickles(self, tmp_path: Path) -> None:
+        folder = shutil.copytree(built("llava"), tmp_path / "llava")
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+        with pytest.raises(SurrogateError, match=r"no file named model\.safetensors"):
+            load_surrogate(folder)
+
+    def test_code_of_a_model_on_the_hub(self) -> None:
+        with pytest.raises(SurrogateError, match="run from a folder alone"):
+            load_surrogate("nobody/nothing", trust_remote_code=True)
+        assert load_surrogate(built("llava"), trust_remote_code=True).name == str(built("llava"))
 
     def test_a_text_model(self, tmp_path: Path) -> None:
         config = hf.LlamaConfig(

@@ -382,13 +382,13 @@ def load_surrogate(
     trust_remote_code: bool = False,
     quantization_config: BitsAndBytesConfig | None = None,
 ) -> Surrogate:
-    """Loads any image-text model that Hugging Face's auto classes know.
+    """Loads any image-text model that Hugging Face's auto classes know, from safetensors alone.
 
     Args:
         name: a hub id, a local folder, or `zoo:NAME` for a model that comes with mmguard.
         device: `auto` is the first CUDA device if there is one, else the CPU.
         dtype: of the weights; if not given, float32 on the CPU and bfloat16 on a GPU.
-        trust_remote_code: run code that comes with the model.
+        trust_remote_code: run code that comes with the model, which must be a folder.
         quantization_config: hold the weights of linear layers in 4 or 8 bits.
 
     Raises:
@@ -398,6 +398,7 @@ def load_surrogate(
     place = device_of(device)
     dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
     source = _source(name)
+    _require_code_that_stays(name, source, trust_remote_code)
     # Small files first: what cannot serve is refused before its weights are fetched.
     config = _load(name, AutoConfig, source, trust_remote_code=trust_remote_code)
     own_code = AutoModelForImageTextToText.__name__ in (getattr(config, "auto_map", None) or {})
@@ -409,6 +410,7 @@ def load_surrogate(
         AutoModelForImageTextToText,
         source,
         trust_remote_code=trust_remote_code,
+        use_safetensors=True,
         dtype=dtype,
         attn_implementation=IMPLEMENTATION,
         quantization_config=quantization_config,
@@ -421,12 +423,14 @@ def load_processor(name: str, trust_remote_code: bool = False) -> Any:
 
     Args:
         name: as for `load_surrogate`.
-        trust_remote_code: run code that comes with the model.
+        trust_remote_code: run code that comes with the model, which must be a folder.
 
     Raises:
         SurrogateError: it cannot be loaded, or does not serve.
     """
-    processor = _load(name, AutoProcessor, _source(name), trust_remote_code=trust_remote_code)
+    source = _source(name)
+    _require_code_that_stays(name, source, trust_remote_code)
+    processor = _load(name, AutoProcessor, source, trust_remote_code=trust_remote_code)
     _check_processor(name, processor)
     return processor
 
@@ -457,6 +461,15 @@ def admissible_words(tokenizer: Any, tokens: int) -> dict[int, str]:
 
 def _source(name: str) -> str:
     return str(zoo.path(name.removeprefix("zoo:"))) if name.startswith("zoo:") else name
+
+
+def _require_code_that_stays(name: str, source: str, trust_remote_code: bool) -> None:
+    """What is run is what was looked at: on the hub it may be other code tomorrow."""
+    if trust_remote_code and not Path(source).is_dir():
+        raise SurrogateError(
+            f"{name}: code of a model is run from a folder alone, where it stays as you have read it: "
+            f"`hf download {name} --revision COMMIT --local-dir FOLDER`, and give the folder"
+        )
 
 
 def _load(name: str, auto: Any, source: str, **kwargs: Any) -> Any:

@@ -30,7 +30,7 @@ from mmguard.release.card import WARNING_TEXT, dataset_card
 from mmguard.release.origin import origin
 from mmguard.release.pictures import Stored, deviations, store, summary
 from mmguard.release.status import FileStatus, statuses, to_csv
-from mmguard.runtime.durable import replacing
+from mmguard.runtime.durable import put_on_disk, replacing, write_durably
 from mmguard.runtime.provenance import commit
 from mmguard.types import Dataset, Rejection, Sample
 
@@ -121,7 +121,8 @@ class ReleaseWriter:
         _require_free(self.path, self.record)
         _require_same_origin(self.path, made_from)
         # First, since without it the folders would not be taken over.
-        _write_text(self.record / layout.UNFINISHED, json.dumps(made_from, indent=1) + "\n")
+        with writing(unfinished := self.record / layout.UNFINISHED):
+            write_durably(unfinished, (json.dumps(made_from, indent=1) + "\n").encode())
         _write_text(self.record / layout.WARNING, WARNING_TEXT)
 
     def _take_lock(self) -> None:
@@ -279,6 +280,9 @@ class ReleaseWriter:
             self._format.write(self.dataset, rows, self.path)
         with writing(self.record):
             self.deltas.unlink(missing_ok=True)
+            # Else a power loss could take pictures from a release that says it is complete.
+            ours = [self.record / name for name in (layout.WARNING, layout.RECORD, layout.FILES)]
+            put_on_disk([self.path, *self.path.rglob("*"), self.record, *ours])
             # First, so that no part of the state is ever taken for the whole; what follows may be left lying.
             (self.record / layout.UNFINISHED).unlink()
         for folder in (layout.IMAGES, layout.STATE):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +27,20 @@ def write_durably(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     _sync_folder(path.parent)
+
+
+def put_on_disk(paths: Iterable[Path]) -> None:
+    """Has files and folders put on the disk as they are: what files hold, and the names in folders.
+
+    Raises:
+        OSError: the disk does not take one of them.
+    """
+    for path in paths:
+        if path.is_dir():
+            _sync_folder(path)
+        else:
+            with path.open("r+b") as file:  # Windows puts on the disk only what could be written
+                os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -19,6 +19,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Models that are pickles are refused, and nobody is asked to convert them.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     # A picture that large is left out, and the reason says so.
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_matters)
