@@ -39,8 +39,8 @@ VISITORS, WAVES = 20, 6
 PATIENCE = 600.0
 """Seconds that a visitor waits for an answer."""
 GROWTH = 1.05
-"""Of the server's memory, from the first wave on. Measured: 1197, 1212, 1219, 1210, 1209, 1206 MB; before threads shared
-their memory, 1261, 1321, 1415 MB, which is refused."""
+"""Of the server's memory, from the first wave on. Measured: 1197, 1212, 1219, 1210, 1209, 1206 MB; before threads
+shared their memory, 1261, 1321, 1415 MB, which is refused."""
 
 
 def _serve(folder: Path, address: Connection) -> None:
