@@ -119,23 +119,23 @@ def test_name_is_what_the_user_wrote(name: str) -> None:
 
 @pytest.mark.parametrize("family", ["punct", "case", "space", "overlap", "tail", "vocab", "spell"])
 def test_needless_parameter(family: str) -> None:
-    with pytest.raises(ConfigError, match=f"attack {family}: takes no parameter.*'3'.*{family} alone"):
+    with pytest.raises(ConfigError, match=f"attack {family}-3: {family} has no strength, write {family} alone"):
         TEXT_ATTACKS[family]("3")
 
 
 @pytest.mark.parametrize(
     ("family", "parameter", "message"),
     [
-        ("drop", None, "attack drop-N: N is a whole number from 1 to 100, not None"),
-        ("drop", "0", "from 1 to 100, not '0'"),
-        ("drop", "101", "from 1 to 100, not '101'"),
+        ("drop", None, "attack drop: behind drop- stands a whole number from 1 to 100, as in drop-5"),
+        ("drop", "0", "attack drop-0: behind drop- stands"),
+        ("drop", "101", "from 1 to 100"),
         ("drop", "-1", "from 1 to 100"),
         ("drop", "1.5", "from 1 to 100"),
         ("drop", "٣", "from 1 to 100"),
         ("drop", "9" * 5000, "from 1 to 100"),
-        ("template", None, "attack template-K: K is a whole number from 2 to 1000000"),
-        ("template", "1", "from 2 to 1000000, not '1'"),
-        ("telling", "1", "attack telling-K: K is a whole number from 2 to 1000000, not '1'"),
+        ("template", None, "from 2 to 1,000,000, as in template-5"),
+        ("template", "1", "attack template-1: behind template-"),
+        ("telling", "1", "attack telling-1: behind telling- stands a whole number from 2 to 1,000,000"),
         ("perplexity", None, "attack perplexity:MODEL@N: MODEL is a hub id or a local folder"),
         ("perplexity", "gpt2", "attack perplexity:MODEL@N: MODEL"),
         ("perplexity", "@3", "attack perplexity:MODEL@N: MODEL"),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from mmguard.errors import ConfigError
 from mmguard.types import Sample
+
+_NUMBER = re.compile(r"[0-9]+([.][0-9]+)?")
 
 Rewrite: TypeAlias = "Callable[[Sample, torch.Generator], str | None]"
 """From a released sample to its question after the attack; None where it has none, as captions do."""
@@ -77,3 +81,54 @@ Factory: TypeAlias = Callable[[str | None], Attack]
 
 Raises ConfigError if that is no strength that the attack can have.
 """
+
+
+def plain(name: str, **what: Any) -> Factory:
+    """A factory of an attack that has no strength; `what` it does is fields of `Attack`."""
+
+    def factory(strength: str | None) -> Attack:
+        if strength is not None:
+            raise ConfigError(f"attack {name}-{strength}: {name} has no strength, write {name} alone")
+        return Attack(name, **what)
+
+    return factory
+
+
+def strong(
+    name: str,
+    what: Callable[[Any], dict[str, Any]],
+    number: type[int] | type[float],
+    bounds: tuple[float, float],
+    example: str,
+    *,
+    odd: bool = False,
+    sign: str = "",
+) -> Factory:
+    """A factory of an attack with a strength.
+
+    Args:
+        name: of the family.
+        what: what an attack of a strength does, as fields of `Attack`.
+        number: which numbers a strength may be.
+        bounds: the least and the largest.
+        example: a name that messages propose.
+        odd: whether it must be odd.
+        sign: what stands before it.
+    """
+    low, high = bounds
+    kind = "a number" if number is float else "an odd whole number" if odd else "a whole number"
+
+    def factory(strength: str | None) -> Attack:
+        given = strength or ""
+        try:
+            value = number(given.removeprefix(sign) if _NUMBER.fullmatch(given, len(sign)) else "")
+        except ValueError:
+            value = number(low) - 1
+        if not given.startswith(sign) or not low <= value <= high or (odd and value % 2 == 0):
+            raise ConfigError(
+                f"attack {name}{f'-{given}' if given else ''}: behind {name}-{sign} stands {kind} from {low:g} to "
+                f"{high:,}, as in {example}"
+            )
+        return Attack(f"{name}-{sign}{value if number is int else format(value, 'g')}", **what(value))
+
+    return factory

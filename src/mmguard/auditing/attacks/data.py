@@ -14,41 +14,30 @@ nowhere else. Every attacker takes as many steps as without an attack: what is l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
-from mmguard.auditing.attacks.base import Attack, Factory, Selection
-from mmguard.errors import ConfigError
-
-
-def _numbered(name: str, selection: Callable[[int], Selection], most: int, example: str) -> Factory:
-    """A factory of an attack with a whole number from 1."""
-
-    def factory(parameter: str | None) -> Attack:
-        if parameter is None or not parameter.isdecimal() or not 1 <= int(parameter) <= most:
-            given = f"{name}-{parameter}" if parameter else name
-            raise ConfigError(f"attack {given}: behind {name}- stands a whole number from 1 to {most}, as in {example}")
-        return Attack(f"{name}-{int(parameter)}", selection=selection(int(parameter)))
-
-    return factory
+from mmguard.auditing.attacks.base import Factory, Selection, plain, strong
 
 
-def _dedup(parameter: str | None) -> Attack:
-    if parameter is not None:
-        raise ConfigError(f"attack dedup-{parameter}: dedup has no strength, write dedup alone")
-    return Attack("dedup", selection=Selection(judge="duplicates"))
+def _on(**selection: Any) -> dict[str, Any]:
+    return {"selection": Selection(**selection)}
 
 
 DATA_ATTACKS: dict[str, Factory] = {
-    "mix": _numbered("mix", lambda percent: Selection(clean_percent=percent), 99, "mix-20"),
-    "loss-filter": _numbered(
-        "loss-filter", lambda percent: Selection(judge="loss", drop_percent=percent), 90, "loss-filter-20"
+    "mix": strong("mix", lambda percent: _on(clean_percent=percent), int, (1, 99), "mix-20"),
+    "loss-filter": strong(
+        "loss-filter", lambda percent: _on(judge="loss", drop_percent=percent), int, (1, 90), "loss-filter-20"
     ),
-    "feature-filter": _numbered(
-        "feature-filter", lambda percent: Selection(judge="features", drop_percent=percent), 90, "feature-filter-20"
+    "feature-filter": strong(
+        "feature-filter", lambda percent: _on(judge="features", drop_percent=percent), int, (1, 90), "feature-filter-20"
     ),
-    "dedup": _dedup,
-    "leaked-detector": _numbered(
-        "leaked-detector", lambda count: Selection(judge="leaked", leaked=count), 10_000, "mix-50+leaked-detector-20"
+    "dedup": plain("dedup", **_on(judge="duplicates")),
+    "leaked-detector": strong(
+        "leaked-detector",
+        lambda count: _on(judge="leaked", leaked=count),
+        int,
+        (1, 10_000),
+        "mix-50+leaked-detector-20",
     ),
 }
 """The attacks by choice of data, by family."""

@@ -19,9 +19,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from mmguard.auditing.attacks.base import Attack, Factory
+from mmguard.auditing.attacks.base import Factory, plain, strong
 from mmguard.auditing.attacks.purify import diffusion_attack, vae_attack
-from mmguard.errors import ConfigError
 
 # kornia and scikit-image are imported where they are used: an audit without these attacks does not wait for them.
 
@@ -175,70 +174,38 @@ def randaugment(image: Tensor, generator: torch.Generator) -> Tensor:
         return v2.RandAugment()(image)
 
 
-def _plain(name: str, transform: Transform, *, each_epoch: bool = False) -> Factory:
-    """A factory of an attack that has no strength."""
-
-    def factory(strength: str | None) -> Attack:
-        if strength is not None:
-            raise ConfigError(f"attack {name}-{strength}: {name} has no strength, write {name} alone")
-        return Attack(name, image=functools.partial(_valid, transform, ()), each_epoch=each_epoch)
-
-    return factory
-
-
-def _strong(
-    name: str,
-    transform: Callable[..., Tensor],
-    number: type[int] | type[float],
-    bounds: tuple[float, float],
-    usual: float,
-    *,
-    odd: bool = False,
-) -> Factory:
-    """A factory of an attack with a strength, a number between bounds; `usual` is the one that messages propose."""
-    low, high = bounds
-    kind = "a number" if number is float else "an odd whole number" if odd else "a whole number"
-
-    def factory(strength: str | None) -> Attack:
-        wrong = f"attack {name}{f'-{strength}' if strength else ''}: its strength is {kind} from {low:g} to {high:g}"
-        try:
-            value = number(strength or "")
-        except ValueError:
-            raise ConfigError(f"{wrong}, as in {name}-{usual:g}") from None
-        if not low <= value <= high or (odd and value % 2 == 0):
-            raise ConfigError(f"{wrong}, as in {name}-{usual:g}")
-        return Attack(f"{name}-{value:g}", image=functools.partial(_valid, transform, (value,)))
-
-    return factory
-
-
-IMAGE_ATTACKS: dict[str, Factory] = {
-    "rcp": _plain("rcp", resize_crop_pad),
-    "jpeg": _strong("jpeg", jpeg, int, (1, 95), 75),
-    "webp": _strong("webp", webp, int, (1, 100), 75),
-    "blur": _strong("blur", blur, float, (0.1, 20), 1),
-    "median": _strong("median", median, int, (3, 15), 3, odd=True),
-    "bilateral": _plain("bilateral", bilateral),
-    "cleaner": _plain("cleaner", cleaner),
-    "gray": _plain("gray", gray),
-    "bits": _strong("bits", reduce_bits, int, (1, 7), 4),
-    "resize": _strong("resize", resize, float, (1, 16), 2),
-    "denoise": _strong("denoise", denoise, float, (1, 100), 10),
-    "tv": _strong("tv", total_variation, float, (0.01, 2), 0.1),
-    "ueraser": _plain("ueraser", ueraser, each_epoch=True),
-    "randaugment": _plain("randaugment", randaugment, each_epoch=True),
-    "vae": vae_attack,
-    "diffusion": diffusion_attack,
-}
-"""The attacks on images by family, the part of a name before its first dash or colon."""
-
-
 @torch.no_grad()
 def _valid(
     transform: Callable[..., Tensor], strength: tuple[float, ...], image: Tensor, generator: torch.Generator
 ) -> Tensor:
     """An attack as it is called; resampling overshoots black and white."""
     return transform(image, generator, *strength).clamp(0, 1)
+
+
+def _on(transform: Callable[..., Tensor], *strength: float) -> Callable[[Tensor, torch.Generator], Tensor]:
+    """A transform as an attack calls it."""
+    return functools.partial(_valid, transform, strength)
+
+
+IMAGE_ATTACKS: dict[str, Factory] = {
+    "rcp": plain("rcp", image=_on(resize_crop_pad)),
+    "jpeg": strong("jpeg", lambda strength: {"image": _on(jpeg, strength)}, int, (1, 95), "jpeg-75"),
+    "webp": strong("webp", lambda strength: {"image": _on(webp, strength)}, int, (1, 100), "webp-75"),
+    "blur": strong("blur", lambda strength: {"image": _on(blur, strength)}, float, (0.1, 20), "blur-1"),
+    "median": strong("median", lambda strength: {"image": _on(median, strength)}, int, (3, 15), "median-3", odd=True),
+    "bilateral": plain("bilateral", image=_on(bilateral)),
+    "cleaner": plain("cleaner", image=_on(cleaner)),
+    "gray": plain("gray", image=_on(gray)),
+    "bits": strong("bits", lambda strength: {"image": _on(reduce_bits, strength)}, int, (1, 7), "bits-4"),
+    "resize": strong("resize", lambda strength: {"image": _on(resize, strength)}, float, (1, 16), "resize-2"),
+    "denoise": strong("denoise", lambda strength: {"image": _on(denoise, strength)}, float, (1, 100), "denoise-10"),
+    "tv": strong("tv", lambda strength: {"image": _on(total_variation, strength)}, float, (0.01, 2), "tv-0.1"),
+    "ueraser": plain("ueraser", image=_on(ueraser), each_epoch=True),
+    "randaugment": plain("randaugment", image=_on(randaugment), each_epoch=True),
+    "vae": vae_attack,
+    "diffusion": diffusion_attack,
+}
+"""The attacks on images by family, the part of a name before its first dash or colon."""
 
 
 def _bilateral(images: Tensor, sigma_color: float) -> Tensor:

@@ -21,11 +21,12 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from mmguard.auditing.attacks import text_models, text_rules
-from mmguard.auditing.attacks.base import Attack, Factory, Rewrite
+from mmguard.auditing.attacks.base import Attack, Factory, Rewrite, plain, strong
 from mmguard.auditing.stealth_texts import LanguageModel
 from mmguard.data.tasks import option_index
 from mmguard.errors import ConfigError
@@ -37,41 +38,14 @@ _MOST_QUESTIONS = 1_000_000
 _WORD = re.compile(r"\w")
 
 
-def _plain(name: str, change: Callable[[str, Sample, torch.Generator], str]) -> Factory:
-    """A factory of an attack without a parameter."""
-
-    def factory(parameter: str | None) -> Attack:
-        if parameter is not None:
-            raise ConfigError(f"attack {name}: takes no parameter, but {parameter!r} is given; write {name} alone")
-        return Attack(name, text=_rewrite(change))
-
-    return factory
-
-
-def _drop(parameter: str | None) -> Attack:
-    count = _number("drop-N", parameter, "N", parameter, 1, _MOST_WORDS)
-    return Attack(f"drop-{count}", text=_rewrite(lambda question, _, rng: text_rules.drop_random(question, count, rng)))
-
-
-def _template(parameter: str | None) -> Attack:
-    least = _number("template-K", parameter, "K", parameter, 2, _MOST_QUESTIONS)
+def _filter(made: Callable[[Sequence[Sample]], Callable[[str], str]]) -> dict[str, Any]:
+    """An attack that drops words, and sees all samples first; fields of `Attack`."""
 
     def corpus(samples: Sequence[Sample]) -> Rewrite:
-        kept = text_rules.template_filter([one.question for one in samples if one.question is not None], least)
+        kept = made([one for one in samples if one.question is not None])
         return _rewrite(lambda question, sample, rng: kept(question))
 
-    return Attack(f"template-{least}", corpus=corpus)
-
-
-def _telling(parameter: str | None) -> Attack:
-    least = _number("telling-K", parameter, "K", parameter, 2, _MOST_QUESTIONS)
-
-    def corpus(samples: Sequence[Sample]) -> Rewrite:
-        told = [(one.question, _answers(one)[0]) for one in samples if one.question is not None]
-        kept = text_rules.telling_filter(told, least)
-        return _rewrite(lambda question, sample, rng: kept(question))
-
-    return Attack(f"telling-{least}", corpus=corpus)
+    return {"corpus": corpus}
 
 
 def _perplexity(parameter: str | None) -> Attack:
@@ -134,16 +108,38 @@ def _model(form: str, parameter: str | None, name: str | None) -> str:
 
 
 TEXT_ATTACKS: dict[str, Factory] = {
-    "punct": _plain("punct", lambda question, _, rng: text_rules.change_punctuation(question, rng)),
-    "case": _plain("case", lambda question, _, rng: text_rules.change_case(question, rng)),
-    "space": _plain("space", lambda question, _, rng: text_rules.change_spaces(question, rng)),
-    "drop": _drop,
-    "overlap": _plain("overlap", lambda question, sample, _: text_rules.drop_overlap(question, _answers(sample))),
-    "tail": _plain("tail", lambda question, *_: text_rules.cut_tail(question)),
-    "vocab": _plain("vocab", lambda question, *_: text_rules.drop_unknown(question)),
-    "template": _template,
-    "telling": _telling,
-    "spell": _plain("spell", lambda question, *_: text_rules.correct_spelling(question)),
+    "punct": plain("punct", text=_rewrite(lambda question, _, rng: text_rules.change_punctuation(question, rng))),
+    "case": plain("case", text=_rewrite(lambda question, _, rng: text_rules.change_case(question, rng))),
+    "space": plain("space", text=_rewrite(lambda question, _, rng: text_rules.change_spaces(question, rng))),
+    "drop": strong(
+        "drop",
+        lambda count: {"text": _rewrite(lambda question, _, rng: text_rules.drop_random(question, count, rng))},
+        int,
+        (1, _MOST_WORDS),
+        "drop-5",
+    ),
+    "overlap": plain(
+        "overlap", text=_rewrite(lambda question, sample, _: text_rules.drop_overlap(question, _answers(sample)))
+    ),
+    "tail": plain("tail", text=_rewrite(lambda question, *_: text_rules.cut_tail(question))),
+    "vocab": plain("vocab", text=_rewrite(lambda question, *_: text_rules.drop_unknown(question))),
+    "template": strong(
+        "template",
+        lambda least: _filter(lambda some: text_rules.template_filter([str(one.question) for one in some], least)),
+        int,
+        (2, _MOST_QUESTIONS),
+        "template-5",
+    ),
+    "telling": strong(
+        "telling",
+        lambda least: _filter(
+            lambda some: text_rules.telling_filter([(str(one.question), _answers(one)[0]) for one in some], least)
+        ),
+        int,
+        (2, _MOST_QUESTIONS),
+        "telling-5",
+    ),
+    "spell": plain("spell", text=_rewrite(lambda question, *_: text_rules.correct_spelling(question))),
     "perplexity": _perplexity,
     "paraphrase": _paraphrase,
 }

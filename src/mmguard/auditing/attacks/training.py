@@ -11,55 +11,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from mmguard.auditing.attacks.base import Attack, Factory, Training
-from mmguard.errors import ConfigError
-
-
-def _plain(name: str, training: Training) -> Factory:
-    """A factory of an attack without a strength."""
-
-    def factory(strength: str | None) -> Attack:
-        if strength is not None:
-            raise ConfigError(f"attack {name}-{strength}: {name} has no strength, write {name} alone")
-        return Attack(name, training=training)
-
-    return factory
-
-
-def _strong(
-    name: str,
-    training: Callable[[float], Training],
-    bounds: tuple[float, float],
-    usual: float,
-    *,
-    sign: str = "",
-) -> Factory:
-    """A factory of an attack with a strength, a number between bounds behind a sign; `usual` is for messages."""
-    low, high = bounds
-
-    def factory(strength: str | None) -> Attack:
-        try:
-            value = float(strength.removeprefix(sign)) if strength and strength.startswith(sign) else low - 1
-        except ValueError:
-            value = low - 1
-        if not low <= value <= high:
-            given = f"{name}-{strength}" if strength else name
-            raise ConfigError(
-                f"attack {given}: behind {name}-{sign} stands a number from {low:g} to {high:g}, "
-                f"as in {name}-{sign}{usual:g}"
-            )
-        return Attack(f"{name}-{sign}{value:g}", training=training(value))
-
-    return factory
-
+from mmguard.auditing.attacks.base import Factory, Training, plain, strong
 
 TRAINING_ATTACKS: dict[str, Factory] = {
-    "early-stop": _plain("early-stop", Training(keep_best=True)),
-    "epochs": _strong("epochs", lambda factor: Training(epochs=factor), (0.1, 10), 2, sign="x"),
-    "adversarial-pixel": _strong("adversarial-pixel", lambda levels: Training(pixels=levels), (0.5, 64), 4),
-    "adversarial-feature": _strong("adversarial-feature", lambda share: Training(features=share), (0.001, 1), 0.1),
-    "staged-unfreezing": _plain("staged-unfreezing", Training(staged=True)),
+    "early-stop": plain("early-stop", training=Training(keep_best=True)),
+    "epochs": strong(
+        "epochs", lambda factor: {"training": Training(epochs=factor)}, float, (0.1, 10), "epochs-x2", sign="x"
+    ),
+    "adversarial-pixel": strong(
+        "adversarial-pixel",
+        lambda levels: {"training": Training(pixels=levels)},
+        float,
+        (0.5, 64),
+        "adversarial-pixel-4",
+    ),
+    "adversarial-feature": strong(
+        "adversarial-feature",
+        lambda share: {"training": Training(features=share)},
+        float,
+        (0.001, 1),
+        "adversarial-feature-0.1",
+    ),
+    "staged-unfreezing": plain("staged-unfreezing", training=Training(staged=True)),
 }
 """The attacks on training by family."""
