@@ -203,7 +203,7 @@ def provenance(results: Results) -> Iterable[str]:
     made = [report.provenance for _, report in finished(results)]
     yield from dict.fromkeys(", ".join(map(" ".join, one.get("versions", {}).items())) for one in made)
     commits = " and ".join(dict.fromkeys(str(one.get("commit") or "unknown") for one in made))
-    yield f"commit {commits or 'unknown'}; hashes of data, weights and releases are in results.json"
+    yield f"commit {commits or 'unknown'}; hashes of data, weights and releases are in the .json file beside this page"
 
 
 def _cells(one: Experiment, columns: Iterable[str]) -> tuple[str, ...]:
