@@ -6,12 +6,9 @@ import ast
 import inspect
 from dataclasses import dataclass, fields
 from math import inf
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Any, Literal, get_args
 
 from mmguard.errors import ConfigError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 Variant = Literal["bph", "crs", "bph-max", "crs-max", "image", "text", "multimodal", "random-noise", "random-words"]
 """What is optimised. `bph` and `crs` are the paper's methods, `-max` their adversarial forms; `image`, `text` and
@@ -60,7 +57,7 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _require_whole_numbers(settings: DataclassInstance) -> None:
+def _require_whole_numbers(settings: Any) -> None:
     for field in fields(settings):
         value = getattr(settings, field.name)
         if field.type == "int":  # annotations are kept as text
