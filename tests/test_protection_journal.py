@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -26,6 +27,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 import malformed
 import tiny
@@ -256,6 +258,7 @@ RUNS = 100
 
 def _run(data: Path, out: Path, llava: Surrogate) -> None:
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # its own is shared with the parent, and stays locked by who is killed holding it
     protect(data, [llava], CONFIG, out)
     os._exit(0)
 
