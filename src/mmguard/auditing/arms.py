@@ -137,7 +137,7 @@ class Pairing:
         """For each pair the sample that the controls change as much as, and in the same places."""
         return self.patterns or [released for _, released in self.pairs]
 
-    @property
+    @cached_property
     def drawn_as(self) -> dict[str, str]:
         """For each sample the one, both by id, whose random words it has in controls.
 
@@ -146,7 +146,7 @@ class Pairing:
         """
         first: dict[object, str] = {}
         return {
-            ours.id: first.setdefault(_inserted(ours, like) or ours.id, ours.id)
+            ours.id: first.setdefault(inserted(ours, like.question) or ours.id, ours.id)
             for (ours, _), like in zip(self.pairs, self.like, strict=True)
         }
 
@@ -264,10 +264,9 @@ def _check_text(where: str, ours: Sample, released: Sample) -> None:
         raise SampleError(where, "its question is not the original's with words inserted")
 
 
-def _inserted(ours: Sample, released: Sample) -> tuple[str, ...]:
-    if ours.question is None or released.question is None:
-        return ()
-    return inserted_words(ours.question, released.question) or ()
+def inserted(ours: Sample, question: str | None) -> tuple[str, ...]:
+    """The words that a question has more than the owner's; none where either has no question."""
+    return (inserted_words(ours.question, question) or ()) if ours.question is not None and question else ()
 
 
 def _check_images(where: str, ours: Path, released: Path, digests: dict[Path, str]) -> None:
@@ -332,12 +331,13 @@ def rows(arm: Arm, pairing: Pairing, words: Sequence[str], seed: int, attack: At
 def ingredients(arm: Arm, pairing: Pairing) -> list[list[str | None]]:
     """What the rows of an arm are made of: where it is equal, so are the rows of any vocabulary and seed."""
     # Words of a control are still to be drawn: their places are marked by what is no word of any owner.
-    made = [
+    made: list[list[str | None]] = [
         [row.id, row.text, row.target, pairing.digests[row.image], pairing.digests.get(row.noise_like or Path())]
         for row in rows(arm, pairing, ("\0",), 0)
     ]
-    alike: list[list[str | None]] = [[ours, first] for ours, first in pairing.drawn_as.items() if ours != first]
-    return made + alike if arm in WORDED else made
+    if arm in WORDED:
+        made += [[ours, first] for ours, first in pairing.drawn_as.items() if ours != first]
+    return made
 
 
 def shuffled_noise(original: Pixels, changed: Pixels, seed: int) -> Pixels:

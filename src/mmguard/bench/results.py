@@ -93,19 +93,22 @@ def known(path: Path, bench: Bench) -> dict[Experiment, Outcome]:
         DataError: the file cannot be read.
     """
     found: dict[Experiment, Outcome] = {}
+    defaults = _plain(default_settings())
+    wanted = {one: _plain(one.settings) for one in bench.experiments}
     try:
         for text in path.read_text(encoding="utf-8").splitlines():
             line = json.loads(text)
             evidence = Evidence.from_dict(line["evidence"])
-            for one in bench.experiments:
-                if not evidence.failures and _same(one, line["settings"]):
+            stored = defaults | line["settings"]
+            for one, settings in wanted.items():
+                if not evidence.failures and settings == {key: stored.get(key) for key in settings}:
                     found[one] = Outcome(one, line["release"], evidence.report(), evidence=evidence)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: is no file of results ({error}): give a results.jsonl that bench wrote") from error
     return found
 
 
-def _same(one: Experiment, stored: Mapping[str, Any]) -> bool:
-    plain = json.loads(json.dumps(one.settings))
-    defaults = json.loads(json.dumps(default_settings()))
-    return {key: stored.get(key, defaults.get(key)) for key in plain} == plain
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a file has them."""
+    read: dict[str, Any] = json.loads(json.dumps(settings))
+    return read

@@ -58,11 +58,12 @@ def run_bench(
         not end the others.
     """
     releases = _Releases(out / "releases", device, progress)
-    outcomes: list[Outcome] = []
-    taken = taken or {}
+    outcomes = dict(taken or {})
+    results = _results(bench, outcomes)
+    if outcomes:
+        _write(results, out)
     for number, one in enumerate(bench.experiments, 1):
-        if one in taken:
-            outcomes.append(taken[one])
+        if one in outcomes:
             continue
         say(f"{number} of {len(bench.experiments)}: {bench.label(one)}")
         release: dict[str, Any] = {}
@@ -71,14 +72,18 @@ def run_bench(
             release = _provenance(folder, out)
             plan = _plan(one, folder, releases.made(_model(one, bench)), out, device)
             evidence = carry_out(plan, jobs, progress)
-            outcomes.append(Outcome(one, release, evidence.report(), evidence=evidence))
+            outcomes[one] = Outcome(one, release, evidence.report(), evidence=evidence)
         # A benchmark runs for days: whatever ends one experiment, the others can go on.
         except Exception as error:
-            outcomes.append(Outcome(one, release, None, f"{type(error).__name__}: {error}"))
-        _write(Results(bench, tuple(outcomes)), out)
-    results = Results(bench, tuple(outcomes))
-    _write(results, out)
+            outcomes[one] = Outcome(one, release, None, f"{type(error).__name__}: {error}")
+        results = _results(bench, outcomes)
+        _write(results, out)
     return results
+
+
+def _results(bench: Bench, outcomes: Mapping[Experiment, Outcome]) -> Results:
+    """The outcomes that there are, in the order of the benchmark's file."""
+    return Results(bench, tuple(outcomes[one] for one in bench.experiments if one in outcomes))
 
 
 def _write(results: Results, out: Path) -> None:

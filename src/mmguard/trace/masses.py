@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmguard import losses
-from mmguard.auditing.arms import Pairing, Pixels, pair, random_words, shuffled_noise
+from mmguard.auditing.arms import Pairing, Pixels, inserted, pair, random_words, shuffled_noise
 from mmguard.auditing.stats import Estimate
 from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
 from mmguard.data.tasks import target_text
-from mmguard.data.text import insert_trigger, inserted_place, inserted_words
+from mmguard.data.text import insert_trigger, inserted_place
 from mmguard.errors import ReleaseError, SurrogateError
 from mmguard.lvlm.attention import attending_layers
 from mmguard.lvlm.prompt import Example
@@ -31,7 +31,7 @@ from mmguard.release.layout import sha256
 from mmguard.runtime.progress import progress
 from mmguard.runtime.provenance import commit, versions
 from mmguard.trace.regions import token_boxes
-from mmguard.types import Sample
+from mmguard.types import Sample, TokenRoles
 
 Arm = Literal["clean", "release", "control"]
 ARMS: tuple[Arm, ...] = ("clean", "release", "control")
@@ -170,12 +170,8 @@ def trace(
 def _is_one_piece(ours: Sample, after: Sample) -> bool:
     """Whether the inserted words stand where `Example` puts them."""
     return ours.question is None or after.question == insert_trigger(
-        ours.question, _words(ours, after.question), _place(ours, after.question)
+        ours.question, inserted(ours, after.question), _place(ours, after.question)
     )
-
-
-def _words(ours: Sample, question: str | None) -> tuple[str, ...]:
-    return (inserted_words(ours.question, question) or ()) if ours.question is not None and question else ()
 
 
 def _place(ours: Sample, question: str | None) -> int | None:
@@ -211,12 +207,13 @@ class _Tracer:
         examples = {arm: Example(ours.question, target_text(ours), ours.options, words[arm], place) for arm in ARMS}
         rows, on_image = {}, {}
         answers: dict[Arm, Tensor] = {}
+        roles_of: dict[Arm, TokenRoles] = {}
         for arm in ARMS:
             encoded = self._model.encode([examples[arm]], [images[arm]])
             pixels = self._model.pixels([images[arm] / 255])
             attention = self._model.forward(encoded, pixels, self.layers).attention
             assert attention is not None
-            roles = self._model.key_roles(encoded)
+            roles = roles_of[arm] = self._model.key_roles(encoded)
             answers[arm] = attention.answer.cpu()
             row = answers[arm][:, 0]  # (K, N)
             on = {name: row[:, getattr(roles, name)[0].cpu()] for name in ("image", "trigger", "text")}
@@ -227,7 +224,7 @@ class _Tracer:
         if perturbed is not None:
             for arm in ARMS:
                 rows[arm][1] = on_image[arm][:, perturbed].sum(1)
-            self._shifts.append(self._shift(examples["release"], images["release"], answers, perturbed))
+            self._shifts.append(_shift(answers, roles_of["release"], perturbed))
             if len(self.maps) < _MAPS:
                 boxes = token_boxes(self._model, (images["clean"].shape[-2], images["clean"].shape[-1]))
                 means = {arm: attention.mean(0) for arm, attention in on_image.items()}
@@ -238,19 +235,10 @@ class _Tracer:
         """The image and the inserted words of each arm."""
         before, changed = load_image(ours.image), load_image(after.image)
         noise = shuffled_noise(_pixels(before), _pixels(changed), self._seed)
-        words: dict[Arm, tuple[str, ...]] = {"clean": (), "release": _words(ours, after.question), "control": ()}
+        words: dict[Arm, tuple[str, ...]] = {"clean": (), "release": inserted(ours, after.question), "control": ()}
         if ours.question is not None and after.question is not None:
-            words["control"] = _words(ours, random_words(ours.question, after.question, self._words, self._seed))
+            words["control"] = inserted(ours, random_words(ours.question, after.question, self._words, self._seed))
         return {"clean": before, "release": changed, "control": torch.from_numpy(noise).permute(2, 0, 1)}, words
-
-    def _shift(self, example: Example, image: Tensor, answers: Mapping[Arm, Tensor], perturbed: Tensor) -> Tensor:
-        """Both sides of Theorem 5.1, `(2,)`; the release's sample, attention by arm, and Ω_δ among the image tokens."""
-        roles = self._model.key_roles(self._model.encode([example], [image]))
-        trigger, target = roles.trigger.cpu(), roles.image.cpu().clone()
-        target[roles.image.cpu()] = perturbed
-        grown = torch.tensor([answers["release"].shape[-1] - answers["clean"].shape[-1]])
-        sides = losses.routing_shift(losses.align(answers["clean"], grown, trigger), answers["release"], target)
-        return torch.cat([sides.total_variation, sides.bound])
 
     def _perturbed(self, example: Example, images: dict[Arm, Tensor]) -> Tensor | None:
         """Ω_δ among the image tokens, `(N,)`; None, from then on, where the model does not tell."""
@@ -264,6 +252,16 @@ class _Tracer:
             return None
         image = self._model.key_roles(encoded).image
         return losses.perturbed_tokens(energy, image, self._tau)[image].cpu()
+
+
+def _shift(answers: Mapping[Arm, Tensor], roles: TokenRoles, perturbed: Tensor) -> Tensor:
+    """Both sides of Theorem 5.1, `(2,)`, of attention by arm, the release's roles, and Ω_δ among its image tokens."""
+    target = roles.image.cpu().clone()
+    target[roles.image.cpu()] = perturbed
+    grown = torch.tensor([answers["release"].shape[-1] - answers["clean"].shape[-1]])
+    aligned = losses.align(answers["clean"], grown, roles.trigger.cpu())
+    sides = losses.routing_shift(aligned, answers["release"], target)
+    return torch.cat([sides.total_variation, sides.bound])
 
 
 def _pixels(image: Tensor) -> Pixels:
