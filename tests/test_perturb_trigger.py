@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -23,6 +23,11 @@ def surrogate(tmp_path_factory: pytest.TempPathFactory) -> Surrogate:
     return load_surrogate(tiny.build("llava", tmp_path_factory.mktemp("llava")), device="cpu")
 
 
+def among(*slots: Sequence[str]) -> Callable[[hotflip.Trigger, int], list[str]]:
+    """Proposes the present word and those given for its slot."""
+    return lambda trigger, slot: [trigger[slot], *slots[slot]]
+
+
 def test_search_finds_the_best_word_of_each_slot_in_turn() -> None:
     worth = {"red": 3.0, "blue": 1.0, "dog": 2.0, "cat": 5.0}
     seen: list[list[hotflip.Trigger]] = []
@@ -31,7 +36,7 @@ def test_search_finds_the_best_word_of_each_slot_in_turn() -> None:
         seen.append(list(candidates))
         return torch.tensor([sum(worth[w] for w in c) for c in candidates])
 
-    assert hotflip.search(("cat", "cat"), [["red", "dog"], ["blue", "red"]], exact) == ("dog", "blue")
+    assert hotflip.search(("cat", "cat"), among(["red", "dog"], ["blue", "red"]), exact) == ("dog", "blue")
     assert seen[0] == [("cat", "cat"), ("red", "cat"), ("dog", "cat")]
 
 
@@ -39,7 +44,7 @@ def test_search_never_gets_worse_and_survives_nan() -> None:
     def exact(candidates: Sequence[hotflip.Trigger]) -> torch.Tensor:
         return torch.tensor([0.0] + [float("nan")] * (len(candidates) - 1))
 
-    assert hotflip.search(("a", "b"), [["c"], ["d", "e"]], exact) == ("a", "b")
+    assert hotflip.search(("a", "b"), among(["c"], ["d", "e"]), exact) == ("a", "b")
 
 
 def test_proposals_are_the_least_linear_scores(surrogate: Surrogate) -> None:
@@ -51,7 +56,8 @@ def test_proposals_are_the_least_linear_scores(surrogate: Surrogate) -> None:
     with torch.enable_grad():
         forward = surrogate.forward(encoded, surrogate.pixels([image]))
         (gradient,) = torch.autograd.grad(forward.nll.sum(), forward.embeddings)
-    (slots,) = hotflip.propose(surrogate, encoded, gradient, [trigger], top_c=5)
+    (found,) = hotflip.scores(surrogate, encoded, gradient, [trigger])
+    slots = [hotflip.best(words, one, 5) for one in found]
     positions = encoded.roles.trigger[0].nonzero().flatten()
     vocabulary = surrogate.admissible_tokens()
     for slot, position in zip(slots, positions, strict=True):
@@ -82,7 +88,7 @@ def test_search_with_the_real_loss_is_coordinate_descent_by_brute_force(surrogat
     expected = list(start)
     for slot in range(2):
         expected[slot] = min(words, key=lambda w: brute((*expected[:slot], w, *expected[slot + 1 :])))
-    assert hotflip.search(start, [words, words], exact) == tuple(expected)
+    assert hotflip.search(start, among(words, words), exact) == tuple(expected)
     assert brute(tuple(expected)) >= min(brute(t) for t in product(words, words)) - 1e-6
 
 

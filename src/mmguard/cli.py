@@ -132,6 +132,8 @@ def protect(
     trigger_scope: Annotated[
         str, typer.Option(help=f"{_PROTECT['trigger_scope']} One of {', '.join(SCOPES)}.")
     ] = ProtectConfig.trigger_scope,
+    fluency: Annotated[str | None, typer.Option(help=_PROTECT["fluency"])] = None,
+    fluency_top_k: Annotated[int, typer.Option(help=_PROTECT["fluency_top_k"])] = ProtectConfig.fluency_top_k,
     rounds: Annotated[int, typer.Option(help=_PROTECT["rounds"])] = ProtectConfig.rounds,
     inner_steps: Annotated[int, typer.Option(help=_PROTECT["inner_steps"])] = ProtectConfig.inner_steps,
     pgd_steps: Annotated[int, typer.Option(help=_PROTECT["pgd_steps"])] = ProtectConfig.pgd_steps,
@@ -177,8 +179,9 @@ def protect(
     with _reporting(as_json):
         config = ProtectConfig(
             variant=cast("Variant", variant), eps=eps, trigger_words=trigger_words,
-            trigger_place=cast("Place", trigger_place), trigger_scope=cast("Scope", trigger_scope), rounds=rounds,
-            inner_steps=inner_steps, pgd_steps=pgd_steps, top_c=top_c, lambda_bind=lambda_bind, inner_lr=inner_lr,
+            trigger_place=cast("Place", trigger_place), trigger_scope=cast("Scope", trigger_scope), fluency=fluency,
+            fluency_top_k=fluency_top_k, rounds=rounds, inner_steps=inner_steps,
+            pgd_steps=pgd_steps, top_c=top_c, lambda_bind=lambda_bind, inner_lr=inner_lr,
             inner_batch_size=inner_batch_size, batch_size=batch_size, format=cast("ImageFormat", format),
             declare_no_training=declare_no_training, seed=seed,
         )  # fmt: skip

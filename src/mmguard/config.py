@@ -80,6 +80,11 @@ class ProtectConfig:
     trigger_scope: Scope = "sample"
     """Whose a trigger is: `sample`, each question's own, or `answer`, the same for all questions with one answer: a
     stronger shortcut, but one that a thief finds who counts which words go with which answer."""
+    fluency: str | None = None
+    """Language model (hub id or folder) that keeps triggers fluent: only words are inserted that it finds likely to
+    follow what stands before them. If not given, any words are."""
+    fluency_top_k: int = 64
+    """How many words count as likely to follow, for `fluency`: the fewer, the more fluent, and the weaker."""
     rounds: int = 5
     """Outer rounds (R)."""
     inner_steps: int = 1
@@ -132,6 +137,12 @@ class ProtectConfig:
         _require(
             self.trigger_scope in SCOPES, f"trigger-scope {self.trigger_scope!r}: choose one of {', '.join(SCOPES)}"
         )
+        _require(
+            self.fluency is None or (self.optimised and self.inserts_triggers),
+            f"fluency {self.fluency}: variant {self.variant} with {self.trigger_words} trigger words searches for no "
+            "words: leave it out, or choose another variant",
+        )
+        _require(self.fluency_top_k >= 1, f"fluency-top-k {self.fluency_top_k}: give 1 or more")
         _require(self.rounds >= 1, f"rounds {self.rounds}: give 1 or more")
         _require(self.inner_steps >= 0, f"inner-steps {self.inner_steps}: give 0 or more")
         _require(self.pgd_steps >= 0, f"pgd-steps {self.pgd_steps}: give 0 or more")

@@ -15,17 +15,11 @@ from mmguard.auditing.arms import Pairing, pair
 from mmguard.auditing.stealth_images import ImageChange, Likeness, Lpips, image_change, load_lpips, load_pair
 from mmguard.auditing.stealth_judge import JudgeConfig, judge
 from mmguard.auditing.stealth_report import FEW, StealthReport
-from mmguard.auditing.stealth_texts import (
-    LanguageModel,
-    TextChange,
-    bleu,
-    load_language_model,
-    text_changes,
-    usual_language_model,
-)
+from mmguard.auditing.stealth_texts import TextChange, bleu, text_changes, usual_language_model
 from mmguard.auditing.summary import Measure, measure
 from mmguard.data.readers import read_dataset
 from mmguard.errors import ConfigError
+from mmguard.lvlm.language import LanguageModel, load_language_model
 from mmguard.release.layout import sha256
 from mmguard.runtime.devices import device_of
 from mmguard.runtime.prefetch import prefetched

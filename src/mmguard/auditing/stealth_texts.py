@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-import transformers
 from huggingface_hub import try_to_load_from_cache
 from rapidfuzz.distance import Levenshtein
-from torch.nn import functional
 from torchmetrics.functional.text import bleu_score
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mmguard.auditing.arms import random_words
-from mmguard.errors import SurrogateError
-from mmguard.lvlm.surrogate import admissible_words
+from mmguard.lvlm.language import LanguageModel
 
 _USUAL = "openai-community/gpt2"
 """The language model that perplexities are usually given for; taken where none is named and it is at hand."""
-_TOKENS_AT_ONCE = 4096
-"""Logits of a batch are this number times the vocabulary: 2.4 GB for 150,000 tokens."""
 _BLEU_WORDS = 4
 
 
@@ -46,132 +37,10 @@ class TextChange:
     """With random words in the places of the inserted ones."""
 
 
-class LanguageModel:
-    """A causal language model that judges texts and replies to messages.
-
-    Attributes:
-        name: what it was loaded as.
-        words: those that are a single token for it: what random words are drawn from.
-    """
-
-    def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
-        self.name = name
-        self._model = model.eval().requires_grad_(False)
-        self._tokenizer = tokenizer
-        self.words = tuple(admissible_words(tokenizer, len(tokenizer)).values())
-
-    @torch.inference_mode()
-    def perplexities(self, texts: Sequence[str], tokens_at_once: int = _TOKENS_AT_ONCE) -> list[float | None]:
-        """exp of the mean negative log-likelihood of each text's tokens.
-
-        The first token counts where the model has a token for the beginning of a text.
-
-        Args:
-            texts: any number.
-            tokens_at_once: texts run together as long as they have no more tokens, padding included. Does not change
-                the result.
-
-        Returns:
-            Of each text; None if it has no token to predict, or more than the model takes.
-        """
-        begin = [] if self._tokenizer.bos_token_id is None else [self._tokenizer.bos_token_id]
-        most = getattr(self._model.config, "max_position_embeddings", None) or math.inf
-        ids = [begin + self._tokenizer.encode(text, add_special_tokens=False) for text in texts]
-        found: list[float | None] = [None] * len(texts)
-        usable = [number for number in range(len(texts)) if 2 <= len(ids[number]) <= most]
-        for batch in _batches(sorted(usable, key=lambda number: len(ids[number])), ids, tokens_at_once):
-            for number, nll in zip(batch, self._nll([ids[number] for number in batch]), strict=True):
-                found[number] = math.exp(nll) if nll < 700 else None  # beyond that, no float
-        return found
-
-    @torch.inference_mode()
-    def reply(self, message: str, most_tokens: int) -> str:
-        """What the model replies to a user's message, by greedy decoding.
-
-        Args:
-            message: the user's turn.
-            most_tokens: where the reply is cut off.
-
-        Raises:
-            SurrogateError: the model has no chat template.
-        """
-        if not self._tokenizer.chat_template:
-            raise SurrogateError(f"{self.name}: has no chat template; give a model tuned to follow instructions")
-        prompt = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": message}],
-            add_generation_prompt=True,
-            enable_thinking=False,  # for templates that know of it
-            return_tensors="pt",
-            return_dict=True,
-        )
-        ids = prompt["input_ids"].to(self._model.device)
-        output = self._model.generate(
-            input_ids=ids,
-            attention_mask=prompt["attention_mask"].to(self._model.device),
-            max_new_tokens=most_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,  # these would only be warned of
-            top_p=None,
-            top_k=None,
-            pad_token_id=self._tokenizer.eos_token_id,  # of no use to one text, but else warned of
-        )
-        return self._tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
-
-    def _nll(self, ids: Sequence[Sequence[int]]) -> list[float]:
-        """Mean over each text's tokens but the first, in nats."""
-        longest = max(map(len, ids))
-        inputs = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids], device=self._model.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids], device=self._model.device)
-        logits = self._model(input_ids=inputs, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-        labels = inputs[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
-        nll = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-        return (nll.sum(1) / mask[:, 1:].sum(1)).tolist()
-
-
-def _batches(order: Sequence[int], ids: Sequence[Sequence[int]], tokens_at_once: int) -> Iterator[list[int]]:
-    """Texts by number, shortest first, in batches that hold so many tokens with their padding, or a single text."""
-    batch: list[int] = []
-    for number in order:
-        if batch and (len(batch) + 1) * len(ids[number]) > tokens_at_once:
-            yield batch
-            batch = []
-        batch.append(number)
-    if batch:
-        yield batch
-
-
 def usual_language_model() -> str | None:
     """The name of GPT-2 if its files are on this machine."""
     cached = try_to_load_from_cache(_USUAL, "model.safetensors")
     return _USUAL if isinstance(cached, str) else None
-
-
-def load_language_model(name: str, device: torch.device) -> LanguageModel:
-    """Loads a causal language model in float32 on a CPU and bfloat16 elsewhere.
-
-    Args:
-        name: a hub id or a local folder.
-        device: where it runs.
-
-    Raises:
-        SurrogateError: there is no such model, it cannot be fetched, or it is no causal language model.
-    """
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
-    except OSError as error:
-        raise SurrogateError(
-            f"{name}: cannot be read or fetched; give a hub id or a folder with tokenizer and safetensors weights. "
-            f"Cause: {error}"
-        ) from error
-    except (ValueError, KeyError, ImportError) as error:
-        raise SurrogateError(
-            f"{name}: transformers {transformers.__version__} finds no causal language model in it; give one, such as "
-            f"{_USUAL}. Cause: {error}"
-        ) from error
-    return LanguageModel(name, model.to(device), tokenizer)
 
 
 def text_changes(

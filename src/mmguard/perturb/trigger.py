@@ -7,8 +7,7 @@ alone is unreliable, since a word's neighbours change how it is tokenised (Lemma
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -27,25 +26,21 @@ def random_trigger(vocabulary: Sequence[str], words: int, rng: random.Random) ->
     return tuple(rng.choice(vocabulary) for _ in range(words))
 
 
-def propose(
-    surrogate: Surrogate, encoded: Encoded, gradient: Tensor, triggers: Sequence[Trigger], top_c: int
-) -> list[list[list[str]]]:
-    """The words that the gradient expects to lower the loss most, for each slot of each sample (Eq. 19).
+def scores(surrogate: Surrogate, encoded: Encoded, gradient: Tensor, triggers: Sequence[Trigger]) -> list[Tensor]:
+    """What the gradient expects each word to do to the loss, for each slot of each sample (Eq. 19).
 
-    `s_j(v) = (e_v − e_γj)ᵀ ∇ ℓ_prot`; the least scores are kept.
+    `s_j(v) = (e_v − e_γj)ᵀ ∇ ℓ_prot`, but for what is the same for all v: the less, the more promising.
 
     Args:
         surrogate: whose embeddings and vocabulary.
         encoded: the batch, with its triggers.
         gradient: of the loss with respect to the embedded text, `(B, L, d)`.
         triggers: of each sample.
-        top_c: words a slot.
 
     Returns:
-        Words by sample, slot and rank, the most promising first.
+        By sample, `(slots, V_adm)`.
     """
-    vocabulary = surrogate.admissible_tokens()
-    embeddings = surrogate.embed(vocabulary.ids)  # (V, d)
+    embeddings = surrogate.embed(surrogate.admissible_tokens().ids)  # (V, d)
     slots = []
     for row, trigger in enumerate(triggers):
         positions = encoded.roles.trigger[row].nonzero().squeeze(1)
@@ -53,11 +48,23 @@ def propose(
     # One product for all slots of the batch. e_γj is the same for every v: it moves all scores of a slot alike and
     # cannot change their order.
     gradients = torch.cat(slots).float()
-    scores = torch.cat([gradients @ part.float().T for part in embeddings.split(_VOCABULARY_PART)], dim=1)
-    best = scores.topk(min(top_c, len(vocabulary.words)), dim=1, largest=False).indices
-    words = [[vocabulary.words[v] for v in slot] for slot in best.tolist()]
-    ends = list(accumulate(len(trigger) for trigger in triggers))
-    return [words[end - len(trigger) : end] for trigger, end in zip(triggers, ends, strict=True)]
+    found = torch.cat([gradients @ part.float().T for part in embeddings.split(_VOCABULARY_PART)], dim=1)
+    return list(found.split([len(trigger) for trigger in triggers]))
+
+
+def best(vocabulary: Sequence[str], scores: Tensor, count: int, among: Collection[str] | None = None) -> list[str]:
+    """The most promising words for a slot, the best first.
+
+    Args:
+        vocabulary: the words.
+        scores: of each, the less the better, `(V_adm,)`.
+        count: how many, at most.
+        among: no others; all if not given.
+    """
+    if among is not None:
+        places = [v for v, word in enumerate(vocabulary) if word in among]
+        vocabulary, scores = [vocabulary[v] for v in places], scores[places]
+    return [vocabulary[v] for v in scores.topk(min(count, len(vocabulary)), largest=False).indices.tolist()]
 
 
 def _first_tokens(surrogate: Surrogate, trigger: Trigger, count: int) -> list[int]:
@@ -69,27 +76,24 @@ def _first_tokens(surrogate: Surrogate, trigger: Trigger, count: int) -> list[in
 
 
 def search(
-    trigger: Trigger, proposals: Sequence[Sequence[str]], exact: Callable[[Sequence[Trigger]], Tensor]
+    trigger: Trigger,
+    propose: Callable[[Trigger, int], Sequence[str]],
+    exact: Callable[[Sequence[Trigger]], Tensor],
 ) -> Trigger:
-    """Replaces word after word by the exact minimiser among the proposals and the word that is there (Eq. 20).
+    """Replaces word after word by the exact minimiser among those proposed (Eq. 20).
 
     Args:
         trigger: the present one.
-        proposals: candidate words of every slot.
+        propose: words for a slot of a trigger, by its number. With the present word among them, as the first, the loss
+            cannot rise.
         exact: ℓ_prot of each of many triggers, `(C,)`.
-
-    Returns:
-        A trigger whose loss is not above that of the present one.
     """
-    least = torch.inf  # of the present trigger; not known before the first slot
-    for slot, words in enumerate(proposals):
-        candidates = dict.fromkeys((*trigger[:slot], word, *trigger[slot + 1 :]) for word in words)
-        candidates.pop(trigger, None)
-        judged = [trigger, *candidates] if slot == 0 else list(candidates)
-        if not judged:
-            continue
-        losses = exact(judged).nan_to_num(nan=torch.inf)
-        best = int(losses.argmin())
-        if slot == 0 or losses[best] < least:
-            trigger, least = judged[best], float(losses[best])
+    losses: dict[Trigger, float] = {}
+    for slot in range(len(trigger)):
+        candidates = list(
+            dict.fromkeys((*trigger[:slot], word, *trigger[slot + 1 :]) for word in propose(trigger, slot))
+        )
+        if new := [candidate for candidate in candidates if candidate not in losses]:
+            losses |= zip(new, exact(new).nan_to_num(nan=torch.inf).tolist(), strict=True)
+        trigger = min(candidates, key=losses.__getitem__)
     return trigger

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from mmguard.config import ProtectConfig
 from mmguard.errors import ConfigError, SurrogateError
+from mmguard.lvlm.language import LanguageModel
 from mmguard.lvlm.prompt import Example
 from mmguard.lvlm.surrogate import Surrogate
 from mmguard.lvlm.tuning import Adapter, adapted
 from mmguard.perturb import trigger as hotflip
+from mmguard.perturb.fluency import Fluency
 from mmguard.perturb.objective import Evaluation, Objective, Reference
 from mmguard.perturb.trigger import Trigger
 from mmguard.runtime.memory import is_out_of_memory, release_memory
@@ -35,17 +38,21 @@ class Ensemble:
     Args:
         surrogates: at least one.
         config: `weights` are ω, uniform if not given.
+        language: has triggers made of words alone that it finds likely.
 
     Raises:
-        ConfigError: there are more or fewer weights than surrogates.
+        ConfigError: there are more or fewer weights than surrogates, or the language model knows none of their words.
     """
 
-    def __init__(self, surrogates: Sequence[Surrogate], config: ProtectConfig) -> None:
+    def __init__(
+        self, surrogates: Sequence[Surrogate], config: ProtectConfig, language: LanguageModel | None = None
+    ) -> None:
         weights = config.weights or (1 / len(surrogates),) * len(surrogates)
         if len(weights) != len(surrogates):
             raise ConfigError(f"{len(weights)} weights for {len(surrogates)} surrogates: give one each")
         self.members = [Member(s, Objective(s, config), w) for s, w in zip(surrogates, weights, strict=True)]
         self._config = config
+        self._fluency = Fluency(language, self._words(), config.fluency_top_k) if language else None
         self._adapters: list[Adapter] = []
 
     @property
@@ -110,28 +117,44 @@ class Ensemble:
         Raises:
             FloatingPointError: a present loss is no finite number.
         """
-        if not any(example.trigger for example in examples):
-            return [example.trigger for example in examples]
-        share = -(-self._config.top_c // len(self.members))
         triggers = [example.trigger for example in examples]
-        words: list[list[list[str]]] = [[[] for _ in trigger] for trigger in triggers]
-        evaluations = []
+        if not any(triggers):
+            return triggers
+        evaluations, scores = [], []
         for member, reference in zip(self.members, references, strict=True):
             with torch.enable_grad():
                 evaluation = member.objective(examples, images, reference)
                 require_numbers(evaluation.loss)
                 (gradient,) = torch.autograd.grad(evaluation.loss.sum(), evaluation.forward.embeddings)
-            proposed = hotflip.propose(member.surrogate, evaluation.encoded, gradient, triggers, share)
-            for slots, more in zip(words, proposed, strict=True):
-                for slot, some in zip(slots, more, strict=True):
-                    slot.extend(word for word in some if word not in slot)
+            scores.append(hotflip.scores(member.surrogate, evaluation.encoded, gradient, triggers))
             evaluations.append(evaluation)
         return [
-            hotflip.search(trigger, words[row], self._exact(examples[row], images[row], evaluations, references, row))
+            hotflip.search(
+                trigger,
+                self._proposing(example, [mine[row] for mine in scores]),
+                self._exact(example, images[row], evaluations, references, row),
+            )
             if trigger
             else trigger
-            for row, trigger in enumerate(triggers)
+            for row, (example, trigger) in enumerate(zip(examples, triggers, strict=True))
         ]
+
+    def _proposing(self, example: Example, scores: Sequence[Tensor]) -> Callable[[Trigger, int], list[str]]:
+        """The candidates for a slot of one sample's trigger, from the scores of each member, `(slots, V_adm)`."""
+        share = -(-self._config.top_c // len(self.members))
+        vocabularies = [member.surrogate.admissible_tokens().words for member in self.members]
+
+        def propose(trigger: Trigger, slot: int) -> list[str]:
+            among = None
+            if self._fluency is not None and example.question is not None:
+                among = self._fluency.likely(example.question, trigger[:slot], example.after)
+            present = [trigger[slot]] if among is None or trigger[slot] in among else []
+            found = (
+                hotflip.best(words, mine[slot], share, among) for words, mine in zip(vocabularies, scores, strict=True)
+            )
+            return [*present, *chain.from_iterable(found)]
+
+        return propose
 
     def _exact(
         self,
@@ -215,6 +238,10 @@ class Ensemble:
             for adapter in self._adapters:
                 stack.enter_context(adapter.merged())
             yield
+
+    def _words(self) -> list[str]:
+        """Admissible words of all members."""
+        return [word for member in self.members for word in member.surrogate.admissible_tokens().words]
 
     def vocabulary(self) -> Sequence[str]:
         """Admissible words of the first member."""

@@ -10,11 +10,13 @@ from mmguard.config import ProtectConfig
 from mmguard.errors import ConfigError, DataError, SampleError
 from mmguard.lvlm.captions import captions
 from mmguard.lvlm.choose import Choice, choose_surrogate
+from mmguard.lvlm.language import load_language_model
 from mmguard.lvlm.surrogate import Surrogate, load_surrogate
 from mmguard.protection.batch import Item
 from mmguard.protection.deltas import DeltaFile
 from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.loop import start
+from mmguard.runtime.devices import device_of
 from mmguard.runtime.progress import Told, progress
 from mmguard.types import Dataset, Rejection
 
@@ -61,13 +63,15 @@ def names_of(surrogates: Sequence[str | Surrogate]) -> list[str]:
 
 
 def ensemble_of(surrogates: Sequence[str | Surrogate], config: ProtectConfig, device: str) -> Ensemble | None:
-    """The surrogates, loaded where they are not; None if there are none.
+    """The surrogates and the language model for fluency, loaded where they are not; None if there are no surrogates.
 
     Raises:
+        ConfigError: surrogates and settings do not go together.
         SurrogateError: one cannot be loaded or used.
     """
     models = [one if isinstance(one, Surrogate) else load_surrogate(str(one), device) for one in surrogates]
-    return Ensemble(models, config) if models else None
+    language = load_language_model(config.fluency, device_of(device)) if models and config.fluency else None
+    return Ensemble(models, config, language) if models else None
 
 
 def captions_of(

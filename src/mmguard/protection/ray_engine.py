@@ -23,11 +23,11 @@ from torch import Tensor
 from mmguard.config import EngineConfig, ProtectConfig
 from mmguard.data.images import picture_of, read_file
 from mmguard.errors import ConfigError, EngineError, SampleError
-from mmguard.lvlm.surrogate import load_surrogate
 from mmguard.perturb.trigger import Trigger
 from mmguard.protection.batch import Item, originals, protect_batch, remaining, workload
 from mmguard.protection.engine import Advance, Job
 from mmguard.protection.ensemble import Ensemble
+from mmguard.protection.prepare import ensemble_of
 from mmguard.runtime.devices import device_of
 from mmguard.runtime.prefetch import prefetched
 from mmguard.runtime.provenance import versions
@@ -77,8 +77,9 @@ class Worker:
             raise ConfigError(f"engine ray: {node} has {', '.join(differing)}: install the same versions everywhere")
         if self._device == "cpu":
             torch.set_num_threads(1)  # workers share out the cores
-        models = [load_surrogate(name, self._device) for name in self._surrogates]
-        self._ensemble = Ensemble(models, self._config)
+        ensemble = ensemble_of(self._surrogates, self._config, self._device)
+        assert ensemble is not None
+        self._ensemble: Ensemble = ensemble
         self._adaptable = self._ensemble.adaptable()
         self._adaptable.__enter__()  # for the life of the process
 

@@ -28,9 +28,10 @@ def origin(dataset: Dataset, config: ProtectConfig, surrogates: Sequence[str]) -
     Raises:
         SurrogateError: the zoo has no such model.
     """
+    models = [*surrogates, config.fluency] if config.fluency else surrogates
     made_from = {
         "config": asdict(config),
-        "weights": {name: weights_digest(name) for name in surrogates},
+        "weights": {name: weights_digest(name) for name in models},
         "data": _data_digest(dataset),
         "versions": versions(*_PACKAGES),
     }

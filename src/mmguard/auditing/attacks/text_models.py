@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from mmguard.auditing.attacks.text_rules import without
-from mmguard.auditing.stealth_texts import LanguageModel, load_language_model
+from mmguard.lvlm.language import LanguageModel, load_language_model
 
 _REQUEST = (
     "Rewrite the following question in other words, as one fluent sentence of the same language and meaning. Leave out "

@@ -27,9 +27,9 @@ import torch
 
 from mmguard.auditing.attacks import text_models, text_rules
 from mmguard.auditing.attacks.base import Attack, Factory, Rewrite, plain, strong
-from mmguard.auditing.stealth_texts import LanguageModel
 from mmguard.data.tasks import option_index
 from mmguard.errors import ConfigError
+from mmguard.lvlm.language import LanguageModel
 from mmguard.runtime.devices import device_of
 from mmguard.types import Sample
 
