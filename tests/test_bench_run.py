@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import tiny
 from mmguard.auditing import runs
 from mmguard.bench import run
 from mmguard.bench.config import Bench, Experiment
-from mmguard.bench.results import known
+from mmguard.bench.results import Line, known, read_lines
 from mmguard.bench.run import run_bench, survey
 from mmguard.cli import app
 from mmguard.config import AuditConfig, ProtectConfig
@@ -100,20 +101,58 @@ def test_what_was_made_elsewhere_is_taken_from_there(
     make(bench, tmp_path / "elsewhere")
     file = tmp_path / "elsewhere" / "results.jsonl"
     monkeypatch.setattr(run, "protect", lambda *_, **__: pytest.fail("made again"))
-    taken = known(file, bench)
-    assert list(taken) == list(bench.experiments)
-    assert [str(state) for state in survey(bench, tmp_path / "here", taken=taken)] == [
+    lines = read_lines(file)
+    assert list(known(lines, bench)) == list(bench.experiments)
+    assert [str(state) for state in survey(bench, tmp_path / "here", lines=lines)] == [
         f"{bench.label(one)}: taken from results" for one in bench.experiments
     ]
-    assert make(bench, tmp_path / "here", taken=taken).complete
+    assert make(bench, tmp_path / "here", lines=lines).complete
     for name in ("results.json", "results.jsonl", "results.md", "results.html"):
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "elsewhere" / name).read_bytes()
     # A setting that is newer than the file had its default; one that differs is another experiment.
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    del lines[0]["settings"]["protect.trigger_scope"], lines[1]["settings"]["protect.rounds"]
-    lines[2]["evidence"]["failures"] = [{"attacker": "fake", "reason": "broke"}]
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    assert list(known(file, bench)) == [bench.experiments[0], bench.experiments[3]]
+    plain = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    del plain[0]["settings"]["protect.trigger_scope"], plain[1]["settings"]["protect.rounds"]
+    plain[2]["evidence"]["failures"] = [{"attacker": "fake", "reason": "broke"}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in plain), encoding="utf-8")
+    assert list(known(read_lines(file), bench)) == [bench.experiments[0], bench.experiments[3]]
+
+
+def test_runs_on_the_same_data_are_taken_from_other_experiments(
+    bench: Bench, fake: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "weights_digest", lambda name: f"weights of {name}")
+    one = next(one for one in bench.experiments if one.protect.variant == "bph")
+    before = replace(bench, experiments=(one,))
+    after = replace(bench, experiments=(one, replace(one, protect=replace(one.protect, variant="crs"))))
+    assert make(before, tmp_path / "before").complete
+    lines = read_lines(tmp_path / "before" / "results.jsonl")
+
+    def with_(change: dict[str, Any]) -> list[Line]:
+        """The lines, as if they had been made otherwise."""
+        (line,) = lines
+        evidence = replace(line.evidence, provenance={**line.evidence.provenance, **change})
+        return [replace(line, evidence=evidence)]
+
+    def runs_of(lines: list[Line]) -> dict[str, int]:
+        fake.clear()
+        assert make(after, tmp_path / f"after {len(list(tmp_path.iterdir()))}", lines=lines).complete
+        return {arm: sum(made == arm for _, made, _ in fake) for arm in ("clean", "control", "release")}
+
+    everything = dict.fromkeys(("clean", "control", "release"), 2 * AUDIT.seeds)
+    assert runs_of([]) == everything | {"release": 4 * AUDIT.seeds}
+    assert runs_of(lines) == everything | {"clean": 0, "control": 0}
+    assert (tmp_path / "after 1" / "results.json").read_bytes() == (tmp_path / "after 2" / "results.json").read_bytes()
+    for change in (
+        {"weights": {"fake": "others"}},
+        {"weights": {"fake": None, "other": None}},
+        {"versions": {}},
+        {"device": "cuda"},
+        {"test sha256": "other"},
+        {"config": one.audit.__dict__ | {"lr": 0.5}},
+    ):
+        assert runs_of(with_(change)) == everything
+    data = lines[0].evidence.provenance["data sha256"]
+    assert runs_of(with_({"data sha256": {**data, "control": "other"}})) == everything | {"clean": 0}
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[1]", None])
@@ -122,7 +161,7 @@ def test_a_file_that_holds_no_results_is_named(content: str | None, bench: Bench
     if content is not None:
         file.write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=r"results\.jsonl: is no file of results"):
-        known(file, bench)
+        read_lines(file)
 
 
 def test_results_say_what_they_were_made_with_and_no_secrets(bench: Bench, fake: list, tmp_path: Path) -> None:

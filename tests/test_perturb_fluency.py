@@ -77,9 +77,7 @@ def test_a_release_has_likely_words_alone(folder: Path, tmp_path: Path, lm_folde
 
     def unlikely(config: ProtectConfig, name: str) -> Iterator[str]:
         protect(folder, SURROGATES, config, tmp_path / name)
-        for ours, theirs in zip(
-            read_dataset(folder).samples, read_dataset(tmp_path / name).samples, strict=True
-        ):
+        for ours, theirs in zip(read_dataset(folder).samples, read_dataset(tmp_path / name).samples, strict=True):
             assert ours.question is not None
             assert theirs.question is not None
             inserted = inserted_words(ours.question, theirs.question) or ()

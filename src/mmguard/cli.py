@@ -392,7 +392,8 @@ def bench(
         list[Path] | None,
         typer.Option(
             "--from",
-            help="Take experiments of the same settings from this results.jsonl, of whatever machine; repeatable.",
+            help="Take experiments of the same settings, and runs on the same data, from this results.jsonl, whatever "
+            "machine wrote it; repeatable.",
         ),
     ] = None,
     report: Annotated[
@@ -407,14 +408,14 @@ def bench(
     with _reporting(as_json):
         from mmguard.bench.config import load_bench
         from mmguard.bench.page import means
-        from mmguard.bench.results import known
+        from mmguard.bench.results import read_lines
         from mmguard.bench.run import run_bench, survey, write
 
         matrix = load_bench(config, seeds)
         folder = out if out is not None else Path("out") / config.stem
-        taken = {one: outcome for path in taken_from or () for one, outcome in known(path, matrix).items()}
+        lines = [line for path in taken_from or () for line in read_lines(path)]
         if dry_run:
-            states = list(survey(matrix, folder, device, taken))
+            states = list(survey(matrix, folder, device, lines))
             if as_json:
                 _print_json([vars(state) for state in states])
             else:
@@ -422,7 +423,7 @@ def bench(
                     _out.print(str(state), highlight=False, markup=False)
             return
         results = run_bench(
-            matrix, folder, taken=taken, jobs=jobs, device=device, progress=not as_json,
+            matrix, folder, lines=lines, jobs=jobs, device=device, progress=not as_json,
             say=lambda text: _err.print(text, highlight=False, markup=False),
         )  # fmt: skip
         if report is not None:

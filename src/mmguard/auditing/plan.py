@@ -21,6 +21,7 @@ from mmguard.errors import ConfigError, DataError, SampleError
 from mmguard.lvlm.captions import captions
 from mmguard.lvlm.surrogate import load_surrogate
 from mmguard.release.layout import sha256
+from mmguard.runtime.devices import device_of
 from mmguard.runtime.memory import release_memory
 from mmguard.runtime.provenance import commit, digest, versions
 from mmguard.types import Dataset, Rejection, Sample
@@ -292,7 +293,9 @@ def _provenance(plan: Plan, released: Dataset) -> dict[str, Any]:
     return {
         "versions": versions(*PACKAGES),
         "commit": commit(),
+        "device": device_of(plan.runner.device).type,
         "attackers": list(plan.attackers),
+        "weights": {name: plan.runner.weights_digest(name) for name in plan.attackers},
         "config": asdict(plan.config),
         "seeds": list(plan.seeds),
         "release data sha256": sha256(*released.files),

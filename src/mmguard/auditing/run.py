@@ -6,7 +6,7 @@ clean arm and the controls) and a clean test set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ import psutil
 import torch
 
 from mmguard.auditing.arms import Arm
+from mmguard.auditing.earlier import results_of
 from mmguard.auditing.evidence import Evidence
 from mmguard.auditing.html import write_html
 from mmguard.auditing.losses import LossCurve, loss_curve
@@ -90,7 +91,9 @@ def audit(
     return report
 
 
-def carry_out(plan: Plan, jobs: int | None = 1, progress: Told | bool = False) -> Evidence:
+def carry_out(
+    plan: Plan, jobs: int | None = 1, progress: Told | bool = False, earlier: Iterable[Evidence] = ()
+) -> Evidence:
     """Makes the runs that are not on the plan's shelf yet, and gathers what all of them say.
 
     Args:
@@ -99,6 +102,7 @@ def carry_out(plan: Plan, jobs: int | None = 1, progress: Told | bool = False) -
             not depend on it. None is one a core on a CPU, as far as memory goes, and one on a GPU. A script that asks
             for more than one needs the guard `if __name__ == "__main__":`.
         progress: as for `audit`.
+        earlier: of other audits; what they have in common with this one is not run again.
 
     Raises:
         ConfigError: `jobs` is below 1.
@@ -107,7 +111,7 @@ def carry_out(plan: Plan, jobs: int | None = 1, progress: Told | bool = False) -
     if jobs < 1:
         raise ConfigError(f"jobs {jobs}: give 1 or more")
     results = _Results(plan)
-    results.find()
+    results.find(earlier)
     missing = list(results.missing())
     workers = max(1, min(jobs, len(missing)))
     threads = max(1, min(cores() // workers, torch.get_num_threads())) if workers > 1 else None
@@ -153,8 +157,9 @@ class _Results:
         self._hopeless: set[_Kind] = set()
         """Where the next run would fail, too: not the machine is at fault, but model, code or settings."""
 
-    def find(self) -> None:
-        """Takes what is on the shelf."""
+    def find(self, earlier: Iterable[Evidence] = ()) -> None:
+        """Takes what is on the shelf, or known from other audits."""
+        self._results |= results_of(earlier, self._plan)
         for run in self._plan.runs:
             try:
                 result = self._plan.shelf.find(self._plan.runner.describe(run))

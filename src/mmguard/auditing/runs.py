@@ -187,7 +187,7 @@ class Runner:
             settings |= {"batch_size": self.config.batch_size, "warmup": self.config.warmup}
         description = {
             "attacker": run.attacker,
-            "weights": self._weights_digest(run.attacker),
+            "weights": self.weights_digest(run.attacker),
             "recipe": run.recipe,
             "arm": run.arm,
             "seed": run.seed,
@@ -204,12 +204,13 @@ class Runner:
         packages += PURIFY_PACKAGES if attack.models and attack.image else ()
         description |= {"attack": run.attack, "versions": versions(*packages)}
         if attack.models:
-            description["attack weights"] = {name: self._weights_digest(name) for name in attack.models}
+            description["attack weights"] = {name: self.weights_digest(name) for name in attack.models}
         if attack.selection.clean_percent is not None:
             description["clean data"] = self.data_digest("clean")
         return description
 
-    def _weights_digest(self, model: str) -> str | None:
+    def weights_digest(self, model: str) -> str | None:
+        """Tells one state of an attacker's weights from another (`lvlm.weights.weights_digest`)."""
         if model not in self._weights:
             self._weights[model] = weights_digest(model)
         return self._weights[model]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,28 +83,42 @@ class Results:
         return "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
 
 
-def known(path: Path, bench: Bench) -> dict[Experiment, Outcome]:
-    """The experiments of a benchmark whose evidence a file holds, as `Results.to_lines` wrote it, without failures.
+@dataclass(frozen=True)
+class Line:
+    """What a file of results holds of one experiment."""
 
-    A setting that was not there yet when the line was written counts as having had its default. Weights of models,
-    data and versions may have changed since: the line says what they were, and the report repeats it.
+    settings: dict[str, Any]
+    release: dict[str, Any]
+    evidence: Evidence
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The experiments in a file, as `Results.to_lines` wrote it.
 
     Raises:
         DataError: the file cannot be read.
     """
+    try:
+        plain = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+        return [Line(dict(one["settings"]), one["release"], Evidence.from_dict(one["evidence"])) for one in plain]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: is no file of results ({error}): give a results.jsonl that bench wrote") from error
+
+
+def known(lines: Iterable[Line], bench: Bench) -> dict[Experiment, Outcome]:
+    """The experiments of a benchmark that lines hold, without failures.
+
+    A setting that was not there yet when a line was written counts as having had its default. Weights of models, data
+    and versions may have changed since: the line says what they were, and the report repeats it.
+    """
     found: dict[Experiment, Outcome] = {}
     defaults = _plain(default_settings())
     wanted = {one: _plain(one.settings) for one in bench.experiments}
-    try:
-        for text in path.read_text(encoding="utf-8").splitlines():
-            line = json.loads(text)
-            evidence = Evidence.from_dict(line["evidence"])
-            stored = defaults | line["settings"]
-            for one, settings in wanted.items():
-                if not evidence.failures and settings == {key: stored.get(key) for key in settings}:
-                    found[one] = Outcome(one, line["release"], evidence.report(), evidence=evidence)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: is no file of results ({error}): give a results.jsonl that bench wrote") from error
+    for line in lines:
+        stored = defaults | line.settings
+        for one, settings in wanted.items():
+            if not line.evidence.failures and settings == {key: stored.get(key) for key in settings}:
+                found[one] = Outcome(one, line.release, line.evidence.report(), evidence=line.evidence)
     return found
 
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mmguard.auditing.earlier import results_of
 from mmguard.auditing.plan import Plan, plan_audit
 from mmguard.auditing.run import carry_out
 from mmguard.bench.config import Bench, Experiment
 from mmguard.bench.html import to_html
 from mmguard.bench.page import page
-from mmguard.bench.results import Outcome, Results
+from mmguard.bench.results import Line, Outcome, Results, known
 from mmguard.config import ProtectConfig
 from mmguard.data.readers import open_source, read_dataset
 from mmguard.errors import ReleaseError
@@ -36,7 +37,7 @@ def run_bench(
     bench: Bench,
     out: Path,
     *,
-    taken: Mapping[Experiment, Outcome] | None = None,
+    lines: Sequence[Line] = (),
     jobs: int | None = None,
     device: str = "auto",
     progress: bool = False,
@@ -47,7 +48,8 @@ def run_bench(
     Args:
         bench: the experiments.
         out: folder for all that is made.
-        taken: what came of experiments elsewhere (`known`); they are not made again.
+        lines: what is known of these experiments or others from elsewhere. Experiments of the same settings are not
+            made again, nor are runs on the same clean data or controls.
         jobs: fine-tuning runs at a time, as for `carry_out`.
         device: `auto`, `cpu`, `cuda`, …
         progress: bars with the time that remains, on standard error.
@@ -58,7 +60,7 @@ def run_bench(
         not end the others.
     """
     releases = _Releases(out / "releases", device, progress)
-    outcomes = dict(taken or {})
+    outcomes = known(lines, bench)
     results = _results(bench, outcomes)
     if outcomes:
         _write(results, out)
@@ -71,7 +73,7 @@ def run_bench(
             folder = releases.made(one)
             release = _provenance(folder, out)
             plan = _plan(one, folder, releases.made(_model(one, bench)), out, device)
-            evidence = carry_out(plan, jobs, progress)
+            evidence = carry_out(plan, jobs, progress, [line.evidence for line in lines])
             outcomes[one] = Outcome(one, release, evidence.report(), evidence=evidence)
         # A benchmark runs for days: whatever ends one experiment, the others can go on.
         except Exception as error:
@@ -120,20 +122,18 @@ class State:
         return f"{self.label}: release there, {self.found} of {self.runs} runs there"
 
 
-def survey(
-    bench: Bench, out: Path, device: str = "auto", taken: Mapping[Experiment, Outcome] | None = None
-) -> Iterator[State]:
+def survey(bench: Bench, out: Path, device: str = "auto", lines: Sequence[Line] = ()) -> Iterator[State]:
     """Looks what is there, and makes nothing. Data is only read where a release of it is.
 
     Args:
         bench: the experiments.
         out: folder of what was made.
         device: `auto`, `cpu`, `cuda`, …
-        taken: as for `run_bench`.
+        lines: as for `run_bench`.
     """
-    releases = _Releases(out / "releases", device, progress=False)
+    releases, taken = _Releases(out / "releases", device, progress=False), known(lines, bench)
     for one in bench.experiments:
-        if taken and one in taken:
+        if one in taken:
             yield State(bench.label(one), False, None, None, taken=True)
             continue
         folder, model = releases.find(one), releases.find(_model(one, bench))
@@ -141,7 +141,8 @@ def survey(
             yield State(bench.label(one), folder is not None, None, None)
         else:
             plan = _plan(one, folder, model, out, device)
-            found = [plan.shelf.find(plan.runner.describe(run)) is not None for run in plan.runs]
+            earlier = results_of([line.evidence for line in lines], plan)
+            found = [run in earlier or plan.shelf.find(plan.runner.describe(run)) is not None for run in plan.runs]
             yield State(bench.label(one), True, len(found), sum(found))
 
 
