@@ -91,6 +91,10 @@ class Line:
     release: dict[str, Any]
     evidence: Evidence
 
+    def outcome(self, experiment: Experiment) -> Outcome:
+        """The outcome that it tells of."""
+        return Outcome(experiment, self.release, self.evidence.report(), evidence=self.evidence)
+
 
 def read_lines(path: Path) -> list[Line]:
     """The experiments in a file, as `Results.to_lines` wrote it.
@@ -105,20 +109,20 @@ def read_lines(path: Path) -> list[Line]:
         raise DataError(f"{path}: is no file of results ({error}): give a results.jsonl that bench wrote") from error
 
 
-def known(lines: Iterable[Line], bench: Bench) -> dict[Experiment, Outcome]:
+def known(lines: Iterable[Line], bench: Bench) -> dict[Experiment, Line]:
     """The experiments of a benchmark that lines hold, without failures.
 
     A setting that was not there yet when a line was written counts as having had its default. Weights of models, data
     and versions may have changed since: the line says what they were, and the report repeats it.
     """
-    found: dict[Experiment, Outcome] = {}
+    found: dict[Experiment, Line] = {}
     defaults = _plain(default_settings())
     wanted = {one: _plain(one.settings) for one in bench.experiments}
     for line in lines:
         stored = defaults | line.settings
         for one, settings in wanted.items():
             if not line.evidence.failures and settings == {key: stored.get(key) for key in settings}:
-                found[one] = Outcome(one, line.release, line.evidence.report(), evidence=line.evidence)
+                found[one] = line
     return found
 
 

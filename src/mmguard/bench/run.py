@@ -60,7 +60,7 @@ def run_bench(
         not end the others.
     """
     releases = _Releases(out / "releases", device, progress)
-    outcomes = known(lines, bench)
+    outcomes = {one: line.outcome(one) for one, line in known(lines, bench).items()}
     results = _results(bench, outcomes)
     if outcomes:
         _write(results, out)
