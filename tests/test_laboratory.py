@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 import torch
 import transformers as hf
 from safetensors.torch import load_file
 
+import ggufs
 import laboratory
 import tiny
 from mmguard.auditing.attackers import vocabulary
@@ -85,7 +85,7 @@ def test_training_lowers_the_loss(language: Path, tmp_path: Path, capsys: pytest
 
 
 def test_a_gguf_file_gives_the_same_language_model(language: Path, tmp_path: Path) -> None:
-    written = write_gguf(language, tmp_path / "language.gguf")
+    written = ggufs.write(language, tmp_path / "language.gguf")
     (read, tokenizer), (model, original) = (laboratory.language_model(str(language), file) for file in (written, None))
     for key, value in model.state_dict().items():
         torch.testing.assert_close(read.state_dict()[key], value, msg=key)
@@ -93,48 +93,6 @@ def test_a_gguf_file_gives_the_same_language_model(language: Path, tmp_path: Pat
     assert tokenizer(text)["input_ids"] == original(text)["input_ids"]
     folder = build(tmp_path / "model", "--gguf", written, "--steps", 1, "--tune-steps", 0)
     assert hf.AutoModelForImageTextToText.from_pretrained(folder).num_parameters() > model.num_parameters()
-
-
-def write_gguf(folder: Path, path: Path) -> Path:
-    """A llama in the form that llama.cpp gives it: rotary dimensions of queries and keys in pairs."""
-    model, tokenizer = hf.LlamaForCausalLM.from_pretrained(folder), hf.AutoTokenizer.from_pretrained(folder)
-    config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_vocab_size(config.vocab_size)
-    write_vocabulary(writer, tokenizer)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for key, value in model.state_dict().items():
-        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(key.split(".")[-2])
-        if heads:
-            value = value.view(heads, 2, -1, config.hidden_size).transpose(1, 2).reshape(value.shape)
-        writer.add_tensor(names.get_name(key, try_suffixes=(".weight",)), value.contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def write_vocabulary(writer: gguf.GGUFWriter, tokenizer: Any) -> None:
-    bpe = json.loads(tokenizer.backend_tokenizer.to_str())
-    special = {token["id"] for token in bpe["added_tokens"]}
-    kinds = [gguf.TokenType.CONTROL if i in special else gguf.TokenType.NORMAL for i in range(len(tokenizer))]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
-    writer.add_token_types(kinds)
-    writer.add_token_merges([" ".join(pair) for pair in bpe["model"]["merges"]])
-    writer.add_bos_token_id(tokenizer.convert_tokens_to_ids("<|im_start|>"))
-    writer.add_eos_token_id(tokenizer.convert_tokens_to_ids("<|im_end|>"))
-    writer.add_unk_token_id(tokenizer.pad_token_id)
-    writer.add_pad_token_id(tokenizer.pad_token_id)
 
 
 @pytest.mark.parametrize(

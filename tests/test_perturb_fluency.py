@@ -12,6 +12,7 @@ import torch
 import transformers as hf
 from PIL import Image
 
+import ggufs
 import tiny
 from mmguard.config import ProtectConfig
 from mmguard.data.readers import read_dataset
@@ -19,6 +20,7 @@ from mmguard.data.text import inserted_place, inserted_words
 from mmguard.errors import ConfigError, SurrogateError
 from mmguard.lvlm.language import LanguageModel, load_language_model
 from mmguard.lvlm.surrogate import load_surrogate
+from mmguard.lvlm.weights import weights_digest
 from mmguard.perturb.fluency import Fluency
 from mmguard.protection.run import protect
 from mmguard.release.origin import origin
@@ -105,6 +107,18 @@ def test_fluency_needs_a_search(change: dict[str, object]) -> None:
         replace(FAST, fluency="some/model", **change)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="fluency-top-k 0"):
         replace(FAST, fluency_top_k=0)
+
+
+def test_a_gguf_file_does_as_well_as_a_folder(folder: Path, tmp_path: Path) -> None:
+    model = tiny.language_model(tmp_path / "lm", ["<|im_start|>", "<|im_end|>"])
+    written = ggufs.write(model, tmp_path / "lm.gguf")
+    whole, single = (load_language_model(str(one), torch.device("cpu")) for one in (model, written))
+    assert single.words == whole.words
+    torch.testing.assert_close(single.next_scores("What is it?"), whole.next_scores("What is it?"))
+    digest = weights_digest(str(written))
+    assert origin(read_dataset(folder), replace(FAST, fluency=str(written)), ())["weights"] == {str(written): digest}
+    written.write_bytes(written.read_bytes() + b"\0")
+    assert weights_digest(str(written)) not in (digest, None)
 
 
 def test_words_that_the_language_model_does_not_know(lm: LanguageModel) -> None:

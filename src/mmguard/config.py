@@ -81,10 +81,10 @@ class ProtectConfig:
     """Whose a trigger is: `sample`, each question's own, or `answer`, the same for all questions with one answer: a
     stronger shortcut, but one that a thief finds who counts which words go with which answer."""
     fluency: str | None = None
-    """Language model (hub id or folder) that keeps triggers fluent: only words are inserted that it finds likely to
-    follow what stands before them. If not given, any words are."""
+    """Language model (hub id, folder or GGUF file) that keeps triggers fluent: only words are inserted that it finds
+    likely to follow what stands before them. If not given, any words are."""
     fluency_top_k: int = 64
-    """How many words count as likely to follow, for `fluency`: the fewer, the more fluent, and the weaker."""
+    """How many words count as likely to follow, for `fluency`: the fewer, the more fluent the text."""
     rounds: int = 5
     """Outer rounds (R)."""
     inner_steps: int = 1

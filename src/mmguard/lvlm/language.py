@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -136,20 +137,23 @@ def load_language_model(name: str, device: torch.device) -> LanguageModel:
     """Loads a causal language model in float32 on a CPU and bfloat16 elsewhere.
 
     Args:
-        name: a hub id or a local folder.
+        name: a hub id, a local folder or a GGUF file, whose weights are read as plain ones.
         device: where it runs.
 
     Raises:
         SurrogateError: there is no such model, it cannot be fetched, or it is no causal language model.
     """
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    path, source = Path(name), {"pretrained_model_name_or_path": name}
+    if path.suffix == ".gguf" and path.is_file():
+        source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, use_safetensors=True)
     except OSError as error:
         raise SurrogateError(
-            f"{name}: cannot be read or fetched; give a hub id or a folder with tokenizer and safetensors weights. "
-            f"Cause: {error}"
+            f"{name}: cannot be read or fetched; give a hub id, a folder with tokenizer and safetensors weights, or a "
+            f"GGUF file. Cause: {error}"
         ) from error
     except (ValueError, KeyError, ImportError) as error:
         raise SurrogateError(

@@ -12,7 +12,7 @@ _HUB_TIMEOUT = 3.0
 
 
 def model_folder(name: str) -> Path | None:
-    """The folder of a zoo model or of a local one; None for a hub id.
+    """The folder of a zoo model or of a local one; None for a hub id or a file.
 
     Raises:
         SurrogateError: the zoo has no such model.
@@ -26,20 +26,24 @@ def weights_digest(name: str) -> str | None:
     """Tells one state of a model from another.
 
     Args:
-        name: a hub id, a local folder or `zoo:NAME`.
+        name: a hub id, a local folder or file, or `zoo:NAME`.
 
     Returns:
-        A hash of the folder's files (names and bytes), or the commit on the hub; without a network, the commit that
-        the cache holds. None if the model is nowhere to be found.
+        A hash of the folder's files (names and bytes) or of the file, or the commit on the hub; without a network, the
+        commit that the cache holds. None if the model is nowhere to be found.
 
     Raises:
         SurrogateError: the zoo has no such model.
     """
-    folder = model_folder(name)
-    if folder is None:
+    folder, files = model_folder(name), [Path(name)]
+    if folder is not None:
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+    elif files[0].is_file():
+        folder = files[0].parent
+    else:
         return _hub_commit(name)
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in files:
         digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:
             while chunk := file.read(1 << 20):
