@@ -339,7 +339,8 @@ def stealth(
     original: Annotated[str, typer.Option(help=f"What was protected. {_DATASET}")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for stealth.md and stealth.json.")] = None,
     lm: Annotated[
-        str | None, typer.Option(help="Causal language model for perplexities: hub id or folder; GPT-2 if at hand.")
+        str | None,
+        typer.Option(help="Causal language model for perplexities: hub id, folder or GGUF file; GPT-2 if at hand."),
     ] = None,
     lpips: Annotated[
         str, typer.Option(help="Network of LPIPS: alex, vgg (fetched if need be), off, or auto (only if at hand).")
