@@ -17,7 +17,7 @@ import tiny
 from mmguard.config import ProtectConfig
 from mmguard.data.readers import read_dataset
 from mmguard.data.text import inserted_place, inserted_words
-from mmguard.errors import ConfigError, SurrogateError
+from mmguard.errors import ConfigError
 from mmguard.lvlm.language import LanguageModel, load_language_model
 from mmguard.lvlm.surrogate import load_surrogate
 from mmguard.lvlm.weights import weights_digest
@@ -104,7 +104,7 @@ def test_the_language_model_is_part_of_what_a_release_is_made_from(folder: Path,
 @pytest.mark.parametrize("change", [{"variant": "image"}, {"variant": "random-words"}, {"trigger_words": 0}])
 def test_fluency_needs_a_search(change: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="searches for no words"):
-        replace(FAST, fluency="some/model", **change)  # type: ignore[arg-type]
+        replace(FAST, fluency="some/model", **change)
     with pytest.raises(ConfigError, match="fluency-top-k 0"):
         replace(FAST, fluency_top_k=0)
 
@@ -126,6 +126,12 @@ def test_words_that_the_language_model_does_not_know(lm: LanguageModel) -> None:
         Fluency(lm, ["Qqqqzzzz"], 4)
 
 
-def test_a_text_that_is_too_long_for_the_language_model(lm: LanguageModel) -> None:
-    with pytest.raises(SurrogateError, match="tokens, not the"):
-        Fluency(lm, lm.words, 4).likely("word " * 5000)
+def test_of_a_long_text_the_end_counts(lm_folder: Path, lm: LanguageModel) -> None:
+    tokenizer = hf.AutoTokenizer.from_pretrained(lm_folder)
+    most = hf.AutoConfig.from_pretrained(lm_folder).max_position_embeddings
+    text = " ".join(lm.words)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert len(ids) > most
+    with torch.no_grad():
+        scores = hf.LlamaForCausalLM.from_pretrained(lm_folder)(torch.tensor([ids[-most:]])).logits[0, -1]
+    torch.testing.assert_close(lm.next_scores(text), scores)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ class LanguageModel:
         self._begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         self.tokens = {word: token for token, word in admissible_words(tokenizer, len(tokenizer)).items()}
         self.words = tuple(self.tokens)
-        self._most = getattr(model.config, "max_position_embeddings", None) or math.inf
+        self._most: int = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
 
     @torch.inference_mode()
     def perplexities(self, texts: Sequence[str], tokens_at_once: int = _TOKENS_AT_ONCE) -> list[float | None]:
@@ -64,12 +65,9 @@ class LanguageModel:
     def next_scores(self, text: str) -> Tensor:
         """How likely each token is to follow a text, as logits. Shape: `(V,)`.
 
-        Raises:
-            SurrogateError: the text is too long for the model, or it is empty and the model knows no beginning.
+        Of a long text the model sees as much of its end as it takes.
         """
-        ids = self._ids(text)
-        if not 0 < len(ids) <= self._most:
-            raise SurrogateError(f"{self.name}: takes 1 to {self._most} tokens, not the {len(ids)} of {text[:80]!r}")
+        ids = self._ids(text)[-self._most :] or [self._tokenizer.eos_token_id]
         logits = self._model(input_ids=torch.tensor([ids], device=self._model.device), logits_to_keep=1).logits
         return logits[0, -1].float()
 

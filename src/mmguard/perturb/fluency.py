@@ -40,9 +40,6 @@ class Fluency:
             question: the owner's.
             words: inserted before this one.
             after: how many of the question's words stand before them; None if all do.
-
-        Raises:
-            SurrogateError: the text is too long for the language model.
         """
         text = " ".join([question[: trigger_start(question, after)], *words])
         scores = self._model.next_scores(text).cpu()[self._tokens]

@@ -145,12 +145,12 @@ class Ensemble:
         vocabularies = [member.surrogate.admissible_tokens().words for member in self.members]
 
         def propose(trigger: Trigger, slot: int) -> list[str]:
-            among = None
+            likely = None
             if self._fluency is not None and example.question is not None:
-                among = self._fluency.likely(example.question, trigger[:slot], example.after)
-            present = [trigger[slot]] if among is None or trigger[slot] in among else []
+                likely = self._fluency.likely(example.question, trigger[:slot], example.after)
+            present = [trigger[slot]] if likely is None or trigger[slot] in likely else []
             found = (
-                hotflip.best(words, mine[slot], share, among) for words, mine in zip(vocabularies, scores, strict=True)
+                hotflip.best(words, mine[slot], share, likely) for words, mine in zip(vocabularies, scores, strict=True)
             )
             return [*present, *chain.from_iterable(found)]
 
