@@ -536,6 +536,12 @@ def built(family: str) -> Path:
     return build(family, Path(_HOME.name) / family)
 
 
+@functools.cache
+def built_language_model() -> Path:
+    """The folder of a tiny causal language model, likewise."""
+    return language_model(Path(_HOME.name) / "language-model")
+
+
 def pictures_of_noise(folder: Path, number: int, jpeg: Sequence[int] = ()) -> list[dict[str, str]]:
     """Pictures of several sizes in a folder, some of them JPEG files, and a row with a question for each."""
     rows = []
