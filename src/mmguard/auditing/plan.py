@@ -17,7 +17,7 @@ from mmguard.auditing.selection import MixedArm, clean_places
 from mmguard.config import AuditConfig
 from mmguard.data.readers import read_dataset
 from mmguard.data.tasks import target_text, user_text
-from mmguard.errors import ConfigError, DataError, SampleError
+from mmguard.errors import ConfigError, DataError, SampleError, SurrogateError
 from mmguard.lvlm.captions import captions
 from mmguard.lvlm.surrogate import load_surrogate
 from mmguard.release.layout import sha256
@@ -295,7 +295,7 @@ def _provenance(plan: Plan, released: Dataset) -> dict[str, Any]:
         "commit": commit(),
         "device": device_of(plan.runner.device).type,
         "attackers": list(plan.attackers),
-        "weights": {name: plan.runner.weights_digest(name) for name in plan.attackers},
+        "weights": {name: _weights(plan, name) for name in plan.attackers},
         "config": asdict(plan.config),
         "seeds": list(plan.seeds),
         "release data sha256": sha256(*released.files),
@@ -308,3 +308,11 @@ def _provenance(plan: Plan, released: Dataset) -> dict[str, Any]:
         "images changed": pairing.images_changed,
         "texts changed": pairing.texts_changed,
     }
+
+
+def _weights(plan: Plan, attacker: str) -> str | None:
+    """Tells one state of an attacker's weights from another; None if there is no such model, as its runs will say."""
+    try:
+        return plan.runner.weights_digest(attacker)
+    except SurrogateError:
+        return None
