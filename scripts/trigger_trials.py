@@ -120,6 +120,8 @@ def main() -> None:
     parser.add_argument("--attacks", nargs="+", default=["none", "drop-5"])
     parser.add_argument("--asked", action="store_true", help="make the release first, of words of its own questions")
     parser.add_argument("--clean", type=int, default=0, help="percent of the samples that stay as they are")
+    parser.add_argument("--alone", action="store_true", help="leave out all samples but those that stay as they are")
+    parser.add_argument("--epochs", type=float, help="passes over the samples")
     parser.add_argument("--place", default="inside", choices=["inside", "scattered", "end"])
     parser.add_argument("--seeds", type=int, default=2)
     given = parser.parse_args()
@@ -132,7 +134,7 @@ def main() -> None:
         ours.id: inserted_words(ours.question or "", other.question or "") or ()
         for ours, other in zip(original, released, strict=True)
     }
-    kinds, config, store = kinds_of(original, found), AuditConfig(), ImageStore()
+    kinds, config, store = kinds_of(original, found), AuditConfig(epochs=given.epochs), ImageStore()
     for kind, attack, seed in product(given.kinds, given.attacks, range(given.seeds)):
         clean = draw("clean", seed).sample([one.id for one in original], len(original) * given.clean // 100)
         samples = [
@@ -143,6 +145,7 @@ def main() -> None:
                 question=inserted(one.question or "", kinds[kind](one, seed), given.place, draw("place", one.id)),
             )
             for one in original
+            if one.id in clean or not given.alone
         ]
         rows = [
             Row(one.id, one.image, user_text(one.question, one.options), target_text(one))
