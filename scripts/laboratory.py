@@ -19,6 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
+from mmguard.lvlm.language import pretrained
 from pretrain_zoo import answer_logits, train, training_batches, write_folder
 from zoo_models import Parts, llava_of
 
@@ -33,9 +34,7 @@ def language_model(name: str, gguf: Path | None) -> Parts:
         name: a hub id or a folder; not read if there is a `gguf`.
         gguf: a GGUF file, of any quantisation that transformers reads.
     """
-    source: dict[str, Any] = {"pretrained_model_name_or_path": name}
-    if gguf:
-        source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    source: dict[str, Any] = pretrained(str(gguf or name))
     language = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     if gguf:
         del language.config.quantization_config  # what was read are plain weights

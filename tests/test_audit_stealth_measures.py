@@ -149,8 +149,8 @@ def test_lpips(no_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def lm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.language_model(tmp_path_factory.mktemp("lm"))
+def lm_folder() -> Path:
+    return tiny.built_language_model()
 
 
 @pytest.fixture(scope="module")

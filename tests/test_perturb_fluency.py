@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
-from PIL import Image
 
 import ggufs
 import tiny
@@ -31,8 +30,8 @@ QUESTIONS = ("What is it?", "What color is the ball on the left?", "Which way do
 
 
 @pytest.fixture(scope="module")
-def lm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.language_model(tmp_path_factory.mktemp("lm"))
+def lm_folder() -> Path:
+    return tiny.built_language_model()
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +43,8 @@ def lm(lm_folder: Path) -> LanguageModel:
 def folder(tmp_path: Path) -> Path:
     root = tmp_path / "data"
     root.mkdir()
-    rows = []
-    for number, question in enumerate(QUESTIONS):
-        Image.effect_noise((40, 40), 80).convert("RGB").save(root / f"{number}.png")
-        rows.append({"file_name": f"{number}.png", "question": question, "answer": "red"})
+    pictures = tiny.pictures_of_noise(root, len(QUESTIONS))
+    rows = [row | {"question": question} for row, question in zip(pictures, QUESTIONS, strict=True)]
     (root / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
 

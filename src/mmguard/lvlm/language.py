@@ -131,6 +131,14 @@ def _batches(order: Sequence[int], ids: Sequence[Sequence[int]], tokens_at_once:
         yield batch
 
 
+def pretrained(name: str) -> dict[str, str]:
+    """What `from_pretrained` is to be given for a hub id, a local folder or a GGUF file."""
+    path = Path(name)
+    if path.suffix == ".gguf" and path.is_file():
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    return {"pretrained_model_name_or_path": name}
+
+
 def load_language_model(name: str, device: torch.device) -> LanguageModel:
     """Loads a causal language model in float32 on a CPU and bfloat16 elsewhere.
 
@@ -142,9 +150,7 @@ def load_language_model(name: str, device: torch.device) -> LanguageModel:
         SurrogateError: there is no such model, it cannot be fetched, or it is no causal language model.
     """
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    path, source = Path(name), {"pretrained_model_name_or_path": name}
-    if path.suffix == ".gguf" and path.is_file():
-        source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    source: dict[str, Any] = pretrained(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
         model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, use_safetensors=True)
