@@ -150,9 +150,61 @@ def test_layout_depends_on_the_size_only(processor: Any) -> None:
     real, blank = differentiable_pixels(processor, images), layout(processor, sizes)
     assert set(real) == set(blank)
     for key, value in real.items():
-        if key != "pixel_values":
+        if key in ("pixel_values", "pixel_attention_mask"):
+            assert (value.shape, value.dtype) == (blank[key].shape, blank[key].dtype)
+        else:
             assert torch.equal(value, blank[key]) if isinstance(value, Tensor) else value == blank[key], key
-    assert real["pixel_values"].shape == blank["pixel_values"].shape
+
+
+@pytest.fixture
+def passes(processor: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each call of the processor was handed."""
+    handed: list[int] = []
+    original = type(processor).__call__
+
+    def spy(self: Any, images: Any, *args: Any, **kwargs: Any) -> Any:
+        handed.append(len(images))
+        return original(self, images, *args, **kwargs)
+
+    monkeypatch.setattr(type(processor), "__call__", spy)
+    return handed
+
+
+def test_what_size_settles_is_found_out_once(processor: Any, passes: list[int]) -> None:
+    image = photograph(12, 46, 70)
+    for _ in range(3):
+        layout(processor, [(46, 70)] * 4)
+    assert passes == [1, 2]  # alone, and with itself
+    passes.clear()
+    for _ in range(3):
+        differentiable_pixels(processor, [image] * 4)
+    assert passes == [1, 1, 1]  # the image itself
+    passes.clear()
+    layout(processor, [(46, 70), (50, 50)])
+    assert passes == [2]
+
+
+def test_what_is_remembered_is_small_and_nobody_elses(processor: Any) -> None:
+    first = layout(processor, [(46, 70)] * 2)
+    for key, value in first.items():
+        if not isinstance(value, Tensor):
+            value.append(77)
+        elif key in ("pixel_values", "pixel_attention_mask"):
+            assert value.untyped_storage().nbytes() <= 8
+        else:
+            value.fill_(77)
+    again, fresh = layout(processor, [(46, 70)] * 2), layout(type(processor)(**processor.to_dict()), [(46, 70)] * 2)
+    for key, value in again.items():
+        assert torch.equal(value, fresh[key]) if isinstance(value, Tensor) else value == fresh[key], key
+
+
+def test_other_settings_are_another_layout() -> None:
+    processor = PROCESSORS["llava"][0](**PROCESSORS["llava"][1])
+    shapes = [layout(processor, [(46, 70)])["pixel_values"].shape[-2:]]
+    shapes.append(layout(processor, [(46, 70)], crop_size={"height": 84, "width": 84})["pixel_values"].shape[-2:])
+    processor.crop_size = {"height": 42, "width": 42}
+    shapes.append(layout(processor, [(46, 70)])["pixel_values"].shape[-2:])
+    assert shapes == [(336, 336), (84, 84), (42, 42)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

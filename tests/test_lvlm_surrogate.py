@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmguard.errors import SurrogateError
+from mmguard.lvlm.pixels import _call
 from mmguard.lvlm.prompt import Example
 from mmguard.lvlm.surrogate import Forward, Surrogate, load_surrogate
 from test_lvlm_pixels import photograph
@@ -75,6 +76,23 @@ def test_a_batch_is_its_samples(family: str) -> None:
                 together.attention.answer[:, row, :length], alone.attention.answer[:, 0], atol=1e-5, rtol=0
             )
             assert not together.attention.answer[:, row, length:].any()
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl", "smolvlm", "mllama"])
+def test_steps_over_one_size_lay_it_out_once(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_surrogate(built(family))
+    image, blanks = photograph(2, 40, 60).requires_grad_(), []
+
+    def spy(image_processor: Any, images: list[Tensor], kwargs: dict[str, Any]) -> dict[str, Any]:
+        if not any(image.any() for image in images):
+            blanks.append(len(images))
+        return _call(image_processor, images, kwargs)
+
+    model.pixels([image])  # which of the inputs come from the image is found out with a blank one of its own
+    monkeypatch.setattr("mmguard.lvlm.pixels._call", spy)
+    for _ in range(3):
+        model.forward(model.encode(EXAMPLES[:2], [image] * 2), model.pixels([image] * 2)).nll.sum().backward()
+    assert blanks == [1, 2]  # one, and two of them, to see how they are put together
 
 
 @pytest.mark.parametrize("family", FAMILIES)

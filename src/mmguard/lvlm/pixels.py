@@ -9,13 +9,27 @@ ones.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from mmguard.errors import SurrogateError
+from mmguard.runtime.memory import is_out_of_memory
+
+Size = tuple[int, int]
+"""Height and width, in pixels."""
+
+_AS_TENSORS = {"return_tensors": "pt"}
+_SMALL = 4096
+"""Numbers that grids, counts and sizes have at most; pixels and masks over them have more."""
+_REMEMBERED = 1024
+"""Batches of sizes, for each image processor."""
+
+_BLANKS: WeakKeyDictionary[Any, dict[tuple[str, tuple[Size, ...]], dict[str, Any]]] = WeakKeyDictionary()
 
 
 def differentiable_pixels(image_processor: Any, images: Sequence[Tensor], **kwargs: Any) -> dict[str, Any]:
@@ -48,17 +62,30 @@ def differentiable_pixels(image_processor: Any, images: Sequence[Tensor], **kwar
     return _repeat(image_processor, real, sizes, index, kwargs)
 
 
-def layout(image_processor: Any, sizes: Sequence[tuple[int, int]], **kwargs: Any) -> dict[str, Any]:
-    """What an image processor makes of blank images: all layout (tiles, grids), which size alone settles.
+def layout(image_processor: Any, sizes: Sequence[Size], **kwargs: Any) -> dict[str, Any]:
+    """What an image processor decides by size alone: tiles and grids. Sizes that it has seen together cost nothing.
 
     Args:
         image_processor: a Hugging Face image processor of any backend.
-        sizes: `(H, W)` of every image, one image a sample.
+        sizes: of every image, one image a sample.
         **kwargs: passed on to the processor.
+
+    Returns:
+        Its output; pixels and masks over them have their shape, but are zeros that take no memory.
     """
     distinct, index = _distinct(sizes, key=lambda size: size)
-    output = _call(image_processor, [_blank(size) for size in distinct], kwargs)
-    return _repeat(image_processor, output, distinct, index, kwargs)
+    # A copy: whoever is handed the output may change it.
+    output = copy.deepcopy(_of_blanks(image_processor, distinct, kwargs))
+    repeated = _repeat(image_processor, output, distinct, index, kwargs)
+    return {
+        key: torch.zeros((), dtype=value.dtype).expand(value.shape) if _is_large(value) else value
+        for key, value in repeated.items()
+    }
+
+
+def blank(size: Size) -> Tensor:
+    """A black uint8 image, `(3, H, W)`, that takes no memory."""
+    return torch.zeros((), dtype=torch.uint8).expand(3, *size)
 
 
 def to_uint8(image: Tensor) -> Tensor:
@@ -68,13 +95,15 @@ def to_uint8(image: Tensor) -> Tensor:
 
 def _call(image_processor: Any, images: Sequence[Tensor], kwargs: dict[str, Any]) -> dict[str, Any]:
     # Nested, one list a sample: some families take a flat list for the images of one single sample.
-    return dict(image_processor([[image] for image in images], **kwargs | {"return_tensors": "pt"}))
+    return dict(image_processor([[image] for image in images], **kwargs | _AS_TENSORS))
 
 
 def _soft(image_processor: Any, images: Sequence[Tensor], kwargs: dict[str, Any]) -> dict[str, Any]:
     try:
         return _call(image_processor, [image * 255 for image in images], kwargs)
     except (RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         raise _no_gradient(type(image_processor).__name__) from error
 
 
@@ -87,6 +116,25 @@ def _straight_through(real: dict[str, Any], soft: dict[str, Any], name: str) -> 
     if not any(isinstance(value, Tensor) and value.requires_grad for value in joined.values()):
         raise _no_gradient(name)
     return joined
+
+
+def _of_blanks(image_processor: Any, sizes: Sequence[Size], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a processor makes of blank images, remembered: of large tensors the shape alone, on the meta device."""
+    made = _BLANKS.setdefault(image_processor, {})
+    # Its settings are in the key, since they can be changed between two calls.
+    key = repr((vars(image_processor), sorted((kwargs | _AS_TENSORS).items()))), tuple(sizes)
+    output = made.get(key)
+    if output is None:
+        real = _call(image_processor, [blank(size) for size in sizes], kwargs)
+        output = {k: value.to("meta") if _is_large(value) else value for k, value in real.items()}
+        if len(made) == _REMEMBERED:
+            made.pop(next(iter(made)))  # the oldest
+        made[key] = output
+    return output
+
+
+def _is_large(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() > _SMALL
 
 
 def _no_gradient(name: str) -> SurrogateError:
@@ -110,7 +158,7 @@ def _distinct(items: Sequence[Any], key: Any) -> tuple[list[Any], list[int]]:
 def _repeat(
     image_processor: Any,
     output: dict[str, Any],
-    sizes: Sequence[tuple[int, int]],
+    sizes: Sequence[Size],
     index: Sequence[int],
     kwargs: dict[str, Any],
 ) -> dict[str, Any]:
@@ -121,8 +169,8 @@ def _repeat(
     """
     if list(index) == list(range(len(sizes))):
         return output
-    alone = {size: _call(image_processor, [_blank(size)], kwargs) for size in set(sizes)}
-    twice = _call(image_processor, [_blank(sizes[0])] * 2, kwargs)
+    alone = {size: _of_blanks(image_processor, [size], kwargs) for size in sizes}
+    twice = _of_blanks(image_processor, [sizes[0]] * 2, kwargs)
     repeated = dict(output)
     for key, value in output.items():
         parts = [alone[size][key] for size in sizes]
@@ -136,7 +184,3 @@ def _repeat(
             pieces = [value[end - len(part) : end] for end, part in zip(ends, parts, strict=True)]
             repeated[key] = [entry for number in index for entry in pieces[number]]
     return repeated
-
-
-def _blank(size: tuple[int, int]) -> Tensor:
-    return torch.zeros(3, *size, dtype=torch.uint8)

@@ -22,7 +22,7 @@ from transformers import BatchFeature
 from mmguard.data.tasks import user_text
 from mmguard.data.text import insert_trigger, trigger_start
 from mmguard.errors import SampleError, SurrogateError
-from mmguard.lvlm.pixels import layout
+from mmguard.lvlm.pixels import blank, layout
 from mmguard.types import TokenRoles
 
 # Private use characters: no dataset and no template has them.
@@ -238,7 +238,7 @@ def _process(processor: Any, examples: Sequence[Example], sizes: Sequence[tuple[
         }
     output = spy(
         **texts,
-        images=[[torch.zeros(3, *size, dtype=torch.uint8)] for size in sizes],
+        images=[[blank(size)] for size in sizes],
         padding=True,
         padding_side="right",
         return_tensors="pt",
@@ -417,8 +417,7 @@ class _Tokenizer:
 
 
 class _Layout:
-    """The processor's image processor, which reads sizes only: text needs no pixels, and each size is done
-    once."""
+    """The processor's image processor, which reads sizes only: text needs no pixels."""
 
     def __init__(self, image_processor: Any, sizes: Sequence[tuple[int, int]]) -> None:
         self._image_processor = image_processor
