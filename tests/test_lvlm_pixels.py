@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmguard.errors import SurrogateError
 from mmguard.lvlm.pixels import differentiable_pixels, layout, to_uint8
@@ -239,6 +240,37 @@ def test_no_float_path_without_gradients(monkeypatch: pytest.MonkeyPatch) -> Non
     assert seen == [torch.uint8, torch.uint8]
     differentiable_pixels(processor, [image])
     assert seen[2:] == [torch.uint8, torch.float32]
+
+
+def test_the_float_path_runs_where_the_images_lie(processor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[tuple[str, torch.dtype]] = set()
+    original = type(processor).process_image
+
+    def spy(self: Any, image: Tensor, **kwargs: Any) -> Tensor:
+        seen.add((image.device.type, image.dtype))
+        return original(self, image, **kwargs)
+
+    monkeypatch.setattr(type(processor), "process_image", spy)
+    with FakeTensorMode():  # a GPU that is not there: shapes and devices without numbers
+        images = [torch.empty(3, *size, device="cuda", requires_grad=True) for size in [(46, 70), (64, 64)]]
+        output = differentiable_pixels(processor, images)
+    assert seen == {("cpu", torch.uint8), ("cuda", torch.float32)}
+    assert output["pixel_values"].device.type == "cuda"
+    assert output["pixel_values"].requires_grad
+
+
+def test_running_out_of_memory_is_no_missing_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor = hf.CLIPImageProcessor()
+    original = type(processor).process_image
+
+    def short(self: Any, image: Tensor, **kwargs: Any) -> Tensor:
+        if image.is_floating_point():
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return original(self, image, **kwargs)
+
+    monkeypatch.setattr(type(processor), "process_image", short)
+    with pytest.raises(torch.OutOfMemoryError):
+        differentiable_pixels(processor, [photograph(13, 30, 30).requires_grad_()])
 
 
 def test_a_processor_without_gradients_is_named() -> None:

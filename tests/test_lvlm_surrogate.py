@@ -13,6 +13,7 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from mmguard.errors import SurrogateError
@@ -76,6 +77,27 @@ def test_a_batch_is_its_samples(family: str) -> None:
                 together.attention.answer[:, row, :length], alone.attention.answer[:, 0], atol=1e-5, rtol=0
             )
             assert not together.attention.answer[:, row, length:].any()
+
+
+def test_the_gradient_is_found_on_the_models_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_surrogate(built("qwen3_vl"))
+    model.pixels([photograph(2, 40, 60)])
+    floats: list[str] = []
+    original = type(model.processor.image_processor).process_image
+
+    def spy(self: Any, image: Tensor, **kwargs: Any) -> Tensor:
+        if image.is_floating_point():
+            floats.append(image.device.type)
+        return original(self, image, **kwargs)
+
+    monkeypatch.setattr(type(model.processor.image_processor), "process_image", spy)
+    model.device = torch.device("cuda")
+    with FakeTensorMode(allow_non_fake_inputs=True):  # a GPU that is not there: shapes and devices without numbers
+        image = torch.empty(3, 40, 60, requires_grad=True)
+        found = model.pixels([image, image])
+    assert floats == ["cuda"]
+    assert {value.device.type for value in found.values()} == {"cuda"}
+    assert found["pixel_values"].requires_grad
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl", "smolvlm", "mllama"])

@@ -3,8 +3,8 @@
 Torchvision-backed processors of Hugging Face carry gradients when handed float tensors. Only their uint8 path
 clamps and rounds, so the two differ where bicubic resizing overshoots. The forward value here is always the
 uint8 path, which is what an attacker's processor computes from the released file; the backward pass is that
-of the float path. There is no copy of any model's resizing, tiling or patching: layout decisions are the real
-ones.
+of the float path, which runs where the images lie. There is no copy of any model's resizing, tiling or
+patching: layout decisions are the real ones.
 """
 
 from __future__ import annotations

@@ -141,9 +141,11 @@ class Surrogate:
         Raises:
             SurrogateError: the image processor gives no gradient.
         """
-        output = differentiable_pixels(self.processor.image_processor, images, **self._images_kwargs)
-        kept = {key: value for key, value in output.items() if key in self._from_image and isinstance(value, Tensor)}
-        return {key: value.to(self.device) for key, value in kept.items()}
+        # Moved first: the float path, of which the gradient is, takes a CPU long.
+        moved = {key: image.to(self.device) for key, image in {id(image): image for image in images}.items()}
+        shown = [moved[id(image)] for image in images]
+        output = differentiable_pixels(self.processor.image_processor, shown, **self._images_kwargs)
+        return {key: value for key, value in output.items() if key in self._from_image and isinstance(value, Tensor)}
 
     def forward(self, encoded: Encoded, pixels: dict[str, Tensor], layers: Sequence[int] = ()) -> Forward:
         """One pass over a batch.
