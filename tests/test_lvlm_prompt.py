@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import pytest
 import torch
+import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -155,11 +157,45 @@ def test_roles_of_any_question(question: str, words: list[str], family: str) -> 
     assert whole.strip() == insert_trigger(question, words).strip()
 
 
-def test_control_tokens_in_texts_are_refused() -> None:
-    with pytest.raises(SampleError, match=r"<image>.*control token"):
-        encode("llava", Example("What is <image> for?", "red"))
-    with pytest.raises(SampleError, match=r"<\|im_end\|>"):
-        encode("llava", Example("What is it?", "red<|im_end|>"))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_control_tokens_in_texts_are_refused(family: str) -> None:
+    tokenizer = surrogate(family).tokenizer
+    tokens = ["<image>", "<|im_start|>", tokenizer.eos_token, surrogate(family).processor.image_token]
+    for token in dict.fromkeys(tokens):
+        for text in (f"What is {token} for?", "What is it?"):
+            example = Example(text, "red" if token in text else f"red{token}")
+            if token in tokenizer.get_vocab():
+                with pytest.raises(SampleError, match=rf"{re.escape(token)}.*control token"):
+                    encode(family, example)
+            else:
+                assert said(family, encode(family, example), "text").strip() == text
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "llava"])
+def test_words_that_were_added_to_a_vocabulary_are_words(family: str) -> None:
+    model = load_surrogate(built(family))
+    model.tokenizer.add_tokens(["<b>", "\n\n", "circle"])
+    example = Example("Which <b>circle</b>?\n\nIs it red?", "\n\nred circle", trigger=("dog",))
+    encoded = model.encode([example], [photograph(0, *SHAPES[0])])
+    for role, text in [("text", example.question), ("trigger", "dog")]:
+        assert model.tokenizer.decode(encoded.inputs["input_ids"][getattr(encoded.roles, role)]).strip() == text
+    more = model.reworded(example, photograph(0, *SHAPES[0])).encode([("dog",)])
+    assert torch.equal(more.labels, encoded.labels)
+
+
+def test_added_tokens_are_listed_once_for_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    original = hf.PreTrainedTokenizerFast.added_tokens_decoder
+    texts = surrogate("qwen3_vl").reworded(Example("Is it red?", "no", trigger=("dog",)), photograph(0, *SHAPES[0]))
+    monkeypatch.setattr(
+        hf.PreTrainedTokenizerFast,
+        "added_tokens_decoder",
+        property(lambda self: (asked.append(self), original.fget(self))[1]),
+    )
+    encode("qwen3_vl", *[Example("Is it red?", answer) for answer in ("yes", "no", "red")])
+    once = len(asked)
+    texts.encode([("dog",), ("cat",), ("tree",)])
+    assert once == len(asked) == 1
 
 
 def test_a_caption_takes_no_trigger() -> None:

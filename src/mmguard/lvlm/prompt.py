@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,6 +88,15 @@ def takes_suffix(processor: Any) -> bool:
     return "suffix" in inspect.signature(processor.__call__).parameters
 
 
+def control_tokens(tokenizer: Any, image_token: int) -> dict[int, str]:
+    """The tokens that texts must not contain, by id: special ones, and the placeholder of the image.
+
+    Not all that were added to the vocabulary are: Gemma adds line breaks and HTML tags, PaliGemma places in the image.
+    """
+    added = tokenizer.added_tokens_decoder.items()
+    return {id_: str(token) for id_, token in added if token.special or id_ == image_token}
+
+
 def encode(
     processor: Any, image_token: int, examples: Sequence[Example], sizes: Sequence[tuple[int, int]]
 ) -> tuple[Encoded, frozenset[str]]:
@@ -107,7 +116,7 @@ def encode(
         SurrogateError: the chat template changes the text or moves it where it cannot be found.
         SampleError: a text contains one of the model's control tokens.
     """
-    done = _process(processor, examples, sizes)
+    done = _process(processor, image_token, examples, sizes)
     return _encoded(processor, image_token, done), done.from_image
 
 
@@ -129,13 +138,13 @@ class Reworded:
     def __init__(self, processor: Any, image_token: int, example: Example, size: tuple[int, int]) -> None:
         self._processor, self._image_token, self._size = processor, image_token, size
         self._example = example
-        done = _process(processor, [example], [size])
+        done = _process(processor, image_token, [example], [size])
         self.base = _encoded(processor, image_token, done)
         (self._text,), (self._spans,) = done.texts, done.spans
         chars = _characters(done.offsets[0], done.output["attention_mask"][0])
-        control = torch.tensor(sorted(processor.tokenizer.added_tokens_decoder))
+        self._control = done.control
         before = (chars[:, 1] > chars[:, 0]) & (chars[:, 1] <= self._spans.trigger[0])
-        cuts = (torch.isin(done.output["input_ids"][0], control) & before).nonzero()
+        cuts = (torch.isin(done.output["input_ids"][0], self._control) & before).nonzero()
         self._head = int(cuts[-1]) + 1 if len(cuts) else 0
         self._cut = int(chars[self._head - 1, 1])
         self._short = self._head > 0 and self._splits()
@@ -171,7 +180,7 @@ class Reworded:
         output = tokenizer(tails, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt")
         ids, mask = output["input_ids"], output["attention_mask"]
         image = torch.zeros_like(ids, dtype=torch.bool)
-        tail = _roles(tokenizer, ids, image, mask, [encoding.offsets for encoding in output.encodings], spans)
+        tail = _roles(self._control, ids, image, mask, [encoding.offsets for encoding in output.encodings], spans)
 
         def joined(base: Tensor, tail: Tensor) -> Tensor:
             return torch.cat([base[:1, : self._head].expand(len(triggers), -1), tail.to(base.dtype)], 1)
@@ -219,11 +228,16 @@ class _Processed:
     spans: list[_Spans]
     """In `texts`."""
     from_image: frozenset[str]
+    control: Tensor
+    """Ids of the control tokens."""
 
 
-def _process(processor: Any, examples: Sequence[Example], sizes: Sequence[tuple[int, int]]) -> _Processed:
-    frame = _render(processor, _USER, _ANSWER)
-    drafts = _drafts(processor, frame, examples)
+def _process(
+    processor: Any, image_token: int, examples: Sequence[Example], sizes: Sequence[tuple[int, int]]
+) -> _Processed:
+    # Once for all rows: tokenizers build the list anew whenever they are asked, and some have thousands to list.
+    control = control_tokens(processor.tokenizer, image_token)
+    drafts = _drafts(processor, control.values(), examples)
     spy = copy.copy(processor)
     spy.tokenizer, spy.image_processor = (
         _Tokenizer(processor.tokenizer),
@@ -248,7 +262,7 @@ def _process(processor: Any, examples: Sequence[Example], sizes: Sequence[tuple[
     tokenised = spy.tokenizer.texts
     spans = [draft.spans.shifted(draft.text, text) for draft, text in zip(drafts, tokenised, strict=True)]
     from_image = frozenset(spy.image_processor.names & set(output))
-    return _Processed(output, tokenised, spy.tokenizer.offsets, spans, from_image)
+    return _Processed(output, tokenised, spy.tokenizer.offsets, spans, from_image, torch.tensor(list(control)))
 
 
 def _render(processor: Any, user: str, answer: str) -> str:
@@ -268,14 +282,14 @@ def _encoded(processor: Any, image_token: int, done: _Processed) -> Encoded:
             f"{type(processor).__name__} puts no image token (id {image_token}) into the text: "
             "its chat template or its image token is not that of the model"
         )
-    roles = _roles(processor.tokenizer, ids, image, done.output["attention_mask"], done.offsets, done.spans)
+    roles = _roles(done.control, ids, image, done.output["attention_mask"], done.offsets, done.spans)
     apart = {*done.from_image, "labels"}
     inputs = {k: v for k, v in done.output.items() if k not in apart and isinstance(v, Tensor)}
     return Encoded(inputs, ids.masked_fill(~roles.answer, -100), roles)
 
 
 def _roles(
-    tokenizer: Any, ids: Tensor, image: Tensor, mask: Tensor, offsets: Sequence[list[Span]], spans: Sequence[_Spans]
+    control: Tensor, ids: Tensor, image: Tensor, mask: Tensor, offsets: Sequence[list[Span]], spans: Sequence[_Spans]
 ) -> TokenRoles:
     """Which tokens the texts became, by the characters that each token covers."""
     trigger, text, answer = (torch.zeros_like(image) for _ in range(3))
@@ -283,18 +297,19 @@ def _roles(
         chars = _characters(covered, mask[row])
         trigger[row] = _overlap(chars, span.trigger)
         text[row] = _overlap(chars, span.user) & ~trigger[row] & ~image[row]
-        answer[row] = _overlap(chars, span.answer) | _end_of_turn(tokenizer, ids[row], chars, span.answer)
+        answer[row] = _overlap(chars, span.answer) | _end_of_turn(control, ids[row], chars, span.answer)
     return TokenRoles(image=image, text=text, trigger=trigger, answer=answer)
 
 
-def _drafts(processor: Any, frame: str, examples: Sequence[Example]) -> list[_Draft]:
+def _drafts(processor: Any, control: Collection[str], examples: Sequence[Example]) -> list[_Draft]:
     """The rendered conversations; examples that differ in their words alone, as in the trigger search, once for all."""
+    frame = _render(processor, _USER, _ANSWER)
     rendered: dict[tuple[Example, bool], _Draft] = {}
     drafts = []
     for example in examples:
         key = replace(example, trigger=()), bool(example.trigger)
         if key not in rendered:
-            rendered[key] = _Draft.render(processor, frame, example)
+            rendered[key] = _Draft.render(processor, frame, control, example)
         drafts.append(rendered[key].with_trigger(example.trigger))
     return drafts
 
@@ -316,9 +331,9 @@ class _Draft:
         return _Draft(self.text[:start] + inserted + self.text[end:], grown)
 
     @classmethod
-    def render(cls, processor: Any, frame: str, example: Example) -> _Draft:
+    def render(cls, processor: Any, frame: str, control: Collection[str], example: Example) -> _Draft:
         user, words = _user_turn(example)
-        for token in processor.tokenizer.all_special_tokens:
+        for token in control:
             if token in user or token in example.answer:
                 raise SampleError(
                     repr(example.question),
@@ -388,10 +403,9 @@ def _overlap(chars: Tensor, span: Span) -> Tensor:
     return inside if span[0] < span[1] else torch.zeros_like(inside)
 
 
-def _end_of_turn(tokenizer: Any, ids: Tensor, chars: Tensor, answer: Span) -> Tensor:
+def _end_of_turn(control: Tensor, ids: Tensor, chars: Tensor, answer: Span) -> Tensor:
     """The control token that begins where the answer ends, if there is one."""
-    control = torch.isin(ids, torch.tensor(sorted(tokenizer.added_tokens_decoder), dtype=ids.dtype))
-    return control & (chars[:, 0] == answer[1]) & (chars[:, 1] > answer[1])
+    return torch.isin(ids, control) & (chars[:, 0] == answer[1]) & (chars[:, 1] > answer[1])
 
 
 class _Tokenizer:
