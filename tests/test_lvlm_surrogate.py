@@ -63,6 +63,19 @@ def test_nll_is_the_mean_over_labels_of_the_plain_model(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_computed_for_labels_alone(family: str) -> None:
+    model = surrogate(family)
+    encoded, pixels = model.encode(EXAMPLES, images()), model.pixels(images())
+    rows: list[int] = []
+    head = model.model.get_output_embeddings()
+    handle = head.register_forward_hook(lambda _m, _i, logits: rows.append(logits.numel() // logits.shape[-1]))
+    model.forward(encoded, pixels)
+    handle.remove()
+    assert rows == [int(encoded.roles.answer.sum())]
+    assert not head._forward_pre_hooks
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_is_its_samples(family: str) -> None:
     model = surrogate(family)
     with torch.no_grad():

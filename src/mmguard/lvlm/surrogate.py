@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -202,8 +201,9 @@ class Surrogate:
     def _prefix(self, encoded: Encoded, pixels: dict[str, Tensor], length: int) -> Prefix:
         cache = empty_cache(self._layer_types)
         inputs = {key: value[:, :length] for key, value in encoded.inputs.items()}
-        keep = {"logits_to_keep": 1} if self._keeps_logits else {}
-        self.model(**inputs, **self._cast(pixels), cache=cache, use_cache=True, **keep)
+        none = torch.zeros_like(encoded.labels[:, :length], dtype=torch.bool)
+        with _head_at(self.model, none):
+            self.model(**inputs, **self._cast(pixels), cache=cache, use_cache=True)
         state = [(module, module.rope_deltas) for module in self.model.modules() if hasattr(module, "rope_deltas")]
         return Prefix(encoded.inputs["input_ids"][0, :length], cache, state)
 
@@ -313,10 +313,6 @@ class Surrogate:
     def _layer_types(self) -> Sequence[str]:
         return getattr(self.model.config.get_text_config(), "layer_types", None) or ()
 
-    @cached_property
-    def _keeps_logits(self) -> bool:
-        return "logits_to_keep" in inspect.signature(self.model.forward).parameters
-
     def _cast(self, pixels: dict[str, Tensor]) -> dict[str, Tensor]:
         return {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in pixels.items()}
 
@@ -350,11 +346,9 @@ class Surrogate:
     def _run(self, inputs: dict[str, Any], encoded: Encoded, layers: Sequence[int], start: int) -> Forward:
         """The forward pass of the tokens from `start` on, those before being in the inputs' cache."""
         labels, roles = encoded.labels[:, start:], encoded.roles
-        # Logits are the largest tensor of all: only those that predict a label of any sample.
-        wanted = (labels[:, 1:] != -100).any(0).nonzero().squeeze(1)
-        if self._keeps_logits:
-            inputs = inputs | {"logits_to_keep": wanted}
-        with _Embeddings(self.model, labels.shape) as embedded:
+        # What comes next is a label, or nothing.
+        predicted = functional.pad(labels[:, 1:], (0, 1), value=-100)
+        with _Embeddings(self.model, labels.shape) as embedded, _head_at(self.model, predicted != -100):
             if layers:
                 groups = {"trigger": roles.trigger[:, start:], "answer": roles.answer[:, start:]}
                 with tap(self.model, layers, groups) as recorded:
@@ -362,9 +356,7 @@ class Surrogate:
                 attention = Attention(recorded["trigger"], recorded["answer"])
             else:
                 logits, attention = self.model(**inputs).logits, None
-        if not self._keeps_logits:
-            logits = logits[:, wanted]
-        return Forward(_nll(logits, labels[:, wanted + 1]), embedded.value, attention)
+        return Forward(_nll(logits[0], predicted), embedded.value, attention)
 
     def _continue(self, encoded: Encoded, cache: DynamicCache, start: int) -> dict[str, Any]:
         """The inputs for the tokens from `start` on, by the model's own rules for generating with a cache."""
@@ -527,8 +519,25 @@ class _Embeddings:
             self.value = output
 
 
+@contextmanager
+def _head_at(model: Any, tokens: Tensor) -> Iterator[None]:
+    """Has a model compute logits of some tokens alone, `(1, n, V)`, row by row, of those that are true in `(B, L)`.
+
+    Logits are the largest tensor of all. `logits_to_keep` would keep the same positions of every row.
+    """
+
+    def pick(_module: Any, inputs: tuple[Tensor]) -> Tensor:
+        return inputs[0][tokens][None]
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def _nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over each sample's labels, `(B,)`; logits `(B, n, V)` predict labels `(B, n)`."""
+    """Mean over each sample's labels, `(B,)`; logits `(n, V)` predict the labels `(B, L)` that are not -100."""
     counted = labels != -100
-    losses = functional.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100, reduction="none")
-    return losses.sum(1) / counted.sum(1).clamp(min=1)
+    losses = functional.cross_entropy(logits.float(), labels[counted], reduction="none")
+    return losses.new_zeros(labels.shape).masked_scatter(counted, losses).sum(1) / counted.sum(1).clamp(min=1)
