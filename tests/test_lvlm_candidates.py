@@ -133,17 +133,29 @@ def test_candidates_that_differ_before_the_image_run_in_full() -> None:
     close(forward, expected)
 
 
-def test_a_model_that_takes_no_cache_runs_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [TypeError, RuntimeError, IndexError, ValueError])
+def test_a_model_that_takes_no_cache_runs_in_full(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_surrogate(built("llava"))
     expected = batch(model, "llava", ())[1]
 
     def older(*_: object, **__: object) -> None:
-        raise TypeError("unexpected keyword argument 'cache'")
+        raise error("unexpected keyword argument 'cache'")
 
     monkeypatch.setattr(model.model, "prepare_inputs_for_generation", older)
     with pytest.warns(UserWarning, match="every candidate is run in full"):
         forward = Candidates(model, example(()), photograph(2, 40, 60), LAYERS, chunk=2)(TRIGGERS)[1]
     close(forward, expected)
+
+
+def test_running_out_of_memory_is_no_missing_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_surrogate(built("llava"))
+
+    def short(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(model.model, "prepare_inputs_for_generation", short)
+    with pytest.raises(torch.OutOfMemoryError):
+        Candidates(model, example(()), photograph(2, 40, 60))(TRIGGERS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

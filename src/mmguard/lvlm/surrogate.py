@@ -34,6 +34,7 @@ from mmguard.lvlm.pixels import differentiable_pixels
 from mmguard.lvlm.prefix import Prefix, empty_cache
 from mmguard.lvlm.prompt import Encoded, Example, Reworded, encode, takes_suffix
 from mmguard.runtime.devices import device_of
+from mmguard.runtime.memory import is_out_of_memory
 from mmguard.types import TokenRoles
 
 _WORD_LENGTH = range(2, 13)
@@ -211,7 +212,10 @@ class Surrogate:
         """Whether going on from a prefix gives what the whole pass does; tried once for a model."""
         try:
             short = self.forward_from(self._prefix(encoded, pixels, length), encoded).nll
-        except (AttributeError, KeyError, TypeError) as error:  # caches change with the releases of transformers
+        # Caches change with the releases of transformers, and new families have their own.
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
             warnings.warn(f"{self.name}: every candidate is run in full, which is slower: {error}", stacklevel=2)
             return False
         whole = self.forward(encoded, pixels).nll
