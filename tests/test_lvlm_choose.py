@@ -26,11 +26,18 @@ def test_whatever_keeps_the_hub_from_answering_the_zoo_serves(
 
 @pytest.mark.parametrize(
     ("gib", "name"),
-    [(80, "Qwen/Qwen3-VL-4B-Instruct"), (16, "Qwen/Qwen3-VL-2B-Instruct"), (4, "HuggingFaceTB/SmolVLM-256M-Instruct")],
+    [
+        (80.0, "Qwen/Qwen3-VL-4B-Instruct"),
+        (23.6, "Qwen/Qwen3-VL-4B-Instruct"),
+        (16.0, "Qwen/Qwen3-VL-2B-Instruct"),
+        (11.7, "Qwen/Qwen3-VL-2B-Instruct"),
+        (5.8, "HuggingFaceTB/SmolVLM-500M-Instruct"),
+        (4.0, "HuggingFaceTB/SmolVLM-256M-Instruct"),
+    ],
 )
-def test_a_hub_model_fits_the_gpu(gib: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_model_fits_the_gpu(gib: float, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Card:
-        total_memory = gib * 2**30
+        total_memory = int(gib * 2**30)
 
     monkeypatch.setattr(choose, "_hub_has", lambda name: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Card)
