@@ -33,6 +33,7 @@ def test_eps_counts_in_levels(eps: Any) -> None:
         (ProtectConfig, "inner_lr", (0, -1e-4, nan, inf)),
         (ProtectConfig, "inner_rank", (0, 8.0)),
         (ProtectConfig, "batch_size", (0, 1.5)),
+        (ProtectConfig, "max_pixels", (-1, 1000, 2048.0)),
         (ProtectConfig, "seed", (0.5, "1")),
         (EngineConfig, "workers", (0, 1.5)),
         (AuditConfig, "seeds", (0, 1.5)),

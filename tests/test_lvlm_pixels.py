@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
 from mmguard.errors import SurrogateError
-from mmguard.lvlm.pixels import differentiable_pixels, layout, to_uint8
+from mmguard.lvlm.pixels import differentiable_pixels, layout, shrunk, shrunk_size, to_uint8
 from mmguard.lvlm.prompt import takes_suffix
 from tiny import FAMILIES, built
 
@@ -221,6 +223,50 @@ def test_tiny_models_see_what_their_processor_shows_them(family: str) -> None:
 
     assert torch.equal(output["pixel_values"].detach(), expected["pixel_values"])
     assert output["pixel_values"].requires_grad
+
+
+def test_a_picture_above_the_limit_is_seen_shrunk(processor: Any) -> None:
+    image = photograph(14, 90, 160).requires_grad_()
+    small = resize(to_uint8(image.detach()), [45, 80], InterpolationMode.BICUBIC, antialias=True)
+    expected = processor([[small]], return_tensors="pt")["pixel_values"]
+
+    found = differentiable_pixels(processor, [shrunk(image, 45 * 80)])["pixel_values"]
+
+    assert torch.equal(found.detach(), expected)
+    (gradient,) = torch.autograd.grad(found.square().sum(), image)
+    left = (160 - 90) // 2 + 4  # LLaVA crops to the square in the middle
+    assert (gradient[:, 4:-4, left : 160 - left] != 0).float().mean() > 0.99
+
+
+def test_shrinking_is_that_of_pillow() -> None:
+    image = photograph(15, 90, 160)
+    expected = np.asarray(pil(image).resize((80, 45)))  # as trainers call it
+    found = np.asarray(to_uint8(shrunk(image, 45 * 80)).permute(1, 2, 0))
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_the_gradient_of_shrinking_is_the_slope_of_its_float_path() -> None:
+    image, direction = photograph(16, 90, 160).requires_grad_(), photograph(17, 90, 160)
+    weight = photograph(18, 45, 80)
+    (gradient,) = torch.autograd.grad((shrunk(image, 45 * 80) * weight).sum(), image)
+    slope = (weight * resize(direction, [45, 80], InterpolationMode.BICUBIC, antialias=True)).sum()
+    assert torch.isclose((gradient * direction).sum(), slope, rtol=1e-4)
+
+
+def test_a_picture_within_the_limit_is_left_alone() -> None:
+    image = photograph(19, 46, 70)
+    assert shrunk(image, 46 * 70) is image
+    assert shrunk(image, 0) is image
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1024, 10**6))
+def test_a_shrunk_picture_keeps_its_shape(height: int, width: int, limit: int) -> None:
+    size = shrunk_size((height, width), limit)
+    if height * width <= limit:
+        assert size == (height, width)
+    elif height / width * limit >= 5 and width / height * limit >= 5:
+        assert size[0] * size[1] <= limit
+        assert size[0] == pytest.approx(size[1] * height / width, abs=1 + height / width)
 
 
 def test_no_float_path_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from mmguard.errors import SurrogateError
-from mmguard.lvlm.pixels import _call
+from mmguard.lvlm.pixels import _call, shrunk, to_uint8
 from mmguard.lvlm.prompt import Example
 from mmguard.lvlm.surrogate import Forward, Surrogate, load_surrogate
+from mmguard.perturb.budget import ImageBudget
+from mmguard.perturb.image import descend
 from test_lvlm_pixels import photograph
 from tiny import FAMILIES, built
 
@@ -90,6 +92,49 @@ def test_a_batch_is_its_samples(family: str) -> None:
                 together.attention.answer[:, row, :length], alone.attention.answer[:, 0], atol=1e-5, rtol=0
             )
             assert not together.attention.answer[:, row, length:].any()
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "glm4v", "smolvlm"])
+def test_a_picture_above_the_limit_becomes_fewer_tokens(family: str) -> None:
+    full = load_surrogate(built(family))
+    model, image = full.limited(1024), photograph(2, 96, 128)
+    small = full.encode(EXAMPLES[:1], [shrunk(image, 1024)])
+    encoded = model.encode(EXAMPLES[:1], [image])
+    assert torch.equal(encoded.inputs["input_ids"], small.inputs["input_ids"])
+    if family != "smolvlm":  # it makes all pictures equally large
+        assert encoded.roles.image.sum() < full.encode(EXAMPLES[:1], [image]).roles.image.sum()
+    assert torch.equal(model.reworded(EXAMPLES[0], image).base.labels, small.labels)
+    pixels = model.pixels([image, image])
+    for key, value in full.pixels([shrunk(image, 1024)] * 2).items():
+        assert torch.equal(pixels[key], value), key
+    assert model.token_energy(encoded, model.pixels([image]), model.pixels([image * 0])).any()
+
+
+def test_below_the_limit_nothing_changes() -> None:
+    full = load_surrogate(built("qwen3_vl"))
+    unit = [image.clone().requires_grad_() for image in images()[:2]]
+    found = []
+    for model in (full, full.limited(64 * 64)):
+        forward = model.forward(model.encode(EXAMPLES[:2], unit), model.pixels(unit))
+        found.append([forward.nll, *torch.autograd.grad(forward.nll.sum(), unit)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
+def test_descent_works_on_a_picture_above_the_limit(family: str) -> None:
+    model = load_surrogate(built(family)).limited(1024)
+    original = to_uint8(photograph(3, 96, 128))
+    delta, budget, losses = torch.zeros(3, 96, 128, dtype=torch.int8), ImageBudget(8), []
+
+    def backward(seen: list[Tensor]) -> None:
+        loss = model.forward(model.encode(EXAMPLES[:1], seen), model.pixels(seen)).nll.sum()
+        losses.append(float(loss.detach()))
+        loss.backward()
+
+    for _ in range(6):
+        (delta,) = descend(backward, [original], [delta], [budget])
+    assert losses[-1] < losses[0]
+    assert (delta != 0).float().mean() > 0.7  # LLaVA crops to the square in the middle
 
 
 def test_the_gradient_is_found_on_the_models_device(monkeypatch: pytest.MonkeyPatch) -> None:

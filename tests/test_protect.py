@@ -19,6 +19,7 @@ from mmguard.config import ProtectConfig
 from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
 from mmguard.errors import ConfigError, DataError, ReleaseError, SurrogateError
+from mmguard.lvlm.pixels import differentiable_pixels
 from mmguard.lvlm.prompt import Encoded
 from mmguard.lvlm.surrogate import Forward, Surrogate, load_surrogate
 from mmguard.perturb.budget import to_unit
@@ -87,6 +88,22 @@ def test_every_variant_writes_a_release_that_verifies(
     assert (release.images, release.samples, release.failed) == (3, 4, [])
     assert hashes(folder) == before
     assert model_hash(llava) == model
+
+
+def test_surrogates_are_shown_pictures_within_the_limit(
+    folder: Path, tmp_path: Path, qwen: Surrogate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: set[int] = set()
+
+    def spy(image_processor: Any, images: list[Tensor], **kwargs: Any) -> dict[str, Any]:
+        shown.update(image.shape[1] * image.shape[2] for image in images)
+        return differentiable_pixels(image_processor, images, **kwargs)
+
+    monkeypatch.setattr("mmguard.lvlm.surrogate.differentiable_pixels", spy)
+    release = protect(folder, [qwen], replace(FAST, max_pixels=1100), tmp_path / "release")
+    assert 1024 < max(shown) <= 1100
+    assert verify(release.path, folder).problems == []
+    assert qwen.max_pixels == 0
 
 
 def test_triggers_inside_questions_verify_and_survive_a_cut_behind_them(

@@ -142,6 +142,7 @@ def protect(
     inner_lr: Annotated[float, typer.Option(help=_PROTECT["inner_lr"])] = ProtectConfig.inner_lr,
     inner_batch_size: Annotated[int, typer.Option(help=_PROTECT["inner_batch_size"])] = ProtectConfig.inner_batch_size,
     batch_size: Annotated[int, typer.Option(help=_PROTECT["batch_size"])] = ProtectConfig.batch_size,
+    max_pixels: Annotated[int, typer.Option(help=_PROTECT["max_pixels"])] = ProtectConfig.max_pixels,
     format: Annotated[
         str, typer.Option(help=f"{_PROTECT['format']} One of {', '.join(IMAGE_FORMATS)}.")
     ] = ProtectConfig.format,
@@ -182,8 +183,8 @@ def protect(
             trigger_place=cast("Place", trigger_place), trigger_scope=cast("Scope", trigger_scope), fluency=fluency,
             fluency_top_k=fluency_top_k, rounds=rounds, inner_steps=inner_steps,
             pgd_steps=pgd_steps, top_c=top_c, lambda_bind=lambda_bind, inner_lr=inner_lr,
-            inner_batch_size=inner_batch_size, batch_size=batch_size, format=cast("ImageFormat", format),
-            declare_no_training=declare_no_training, seed=seed,
+            inner_batch_size=inner_batch_size, batch_size=batch_size, max_pixels=max_pixels,
+            format=cast("ImageFormat", format), declare_no_training=declare_no_training, seed=seed,
         )  # fmt: skip
         crew = EngineConfig(cast("EngineName", engine), workers, gpus_per_worker, address)
         from mmguard.protection.prepare import chosen

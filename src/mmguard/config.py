@@ -110,6 +110,9 @@ class ProtectConfig:
     the other."""
     batch_size: int = 16
     """Images optimised together. Does not change the result beyond floating-point noise."""
+    max_pixels: int = 768 * 768
+    """Pictures with more pixels are shrunk to so many before a surrogate sees them, as trainers commonly do; released
+    pictures keep their size. 0 shows surrogates all of them in full."""
     weights: tuple[float, ...] | None = None
     """Weights of the surrogates in the ensemble (ω, Eq. 31); uniform if not given."""
     format: ImageFormat = "png"
@@ -155,6 +158,10 @@ class ProtectConfig:
         _require(self.inner_batch_size >= 1, f"inner-batch-size {self.inner_batch_size}: give 1 or more")
         _require(0 < self.inner_lr < inf, f"inner-lr {self.inner_lr}: give a number above 0 (1e-4 is the default)")
         _require(self.inner_rank >= 1, f"inner-rank {self.inner_rank}: give 1 or more")
+        _require(
+            self.max_pixels == 0 or self.max_pixels >= 1024,
+            f"max-pixels {self.max_pixels}: give 1024 or more (589824 is the default), or 0 for no limit",
+        )
         if self.weights is not None:
             _require(
                 all(w >= 0 for w in self.weights) and abs(sum(self.weights) - 1) < 1e-6,

@@ -10,12 +10,15 @@ patching: layout decisions are the real ones.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
 from mmguard.errors import SurrogateError
 from mmguard.runtime.memory import is_out_of_memory
@@ -83,6 +86,37 @@ def layout(image_processor: Any, sizes: Sequence[Size], **kwargs: Any) -> dict[s
     }
 
 
+def shrunk_size(size: Size, max_pixels: int) -> Size:
+    """The size of a picture once it is shrunk to at most so many pixels, its shape kept; 0 is no limit."""
+    height, width = size
+    if max_pixels == 0 or height * width <= max_pixels:
+        return size
+    factor = math.sqrt(max_pixels / (height * width))
+    return max(1, int(height * factor)), max(1, int(width * factor))
+
+
+def shrunk(image: Tensor, max_pixels: int) -> Tensor:
+    """A picture as trainers shrink it before any image processor sees it (bicubic, with antialiasing).
+
+    Value and gradient are of the uint8 and the float path, as in `differentiable_pixels`.
+
+    Args:
+        image: `[0,1]` float `(3, H, W)`, on the uint8 grid.
+        max_pixels: it has at most so many afterwards; 0 is no limit.
+
+    Returns:
+        A picture of the same kind; the very image if it is small enough.
+    """
+    before = image.shape[-2], image.shape[-1]
+    size = shrunk_size(before, max_pixels)
+    if size == before:
+        return image
+    value = _resized(to_uint8(image.detach()).cpu(), size).to(image.device) / 255
+    if torch.is_grad_enabled() and image.requires_grad:
+        return _with_gradient(value, _resized(image, size))
+    return value
+
+
 def blank(size: Size) -> Tensor:
     """A black uint8 image, `(3, H, W)`, that takes no memory."""
     return torch.zeros((), dtype=torch.uint8).expand(3, *size)
@@ -91,6 +125,16 @@ def blank(size: Size) -> Tensor:
 def to_uint8(image: Tensor) -> Tensor:
     """The nearest uint8 image of a `[0,1]` float one, same shape."""
     return (image * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _resized(image: Tensor, size: Size) -> Tensor:
+    smaller: Tensor = resize(image, list(size), InterpolationMode.BICUBIC, antialias=True)
+    return smaller
+
+
+def _with_gradient(value: Tensor, soft: Tensor) -> Tensor:
+    # The difference is an exact zero, so the value stays that of the uint8 path to the last bit.
+    return value + (soft - soft.detach())
 
 
 def _call(image_processor: Any, images: Sequence[Tensor], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -111,8 +155,7 @@ def _straight_through(real: dict[str, Any], soft: dict[str, Any], name: str) -> 
     joined = dict(real)
     for key, value in soft.items():
         if isinstance(value, Tensor) and value.requires_grad and value.shape == real[key].shape:
-            # The difference is an exact zero, so the value stays that of the uint8 path to the last bit.
-            joined[key] = real[key] + (value - value.detach())
+            joined[key] = _with_gradient(real[key], value)
     if not any(isinstance(value, Tensor) and value.requires_grad for value in joined.values()):
         raise _no_gradient(name)
     return joined

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ from mmguard import zoo
 from mmguard.errors import SampleError, SurrogateError
 from mmguard.lvlm.attention import IMPLEMENTATION, attention_modules, tap
 from mmguard.lvlm.energy import energy_per_image_token
-from mmguard.lvlm.pixels import differentiable_pixels
+from mmguard.lvlm.pixels import Size, differentiable_pixels, shrunk, shrunk_size
 from mmguard.lvlm.prefix import Prefix, empty_cache
 from mmguard.lvlm.prompt import Encoded, Example, Reworded, encode, takes_suffix
 from mmguard.runtime.devices import device_of
@@ -92,6 +93,8 @@ class Surrogate:
         device: where the model is.
         recompute: whether layers forget their activations and compute them again in the backward pass (gradient
             checkpointing): less memory for about a third more time, and the same results.
+        max_pixels: a picture with more is shrunk to so many before the processor sees it, as trainers do; 0 is no
+            limit.
     """
 
     def __init__(self, name: str, model: Any, processor: Any) -> None:
@@ -101,7 +104,14 @@ class Surrogate:
         self.tokenizer = processor.tokenizer
         self.device: torch.device = model.device
         self.recompute = False
+        self.max_pixels = 0
         self._shares: bool | None = None
+
+    def limited(self, max_pixels: int) -> Surrogate:
+        """The same model, sharing everything with this one, that is shown pictures of at most so many pixels."""
+        other = copy.copy(self)
+        other.max_pixels = max_pixels
+        return other
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
@@ -142,9 +152,11 @@ class Surrogate:
             SurrogateError: the image processor gives no gradient.
         """
         # Moved first: the float path, of which the gradient is, takes a CPU long.
-        moved = {key: image.to(self.device) for key, image in {id(image): image for image in images}.items()}
-        shown = [moved[id(image)] for image in images]
-        output = differentiable_pixels(self.processor.image_processor, shown, **self._images_kwargs)
+        distinct = {id(image): image for image in images}
+        shown = {key: shrunk(image.to(self.device), self.max_pixels) for key, image in distinct.items()}
+        output = differentiable_pixels(
+            self.processor.image_processor, [shown[id(image)] for image in images], **self._images_kwargs
+        )
         return {key: value for key, value in output.items() if key in self._from_image and isinstance(value, Tensor)}
 
     def forward(self, encoded: Encoded, pixels: dict[str, Tensor], layers: Sequence[int] = ()) -> Forward:
@@ -173,7 +185,7 @@ class Surrogate:
             SurrogateError: as `encode`.
             SampleError: as `encode`.
         """
-        size = (image.shape[-2], image.shape[-1])
+        size = shrunk_size((image.shape[-2], image.shape[-1]), self.max_pixels)
         return Reworded(self.processor, self.model.config.image_token_id, example, size)
 
     @torch.no_grad()
@@ -289,9 +301,10 @@ class Surrogate:
 
     # Below: how it is done.
 
-    def _encode(self, examples: Sequence[Example], sizes: Sequence[tuple[int, int]]) -> tuple[Encoded, frozenset[str]]:
+    def _encode(self, examples: Sequence[Example], sizes: Sequence[Size]) -> tuple[Encoded, frozenset[str]]:
+        shown = [shrunk_size(size, self.max_pixels) for size in sizes]
         try:
-            return encode(self.processor, self.model.config.image_token_id, examples, sizes)
+            return encode(self.processor, self.model.config.image_token_id, examples, shown)
         except (ValueError, ArithmeticError) as error:  # image processors refuse what is 200 times as long as wide
             shapes = ", ".join(dict.fromkeys(f"{width} x {height} pixels" for height, width in sizes))
             raise SampleError(shapes, f"{self.name} takes no such image ({error}): crop or replace it") from error

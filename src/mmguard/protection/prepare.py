@@ -71,7 +71,7 @@ def ensemble_of(surrogates: Sequence[str | Surrogate], config: ProtectConfig, de
     """
     models = [one if isinstance(one, Surrogate) else load_surrogate(str(one), device) for one in surrogates]
     language = load_language_model(config.fluency, device_of(device)) if models and config.fluency else None
-    return Ensemble(models, config, language) if models else None
+    return Ensemble([model.limited(config.max_pixels) for model in models], config, language) if models else None
 
 
 def captions_of(
