@@ -58,11 +58,12 @@ def close(found: Forward, expected: Forward) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("options", [(), ("a circle", "a square")])
-def test_candidates_are_a_plain_batch(family: str, options: tuple[str, ...]) -> None:
+def test_candidates_are_a_plain_batch(family: str, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     model = surrogate(family)
+    monkeypatch.setattr(model, "candidates_at_once", 2)
     expected_encoded, expected = batch(model, family, options)
     Candidates(model, example(options), photograph(2, 40, 60))(TRIGGERS[:1])  # tries the model's prefix, once
-    candidates = Candidates(model, example(options), photograph(2, 40, 60), LAYERS, chunk=2)
+    candidates = Candidates(model, example(options), photograph(2, 40, 60), LAYERS)
     calls: list[int] = []
     handle = model.model.register_forward_pre_hook(
         lambda _m, _a, kwargs: calls.append(kwargs["input_ids"].shape[1]), with_kwargs=True
@@ -128,7 +129,8 @@ def test_candidates_that_differ_before_the_image_run_in_full() -> None:
     expected_encoded, expected = batch(model, "qwen3_vl", ())
     first = expected_encoded.roles.trigger[0].int().argmax(), expected_encoded.roles.image[0].int().argmax()
     assert first[0] < first[1]
-    encoded, forward = Candidates(model, example(()), image, LAYERS, chunk=2)(TRIGGERS)
+    model.candidates_at_once = 2
+    encoded, forward = Candidates(model, example(()), image, LAYERS)(TRIGGERS)
     same(encoded, expected_encoded)
     close(forward, expected)
 
@@ -143,7 +145,7 @@ def test_a_model_that_takes_no_cache_runs_in_full(error: type[Exception], monkey
 
     monkeypatch.setattr(model.model, "prepare_inputs_for_generation", older)
     with pytest.warns(UserWarning, match="every candidate is run in full"):
-        forward = Candidates(model, example(()), photograph(2, 40, 60), LAYERS, chunk=2)(TRIGGERS)[1]
+        forward = Candidates(model, example(()), photograph(2, 40, 60), LAYERS)(TRIGGERS)[1]
     close(forward, expected)
 
 
@@ -185,9 +187,11 @@ def test_candidates_that_do_not_fit_run_in_halves(monkeypatch: pytest.MonkeyPatc
         return plain(self, prefix, part, layers)
 
     monkeypatch.setattr(Surrogate, "forward_from", tight)
-    found = Candidates(model, example(()), photograph(2, 40, 60), chunk=4)(TRIGGERS)[1].nll
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    assert sizes == [3, 2, 2, 1]
+    monkeypatch.setattr(model, "candidates_at_once", 4)
+    for _ in range(2):
+        found = Candidates(model, example(()), photograph(2, 40, 60))(TRIGGERS)[1].nll
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert sizes == [3, 2, 2, 1, 2, 2, 1], "the next sample begins with what was enough for the last"
 
 
 def test_a_model_whose_beginning_depends_on_the_rest_runs_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,5 +204,5 @@ def test_a_model_whose_beginning_depends_on_the_rest_runs_in_full(monkeypatch: p
         return Forward(forward.nll + 1, forward.embeddings, forward.attention)
 
     monkeypatch.setattr(Surrogate, "forward_from", wrong)
-    found = Candidates(model, example(()), photograph(2, 40, 60), LAYERS, chunk=2)(TRIGGERS)
+    found = Candidates(model, example(()), photograph(2, 40, 60), LAYERS)(TRIGGERS)
     close(found[1], batch(model, "llava", ())[1])

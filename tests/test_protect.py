@@ -463,6 +463,43 @@ def test_what_is_no_number_in_16_bits_is_computed_in_32(
     assert all(after[name].dtype == value.dtype and torch.equal(after[name], value) for name, value in before.items())
 
 
+@pytest.mark.parametrize("variant", ["bph", "text"])
+def test_a_picture_that_memory_is_not_enough_for_is_left_out(
+    variant: str, folder: Path, tmp_path: Path, llava: Surrogate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(FAST, variant=variant, rounds=1)
+    whole = protect(folder, [llava], config, tmp_path / "whole")
+    compute = Objective.__call__
+
+    def call(self: Objective, examples: Any, images: list[Tensor], reference: Any) -> Any:
+        if any(image.shape == (3, 32, 56) for image in images):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return compute(self, examples, images, reference)
+
+    monkeypatch.setattr(Objective, "__call__", call)
+    release = protect(folder, [llava], config, tmp_path / "release")
+    ((where, reason),) = [(failure.where, failure.reason) for failure in release.failed]
+    assert where == str(folder / "images" / "1.png")
+    assert "memory is not enough" in reason
+    for name in ("0.png", "2.png"):
+        assert (release.path / "images" / name).read_bytes() == (whole.path / "images" / name).read_bytes()
+
+
+def test_weights_that_do_not_fit_in_32_bits_cost_a_picture(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow = load_surrogate(str(tiny.built("llava")), device="cpu", dtype=torch.bfloat16)
+    broken_objective(monkeypatch, lambda _, shape: shape == (3, 32, 56))
+
+    def full(_: Surrogate) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(Surrogate, "in_float32", full)
+    release = protect(folder, [narrow], replace(FAST, rounds=1), tmp_path / "release")
+    assert [failure.where for failure in release.failed] == [str(folder / "images" / "1.png")]
+    assert "memory is not enough" in release.failed[0].reason
+
+
 def test_what_is_lost_stays_lost_in_a_resumed_run(
     folder: Path, tmp_path: Path, llava: Surrogate, monkeypatch: pytest.MonkeyPatch
 ) -> None:

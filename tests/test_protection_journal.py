@@ -33,9 +33,12 @@ import malformed
 import tiny
 from mmguard.config import ProtectConfig
 from mmguard.data.images import load_image
+from mmguard.data.readers import read_dataset
 from mmguard.errors import ReleaseError, SampleError
 from mmguard.lvlm.surrogate import Surrogate
 from mmguard.protection import engine, journal, run
+from mmguard.protection.ensemble import Ensemble
+from mmguard.protection.prepare import begin
 from mmguard.protection.run import protect
 from mmguard.release import layout, writer
 from mmguard.release.verify import verify
@@ -220,6 +223,20 @@ def test_other_data_do_not_go_on(broken: Path, data: Path, llava: Surrogate, tmp
     Image.new("RGB", (40, 40)).save(changed / "2.png")
     with pytest.raises(ReleaseError, match="not of the same: the data has changed"):
         protect(changed, [llava], CONFIG, broken)
+
+
+def test_pictures_do_not_take_what_others_left(data: Path, llava: Surrogate, tmp_path: Path) -> None:
+    """As where a picture that was read then cannot be read now, and all behind it move up."""
+    items, _ = begin(read_dataset(data), CONFIG, Ensemble([llava], CONFIG))
+    kept = journal.FileJournal(tmp_path / "state", images=True)
+    kept.keep(0, items[:2], 1)
+    for others in (items[1:3], items[:1], items[:3]):
+        before = [(item.delta.clone(), item.triggers) for item in others]
+        assert kept.restore(0, others) == 0
+        for item, (delta, triggers) in zip(others, before, strict=True):
+            assert torch.equal(item.delta, delta)
+            assert item.triggers == triggers
+    assert kept.restore(0, items[:2]) == 1
 
 
 def test_a_damaged_state_is_told(broken: Path, data: Path, llava: Surrogate) -> None:

@@ -26,13 +26,10 @@ class Candidates:
         example: with its present trigger, which must not be empty.
         image: `(3, H, W)`.
         layers: decoder layers K whose attention is wanted.
-        chunk: most candidates that run together; halved when memory runs out. Does not change the result.
     """
 
-    def __init__(
-        self, surrogate: Surrogate, example: Example, image: Tensor, layers: Sequence[int] = (), chunk: int = 64
-    ) -> None:
-        self._surrogate, self._image, self._layers, self._chunk = surrogate, image, layers, chunk
+    def __init__(self, surrogate: Surrogate, example: Example, image: Tensor, layers: Sequence[int] = ()) -> None:
+        self._surrogate, self._image, self._layers = surrogate, image, layers
         self._texts = surrogate.reworded(example, image)
 
     @cached_property
@@ -53,14 +50,14 @@ class Candidates:
         if prefix is not None and prefix.begins(encoded.inputs["input_ids"]):
             run = partial(self._surrogate.forward_from, prefix, layers=self._layers)
         while True:
-            parts = -(-len(triggers) // self._chunk)
+            parts = -(-len(triggers) // self._surrogate.candidates_at_once)
             size = -(-len(triggers) // parts)  # even parts: 65 candidates are not 64 and one
             try:
                 return encoded, _concatenate([run(encoded[k : k + size]) for k in range(0, len(triggers), size)])
             except (RuntimeError, MemoryError) as error:
-                if self._chunk == 1 or not is_out_of_memory(error):
+                if self._surrogate.candidates_at_once == 1 or not is_out_of_memory(error):
                     raise
-            self._chunk //= 2
+            self._surrogate.candidates_at_once //= 2
             release_memory()
 
     def _in_full(self, part: Encoded) -> Forward:

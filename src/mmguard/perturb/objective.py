@@ -21,7 +21,7 @@ class Reference:
     """What a batch is like before protection, as one surrogate in its present state sees it."""
 
     pixels: dict[str, Tensor] | None
-    """Preprocessed originals; BPH only."""
+    """Preprocessed originals, on the CPU: those of a whole batch are kept at a time; BPH only."""
     answer_rows: Tensor | None
     """Ā_k^clean(Ω_y), `(K, B, L_clean)`; CRS only."""
     length: Tensor | None
@@ -65,7 +65,7 @@ class Objective:
             return Reference(None, None, None)
         pixels = self.surrogate.pixels(images)
         if self._config.binding == "bph":
-            return Reference(pixels, None, None)
+            return Reference({key: value.cpu() for key, value in pixels.items()}, None, None)
         encoded = self.surrogate.encode([replace(example, trigger=()) for example in examples], images)
         forward = self.surrogate.forward(encoded, pixels, self._layers)
         assert forward.attention is not None
@@ -126,7 +126,8 @@ class Objective:
         """Ω_δ, which only BPH needs."""
         if reference.pixels is None:
             return None
-        energy = self.surrogate.token_energy(encoded, pixels, reference.pixels)
+        originals = {key: value.to(self.surrogate.device) for key, value in reference.pixels.items()}
+        energy = self.surrogate.token_energy(encoded, pixels, originals)
         return losses.perturbed_tokens(energy, self.surrogate.key_roles(encoded).image, self._config.tau)
 
     def _joint(

@@ -90,6 +90,10 @@ def originals(batch: Sequence[Item], load: Callable[[Path], Original]) -> list[O
     return images
 
 
+class OutOfMemoryError(SurrogateError):
+    """A sample does not fit into memory even alone."""
+
+
 def protect_batch(
     batch: Sequence[Item],
     pictures: Sequence[Picture],
@@ -98,22 +102,66 @@ def protect_batch(
     size: int,
     done: Callable[[Stage], None] = lambda stage: None,
 ) -> int:
-    """The outer problem for one batch; where a loss or gradient is no number, image by image in 32 bits.
+    """The outer problem for one batch; where that fails, image by image.
 
-    An image with which even that fails is lost; the arguments are those of `_fitted`, and so is the rest.
+    An image is lost for which memory is not enough, or a loss or gradient is no number in 32 bits either. The arguments
+    are those of `_fitted`, and so is the rest.
+
+    Raises:
+        OutOfMemoryError: memory is enough for none of the images.
     """
     try:
         return _fitted(batch, pictures, ensemble, config, size, done)
+    except OutOfMemoryError:
+        if len(batch) == 1:
+            raise
     except FloatingPointError:
-        release_memory()
+        pass
+    release_memory()
+    large: list[OutOfMemoryError] = []
     for item, picture in zip(batch, pictures, strict=True):
         try:
-            with ensemble.in_float32():
-                _fitted([item], [picture], ensemble, config, size, done)
+            _alone(item, picture, ensemble, config, size, done)
+        except OutOfMemoryError as error:
+            large.append(error)
+            item.lost = SampleError(str(item.path), str(error))
+            release_memory()
         except FloatingPointError:
             says = f"a loss or gradient of {ensemble.name} is no number, in 32 bits either: take another surrogate"
             item.lost = SampleError(str(item.path), says)
+    if len(large) == len(batch):
+        raise large[0]
     return size
+
+
+def _alone(
+    item: Item,
+    picture: Picture,
+    ensemble: Ensemble,
+    config: ProtectConfig,
+    size: int,
+    done: Callable[[Stage], None],
+) -> None:
+    """The outer problem for one image, in 32 bits if need be; otherwise as `_fitted`."""
+    try:
+        _fitted([item], [picture], ensemble, config, size, done)
+        return
+    except FloatingPointError:
+        pass
+    try:
+        with ensemble.in_float32():
+            _fitted([item], [picture], ensemble, config, size, done)
+    except (RuntimeError, MemoryError) as error:  # of the weights in 32 bits
+        if not is_out_of_memory(error):
+            raise
+        raise _out_of_memory(ensemble, item) from error
+
+
+def _out_of_memory(ensemble: Ensemble, item: Item) -> OutOfMemoryError:
+    return OutOfMemoryError(
+        f"{ensemble.name}: memory is not enough for {item.path} or a picture near it, even one sample at a time: take "
+        "a smaller surrogate, smaller pictures, or a device with more memory"
+    )
 
 
 def _fitted(
@@ -140,7 +188,7 @@ def _fitted(
 
     Raises:
         FloatingPointError: a loss or gradient is no finite number; δ and triggers are as before.
-        SurrogateError: memory is not enough for one sample.
+        OutOfMemoryError: memory is not enough for one sample.
     """
     originals = [picture.image for picture in pictures]
     while True:
@@ -161,10 +209,7 @@ def _fitted(
             if not is_out_of_memory(error):
                 raise
             if size == 1 and ensemble.recompute:
-                raise SurrogateError(
-                    f"{ensemble.name}: memory is not enough for {batch[0].path} or a picture near it, even one sample "
-                    "at a time: take a smaller surrogate, smaller pictures, or a device with more memory"
-                ) from error
+                raise _out_of_memory(ensemble, batch[0]) from error
         if size == 1:
             ensemble.save_memory()
         size = max(1, size // 2)

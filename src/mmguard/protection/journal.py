@@ -63,7 +63,8 @@ class FileJournal(Journal):
 
     def restore(self, number: int, batch: Sequence[Item]) -> int:
         found = _read(self._batch(number))
-        if found is None:
+        # Other pictures can be readable now than then, so that others are in the batch.
+        if found is None or found[1]["samples"] != _names(batch):
             return 0
         tensors, facts = found
         kept = zip(batch, json.loads(facts["triggers"]), json.loads(facts["lost"]), strict=True)
@@ -78,6 +79,7 @@ class FileJournal(Journal):
         tensors = {str(place): item.delta.contiguous() for place, item in enumerate(batch)} if self._images else {}
         facts = {
             "rounds": str(rounds),
+            "samples": _names(batch),
             "triggers": json.dumps([item.triggers for item in batch]),
             "lost": json.dumps([item.lost and (item.lost.where, item.lost.message) for item in batch]),
         }
@@ -103,6 +105,11 @@ class FileJournal(Journal):
         with writing(path):
             self._folder.mkdir(parents=True, exist_ok=True)
             write_durably(path, save(dict(tensors), dict(facts)))
+
+
+def _names(batch: Sequence[Item]) -> str:
+    """Whose δ and triggers a batch holds."""
+    return json.dumps([[sample.id for sample in item.samples] for item in batch])
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:

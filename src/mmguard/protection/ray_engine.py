@@ -29,6 +29,7 @@ from mmguard.protection.engine import Advance, Job
 from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.prepare import ensemble_of
 from mmguard.runtime.devices import device_of
+from mmguard.runtime.memory import release_memory
 from mmguard.runtime.prefetch import prefetched
 from mmguard.runtime.provenance import versions
 
@@ -127,6 +128,7 @@ class RayEngine:
         self, jobs: Sequence[Job], ensemble: Ensemble, config: ProtectConfig, advance: Advance
     ) -> Generator[Job, None, None]:
         adapters = [ray.put(ensemble.adaptation())]
+        release_memory()  # a worker may share the driver's GPU
         advance("Adapting", 1)
         again: list[Task] = []
         left = len(jobs)
