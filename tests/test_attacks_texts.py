@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import tiny
 from mmguard.auditing.attacks import text_models
 from mmguard.auditing.attacks.base import Attack
-from mmguard.auditing.attacks.text_rules import template_filter
+from mmguard.auditing.attacks.text_rules import template_filter, window_filter
 from mmguard.auditing.attacks.texts import TEXT_ATTACKS
 from mmguard.data.text import insert_trigger
 from mmguard.errors import ConfigError, SurrogateError
@@ -110,7 +110,8 @@ def test_other_seeds_draw_otherwise(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["punct", "case", "space", "drop-2", "overlap", "tail", "vocab", "spell", "template-3", "telling-3"]
+    "name",
+    ["punct", "case", "space", "drop-2", "overlap", "tail", "vocab", "spell", "template-3", "window-3", "telling-3"],
 )
 def test_name_is_what_the_user_wrote(name: str) -> None:
     assert attack(name).name == name
@@ -135,6 +136,7 @@ def test_needless_parameter(family: str) -> None:
         ("drop", "9" * 5000, "from 1 to 100"),
         ("template", None, "from 2 to 1,000,000, as in template-5"),
         ("template", "1", "attack template-1: behind template-"),
+        ("window", "21", "attack window-21: behind window- stands a whole number from 1 to 20, as in window-7"),
         ("telling", "1", "attack telling-1: behind telling- stands a whole number from 2 to 1,000,000"),
         ("perplexity", None, "attack perplexity:MODEL@N: MODEL is a hub id or a local folder"),
         ("perplexity", "gpt2", "attack perplexity:MODEL@N: MODEL"),
@@ -288,6 +290,25 @@ def test_template_loses_no_more_than_a_rare_word_and_the_next() -> None:
     assert kept("what is near Zanzibar of the red square") == "what is the red square"
     # An inserted word costs nothing but itself.
     assert kept("what is left teal of the red square") == "what is left of the red square"
+
+
+def test_window_cuts_what_was_inserted_wherever_it_stands() -> None:
+    rng = random.Random(0)
+    pairs = []
+    for question, released in triggered(200):
+        place = rng.randint(1, len(question.split()))
+        words = question.split()
+        pairs.append((question, " ".join([*words[:place], *released.split()[len(words) :], *words[place:]])))
+    corpus = attack("window-7").corpus
+    assert corpus is not None
+    rewrite = corpus([sample(released) for _, released in pairs])
+    assert all(rewrite(sample(released), torch.Generator()) == clean for clean, released in pairs)
+
+
+def test_window_leaves_questions_that_have_nothing_in_common() -> None:
+    questions = ["Is it red?", "Which of the boats has sails", "what", "How many   dogs, cats and birds are there?"]
+    kept = window_filter(questions, 7)
+    assert [kept(question) for question in questions] == questions
 
 
 def test_telling_drops_what_goes_with_one_answer() -> None:

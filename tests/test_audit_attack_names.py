@@ -59,7 +59,7 @@ def test_the_suite_attacks_everything_that_can_be_attacked() -> None:
     assert not any(one.models for one in suite)  # which would have to be downloaded
     # Pictures of every kind of change, words cut, drawn at random, and judged by lists and by statistics.
     hit = {family for one in suite for family in families(one.name)}
-    assert {"jpeg", "gray", "ueraser", "denoise", "tail", "drop", "telling", "spell", "template"} <= hit
+    assert {"jpeg", "gray", "ueraser", "denoise", "tail", "drop", "telling", "spell", "window"} <= hit
 
 
 def test_training_joins_what_changes_the_data() -> None:

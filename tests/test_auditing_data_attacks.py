@@ -269,6 +269,8 @@ def test_a_filter_leaves_the_others_again_and_again_and_its_auc_is_right() -> No
     assert [row.id for row in left] == ["0", "2", "3", "5", "0", "2"]
     assert sifted.dropped == pytest.approx(1 / 3)
     assert sifted.auc == pytest.approx(4 / 6)  # 1, 3, 5 against 0 and 4; what is known does not count
+    # Which of both look more suspicious does not matter.
+    assert sift(rows, -suspicion, suspicion > 0.5, clean=[0, 2, 4])[1].auc == pytest.approx(4 / 6)
     assert sift(rows, suspicion, suspicion > 2, clean=range(6))[1].auc is None
     with pytest.raises(ConfigError, match="drops every sample"):
         sift(rows, suspicion, np.ones(6, dtype=bool), clean=[])
@@ -286,7 +288,7 @@ def test_the_loss_filter_finds_planted_answers(colored) -> None:
     data = [replace(row, target="green" if number in planted else row.target) for number, row in enumerate(colored)]
     selection = attack_named("loss-filter-12").selection
     suspicion, drop = _judge(epochs=50).of(data, selection, {})
-    assert roc_auc_score([number in planted for number in range(16)], suspicion) == 1
+    assert roc_auc_score([number not in planted for number in range(16)], suspicion) == 1, "their losses are high"
     assert set(np.flatnonzero(drop)) == planted
 
 

@@ -52,9 +52,11 @@ class Judge:
             return suspicion, suspicion > 0.5
         if selection.judge == "features":
             suspicion = neighbour_distance(self._features(data))
-        else:
-            suspicion = unusual(self._losses(data))
-        return suspicion, most(suspicion, selection.drop_percent)
+            return suspicion, most(suspicion, selection.drop_percent)
+        losses = self._losses(data)
+        # How unusual a loss is goes up both ways from the median: it would not tell two groups apart that lie on
+        # either side of it.
+        return -losses, most(unusual(losses), selection.drop_percent)
 
     def _features(self, data: Sequence[Row]) -> FloatArray:
         return features(load_attacker(self.attacker, self.device), data, self.store)

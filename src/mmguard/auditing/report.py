@@ -27,7 +27,7 @@ NOT_TESTED: dict[str, frozenset[str]] = {
     "changes of punctuation, case and white space": frozenset({"punct", "case", "space"}),
     "questions cut, at random or at their end": frozenset({"drop", "tail"}),
     "removal of the inserted words by spelling, vocabulary, statistics or perplexity": frozenset(
-        {"spell", "vocab", "template", "telling", "overlap", "perplexity"}
+        {"spell", "vocab", "template", "window", "telling", "overlap", "perplexity"}
     ),
     "paraphrase of the questions": frozenset({"paraphrase"}),
     "translation of the questions, and removal of the inserted words by hand": frozenset(),

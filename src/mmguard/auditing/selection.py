@@ -31,8 +31,8 @@ class Sifted:
     dropped: float
     """Share of the samples."""
     auc: float | None
-    """How well the suspicion tells changed samples from clean ones (area under the ROC curve; 0.5 is chance). None
-    where there is only one of both."""
+    """How well the suspicion tells changed samples from clean ones, whichever look more suspicious (area under the ROC
+    curve, folded: from 0.5, which is chance, to 1). None where there is only one of both."""
 
 
 def clean_places(pairing: Pairing, selection: Selection, seed: int) -> list[int]:
@@ -99,4 +99,4 @@ def sift(
     judged = ~np.isnan(suspicion)
     changed = ~np.isin(np.arange(len(data)), list(clean))[judged]
     auc = float(roc_auc_score(changed, suspicion[judged])) if len(set(changed)) == 2 else None
-    return repeated(left, len(data)), Sifted(float(drop.mean()), auc)
+    return repeated(left, len(data)), Sifted(float(drop.mean()), None if auc is None else max(auc, 1 - auc))

@@ -26,7 +26,7 @@ MILD = ("rcp", "jpeg-75", "blur-1", "punct", "case", "space", "rcp+punct", "jpeg
 
 SUITE = (
     "tail", "jpeg-50+tail", "gray+tail", "ueraser+tail",
-    "jpeg-75+drop-5", "denoise-10+template-5", "resize-2+telling-5", "median-3+spell", "rcp+punct",
+    "jpeg-75+drop-5", "denoise-10+window-7", "resize-2+telling-5", "median-3+spell", "rcp+punct",
     "loss-filter-20", "jpeg-75+tail+early-stop", "mix-20",
 )  # fmt: skip
 """What a thief can be expected to try without another model; docs/attacks.md says why these twelve.

@@ -150,6 +150,38 @@ def template_filter(questions: Sequence[str], least: int) -> Callable[[str], str
     return kept
 
 
+def window_filter(questions: Sequence[str], most: int) -> Callable[[str], str]:
+    """Cuts the run of words without which a question becomes what the most others become.
+
+    Words that were inserted in one piece, wherever it stands, are such a run where the owner's questions have few
+    templates. Where each is worded in its own way, nothing is gained by any cut, and all stays. The first word always
+    does, and one more.
+
+    Args:
+        questions: all that were released.
+        most: words of the longest run.
+
+    Returns:
+        A function from question to question.
+    """
+    votes = Counter(rest for question in questions for rest in _remainders(question, most))
+
+    def kept(question: str) -> str:
+        remainders = _remainders(question, most)
+        if not remainders:
+            return question
+        return without(question, remainders[max(remainders, key=lambda rest: (votes[rest], len(rest)))])
+
+    return kept
+
+
+def _remainders(question: str, most: int) -> dict[tuple[str, ...], range]:
+    """What is left of a question without each of its runs of words, none included, and the places of that run."""
+    words = question.casefold().split()
+    runs = (range(first, first + size) for size in range(most + 1) for first in range(1, len(words) - size + 1))
+    return {(*words[: run.start], *words[run.stop :]): run for run in runs if len(words) - len(run) > 1}
+
+
 def telling_filter(told: Sequence[tuple[str, str]], least: int) -> Callable[[str], str]:
     """Drops the words, and the pairs of neighbouring words, that give the answer away without the image.
 

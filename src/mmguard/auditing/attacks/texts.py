@@ -8,6 +8,7 @@
 | `tail` | what follows the last end of a sentence is cut |
 | `vocab` | words that no list of English words has are dropped |
 | `template-K` | words that fewer than K of all questions have after the same word are dropped |
+| `window-N` | the run of up to N words is cut without which it becomes what the most others become |
 | `telling-K` | words and pairs are dropped that K questions or more have, nine in ten of them with one answer |
 | `spell` | spelling is corrected (English), and doubled words become one |
 | `perplexity:MODEL@N` | up to N words are dropped whose removal lowers the perplexity under MODEL most |
@@ -34,6 +35,7 @@ from mmguard.runtime.devices import device_of
 from mmguard.types import Sample
 
 _MOST_WORDS = 100
+_MOST_WINDOW = 20
 _MOST_QUESTIONS = 1_000_000
 _WORD = re.compile(r"\w")
 
@@ -129,6 +131,13 @@ TEXT_ATTACKS: dict[str, Factory] = {
         int,
         (2, _MOST_QUESTIONS),
         "template-5",
+    ),
+    "window": strong(
+        "window",
+        lambda most: _filter(lambda some: text_rules.window_filter([str(one.question) for one in some], most)),
+        int,
+        (1, _MOST_WINDOW),
+        "window-7",
     ),
     "telling": strong(
         "telling",
