@@ -17,7 +17,11 @@ LEGEND = (
     "the attacker is *brittle*, and its numbers are no evidence. *Beyond control*: control − release. *G*: the share "
     "of the fine-tuning gain that the release removes beyond the control; *G of all* counts brittle attackers, too."
 )
-_ZOO = "The zoo's tiny models demonstrate the method; nothing here predicts how large models fare."
+_ZOO = (
+    "The zoo's tiny models demonstrate the method; nothing here predicts how large models fare. Random words and noise "
+    "were part of their pretraining, so that controls cost them little; and all were pretrained on the same kind of "
+    "drawings, surrogates and attackers alike: a black box here is another architecture, not other knowledge."
+)
 
 
 def page(results: Results) -> str:
