@@ -364,6 +364,8 @@ def test_batches_keep_images_whole(folder: Path) -> None:
     assert [[len(i.samples) for i in b] for b in batches(items, 2)] == [[1], [2], [1]]
     assert [[len(i.samples) for i in b] for b in batches(items, 3)] == [[1, 2], [1]]
     assert [len(b) for b in batches(items, 100)] == [3]
+    large = [replace(item, delta=torch.empty(1).expand(3, 6000, 6000)) for item in items]
+    assert [len(b) for b in batches(large, 100)] == [1, 1, 1], "of which two would not fit into memory together"
 
 
 def test_an_item_starts_the_same_whatever_else_is_protected(folder: Path) -> None:
@@ -498,6 +500,17 @@ def test_weights_that_do_not_fit_in_32_bits_cost_a_picture(
     release = protect(folder, [narrow], replace(FAST, rounds=1), tmp_path / "release")
     assert [failure.where for failure in release.failed] == [str(folder / "images" / "1.png")]
     assert "memory is not enough" in release.failed[0].reason
+
+
+def test_a_scan_that_uses_few_of_its_levels_is_left_out(folder: Path, tmp_path: Path, llava: Surrogate) -> None:
+    path = folder / "images" / "1.png"
+    levels = torch.randint(4096, (32, 56), generator=torch.Generator().manual_seed(0))
+    Image.fromarray(levels.numpy().astype("uint16")).save(path)
+    release = protect(folder, [llava], replace(FAST, rounds=1), tmp_path / "release")
+    ((where, reason),) = [(failure.where, failure.reason) for failure in release.failed]
+    assert where == str(path)
+    assert "16-bit gray that uses levels up to 4" in reason
+    assert not protect(folder, [llava], replace(FAST, rounds=1, variant="text"), tmp_path / "text").failed
 
 
 def test_what_is_lost_stays_lost_in_a_resumed_run(

@@ -639,6 +639,7 @@ def _release_dict(release: Release) -> dict[str, Any]:
         "record": str(release.record),
         "images": release.images,
         "samples": release.samples,
+        "surrogates": release.surrogates,
         "failed": [{"where": f.where, "reason": f.reason} for f in release.failed],
         "files": totals(release.files),
         "captions": release.captions,
@@ -657,6 +658,10 @@ def _print_release(release: Release) -> None:
     say(f"Files:   {formats}, {size} MB (originals {before} MB)")
     for note, count in pictures["notes"].items():
         say(f"         {count} {'picture' if count == 1 else 'pictures'}: {note}")
+    if release.surrogates:
+        small = ": models to try the method with, no protection against large ones"
+        known = any(name.startswith("zoo:") for name in release.surrogates)
+        say(f"Against: {', '.join(release.surrogates)}{small if known else ''}")
     if release.captions:
         example = next(iter(release.captions.values()))
         say(

@@ -53,6 +53,11 @@ class Item:
             for sample, trigger, place in zip(self.samples, self.triggers, self.places, strict=True)
         ]
 
+    @property
+    def pixels(self) -> int:
+        """Of the image."""
+        return self.delta.shape[1] * self.delta.shape[2]
+
     def original(self) -> Tensor:
         """The owner's image, uint8 `(3, H, W)`, read anew: originals are not all kept in memory."""
         return load_image(self.path)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mmguard.config import ProtectConfig
 from mmguard.data.carrier import carrier_for
-from mmguard.data.images import load_picture
+from mmguard.data.images import Picture, load_picture
 from mmguard.data.text import place_within
+from mmguard.errors import SampleError
 from mmguard.lvlm.prompt import Example
 from mmguard.perturb import image as pgd
 from mmguard.perturb import jpeg as encoder
@@ -25,6 +26,11 @@ from mmguard.protection.engine import Advance, Engine, LocalEngine
 from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.journal import Journal
 from mmguard.types import Sample
+
+_BATCH_PIXELS = 2**26
+"""Five photographs of 12 megapixels: originals, protected images and gradients take about 40 bytes a pixel."""
+_FULL_RANGE = 2**15
+"""What the brightest level of a 16-bit picture is at least."""
 
 
 def optimise(
@@ -105,13 +111,14 @@ def _inner_batches(
 
 
 def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
-    """Whole images, together at most `size` samples where no image alone has more."""
+    """Whole images, together at most `size` samples and `_BATCH_PIXELS` where no image alone has more."""
     batch: list[Item] = []
     for item in items:
-        if batch and sum(len(i.samples) for i in batch) + len(item.samples) > size:
+        more = [*batch, item]
+        if batch and (sum(len(i.samples) for i in more) > size or sum(i.pixels for i in more) > _BATCH_PIXELS):
             yield batch
-            batch = []
-        batch.append(item)
+            more = [item]
+        batch = more
     if batch:
         yield batch
 
@@ -122,9 +129,11 @@ def start(path: Path, samples: Sequence[Sample], config: ProtectConfig, vocabula
     The draws depend on the seed and the sample's id alone, not on what else is protected.
 
     Raises:
-        SampleError: the image cannot be read.
+        SampleError: the image cannot be read, or uses too few of its levels.
     """
     picture = load_picture(path)
+    if config.perturbs_images:
+        _require_range(picture, path)
     generator = torch.Generator().manual_seed(_seed_of(config.seed, samples[0].id))
     budget = ImageBudget(config.eps if config.perturbs_images else 0, picture.alpha)
     random_start = budget.random_signs if config.variant == "random-noise" else budget.random
@@ -144,6 +153,16 @@ def start(path: Path, samples: Sequence[Sample], config: ProtectConfig, vocabula
     jpeg = carrier_for(path, config.format).jpeg if config.format in ("keep", "jpeg") else None
     seen = partial(encoder.seen, jpeg=jpeg, eps=budget.eps) if jpeg is not None else pgd.as_it_is
     return Item(path, list(samples), random_start(picture.image, generator), triggers, places, seen)
+
+
+def _require_range(picture: Picture, path: Path) -> None:
+    """Refuses what δ, which is a share of all levels that a file can have, would drown."""
+    if picture.deep is not None and (most := int(picture.deep.max())) < _FULL_RANGE:
+        raise SampleError(
+            str(path),
+            f"16-bit gray that uses levels up to {most} of 65535, as 12-bit scans do, would be drowned by the "
+            "perturbation: save it with 8 bits, in the window that it is looked at in",
+        )
 
 
 def _seed_of(seed: int, identifier: str) -> int:

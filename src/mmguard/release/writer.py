@@ -48,6 +48,8 @@ class Release:
     failed: list[Rejection]
     """What of the dataset was left out, and why."""
     config: ProtectConfig
+    surrogates: list[str]
+    """Names of the models that it was made against; none for controls."""
     captions: dict[str, str]
     """What the first surrogate says of pictures that came without text, by sample: what they were protected against."""
     pictures: dict[str, Any]
@@ -297,6 +299,7 @@ class ReleaseWriter:
             len(samples),
             skipped,
             self.config,
+            record["surrogates"],
             record["captions"],
             record["pictures"],
             files,
