@@ -165,7 +165,7 @@ def _alone(
 def _out_of_memory(ensemble: Ensemble, item: Item) -> OutOfMemoryError:
     return OutOfMemoryError(
         f"{ensemble.name}: memory is not enough for {item.path} or a picture near it, even one sample at a time: take "
-        "a smaller surrogate, smaller pictures, or a device with more memory"
+        "a smaller surrogate, a smaller max-pixels, or a device with more memory"
     )
 
 

@@ -211,7 +211,7 @@ class Ensemble:
                 if self.recompute:
                     raise SurrogateError(
                         f"{surrogate.name}: memory is not enough to train on {len(examples)} samples at a time: take a "
-                        "smaller inner-batch-size, a smaller surrogate, smaller pictures, or a device with more memory"
+                        "smaller inner-batch-size, a smaller surrogate, a smaller max-pixels, or a device with more memory"
                     ) from error
             self.save_memory()
             release_memory()
