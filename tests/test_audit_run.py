@@ -531,6 +531,11 @@ def test_unknown_arm(toy):
         _audit(toy, arms=["random-nois"])
 
 
+def test_a_gpu_that_trainers_would_not_take(toy):
+    with pytest.raises(ConfigError, match="run with CUDA_VISIBLE_DEVICES=1 and cuda"):
+        _audit(toy, device="cuda:1")
+
+
 def test_nothing_private_is_read(toy, fake):
     record = toy.release.with_name("release.record")
     record.mkdir()

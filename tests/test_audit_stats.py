@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -146,11 +148,24 @@ def test_group_sizes_weigh_by_items():
         ((0.05, 0.20, 0.60), 0.20),  # in the mean it gains, but some seeds do not
     ],
 )
-def test_no_share_of_a_gain_that_is_not_clearly_positive(control, zero):
-    (finding,), headline = analyse([_scores(control, (0.1, 0.1, 0.1), control, zero)])
+def test_an_attacker_whose_gain_is_not_clearly_positive_is_in_no_mean(control, zero):
+    untaught = _scores(control, (0.1, 0.1, 0.1), control, zero, name="untaught")
+    taught = _scores((0.8,) * 3, (0.5,) * 3, (0.8,) * 3, zero)
+    (finding, _), headline = analyse([untaught, taught])
     assert finding.gain_removed is None
-    assert headline.gain_removed is None
-    assert headline.beyond_control is not None
+    assert finding.status == "untaught"
+    assert (headline.counted, headline.brittle) == (1, 0)
+    assert headline == analyse([taught])[1], "as if it had not been there"
+    assert analyse([untaught])[1].beyond_control is None
+    # Too few seeds say neither.
+    (finding,), _ = analyse([replace(untaught, by_arm={arm: one[:2] for arm, one in untaught.by_arm.items()})])
+    assert finding.status == "unjudged"
+
+
+def test_who_lost_least_is_who_kept_most_of_its_gain():
+    weak = _scores((0.3,) * 3, (0.1,) * 3, (0.3,) * 3, zero=0.0, name="weak")
+    strong = _scores((0.9,) * 3, (0.6,) * 3, (0.9,) * 3, zero=0.0, name="strong")
+    assert analyse([weak, strong])[1].strongest == "strong (lora)", "which lost more points"
 
 
 def test_share_above_one_is_allowed():

@@ -86,4 +86,4 @@ def _spelled(one: Scores) -> str:
 def _status(tried: Sequence[Scores]) -> Status | None:
     """The best status that the attacker has under any recipe: it may choose that one."""
     found = {one.status for one in tried}
-    return next((status for status in ("valid", "doubtful", "brittle") if status in found), "unjudged")
+    return next((status for status in ("valid", "doubtful", "brittle", "untaught") if status in found), "unjudged")

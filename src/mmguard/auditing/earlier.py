@@ -32,6 +32,8 @@ def results_of(evidence: Iterable[Evidence], plan: Plan) -> dict[Run, Result]:
         there = one.provenance
         if any(there.get(key) != here[key] for key in ("versions", "test sha256", "device")):
             continue
+        if there.get("revision", 1) != here["revision"]:  # which the first results do not name
+            continue
         if any(there["config"].get(key) != here["config"][key] for key in _SETTINGS):
             continue
         for scores in one.scores:

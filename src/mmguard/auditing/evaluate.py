@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
 
 from mmguard.auditing.arms import ImageStore, Row
 from mmguard.auditing.attackers import Attacker, render
 from mmguard.auditing.stats import FloatArray
 from mmguard.config import AuditConfig
 from mmguard.data.tasks import score, target_text, user_text
+from mmguard.lvlm.generation import greedy
 from mmguard.types import Sample
 
 
@@ -56,15 +56,8 @@ def _answer(attacker: Attacker, rows: Sequence[Row], max_new_tokens: int, store:
         return_tensors="pt",
         add_special_tokens=False,  # the template has written them
     ).to(attacker.device, dtype=attacker.model.dtype)
-    # Fresh settings: those in the model's folder may sample, or punish repetition.
-    settings = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=_stops(attacker),
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-    )
-    output = attacker.model.generate(**inputs, generation_config=settings)
-    said = output[:, inputs["input_ids"].shape[1] :]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    said = greedy(attacker.model, inputs, max_new_tokens, _stops(attacker), pad)
     return [text.strip() for text in tokenizer.batch_decode(said, skip_special_tokens=True)]
 
 

@@ -56,7 +56,7 @@ class Evidence:
             sifted=self.sifted,
             failures=self.failures,
             warnings=self.warnings,
-            not_tested=not_tested(self.attacks if attacked or mixtures else ()),
+            not_tested=not_tested({one.attack for one in (*attacked, *mixtures) if one.attack}),
             provenance=dict(self.provenance),
             losses=self.losses,
         )

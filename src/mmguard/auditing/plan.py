@@ -12,7 +12,7 @@ from mmguard.auditing.arms import ARMS, Arm, Pairing, pair, pixel_digest, with_c
 from mmguard.auditing.attackers import default_attackers, refusals
 from mmguard.auditing.attacks import attack_named, resolve
 from mmguard.auditing.best_of import choosing_half
-from mmguard.auditing.runs import PACKAGES, Run, Runner, Shelf
+from mmguard.auditing.runs import PACKAGES, REVISION, Run, Runner, Shelf
 from mmguard.auditing.selection import MixedArm, clean_places
 from mmguard.config import AuditConfig
 from mmguard.data.readers import read_dataset
@@ -115,6 +115,10 @@ def plan_audit(
     """
     if unknown := set(arms or ()) - set(ARMS):
         raise ConfigError(f"arm {', '.join(sorted(unknown))}: choose from {', '.join(ARMS)}")
+    if index := device_of(device).index:
+        raise ConfigError(
+            f"device {device}: trainers take the first GPU there is: run with CUDA_VISIBLE_DEVICES={index} and cuda"
+        )
     for recipe in config.recipes:
         recipes.require(recipe)
     attacks = tuple(attack.name for attack in resolve(config.attacks))
@@ -292,6 +296,7 @@ def _provenance(plan: Plan, released: Dataset) -> dict[str, Any]:
     pairing, samples = plan.runner.pairing, plan.runner.samples
     return {
         "versions": versions(*PACKAGES),
+        "revision": REVISION,
         "commit": commit(),
         "device": device_of(plan.runner.device).type,
         "attackers": list(plan.attackers),

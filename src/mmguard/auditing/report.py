@@ -15,27 +15,39 @@ from mmguard.auditing.markdown import bullets, facts, table
 from mmguard.auditing.stats import MIN_SEEDS, Estimate, Finding, Headline, Marginal
 
 NOT_TESTED: dict[str, frozenset[str]] = {
-    "compression of the images: JPEG, WebP": frozenset({"jpeg", "webp"}),
-    "resizing and cropping of the images": frozenset({"rcp", "resize"}),
+    "compression of the images as JPEG": frozenset({"jpeg"}),
+    "compression of the images as WebP": frozenset({"webp"}),
+    "cropping of the images": frozenset({"rcp"}),
+    "resizing of the images": frozenset({"resize"}),
     "filters on the images: blur, median, denoising": frozenset(
         {"blur", "median", "bilateral", "cleaner", "denoise", "tv"}
     ),
-    "grayscale, and fewer levels of colour": frozenset({"gray", "bits"}),
+    "grayscale": frozenset({"gray"}),
+    "fewer levels of colour": frozenset({"bits"}),
     "augmentation of the images, drawn anew in every epoch": frozenset({"ueraser", "randaugment"}),
-    "purification of the images by diffusion models or autoencoders": frozenset({"vae", "diffusion"}),
+    "purification of the images by diffusion models": frozenset({"diffusion"}),
+    "purification of the images by autoencoders": frozenset({"vae"}),
     "purification that was learned from leaked originals": frozenset(),
-    "changes of punctuation, case and white space": frozenset({"punct", "case", "space"}),
-    "questions cut, at random or at their end": frozenset({"drop", "tail"}),
-    "removal of the inserted words by spelling, vocabulary, statistics or perplexity": frozenset(
-        {"spell", "vocab", "template", "window", "telling", "overlap", "perplexity"}
-    ),
+    "changes of punctuation": frozenset({"punct"}),
+    "changes of case": frozenset({"case"}),
+    "changes of white space": frozenset({"space"}),
+    "words of the questions dropped at random": frozenset({"drop"}),
+    "questions cut at their end": frozenset({"tail"}),
+    "removal of the inserted words by spelling or vocabulary": frozenset({"spell", "vocab"}),
+    "removal of the inserted words by what the questions have in common": frozenset({"template", "window"}),
+    "removal of the words that go with an answer": frozenset({"telling", "overlap"}),
+    "removal of the inserted words by perplexity": frozenset({"perplexity"}),
     "paraphrase of the questions": frozenset({"paraphrase"}),
     "translation of the questions, and removal of the inserted words by hand": frozenset(),
     "filters that drop samples of unusual training loss": frozenset({"loss-filter"}),
-    "filters that drop samples of unusual features, and near duplicates": frozenset({"feature-filter", "dedup"}),
+    "filters that drop samples of unusual features": frozenset({"feature-filter"}),
+    "filters that drop near duplicates": frozenset({"dedup"}),
     "detectors of protected samples that learned from leaked originals": frozenset({"leaked-detector"}),
-    "training for less or more time, and stopping early": frozenset({"early-stop", "epochs"}),
-    "adversarial training, on pixels or on image features": frozenset({"adversarial-pixel", "adversarial-feature"}),
+    "training for less or more time": frozenset({"epochs"}),
+    "other learning rates": frozenset(),
+    "stopping early": frozenset({"early-stop"}),
+    "adversarial training on pixels": frozenset({"adversarial-pixel"}),
+    "adversarial training on image features": frozenset({"adversarial-feature"}),
     "training of the projector before that of other weights": frozenset({"staged-unfreezing"}),
     "mixing the release with clean data of the same kind": frozenset({"mix"}),
     "attackers other than those in the table: other models, above all larger ones, other recipes, and attacks of "
@@ -174,10 +186,12 @@ LEGEND = (
     "Accuracies in percent on clean test data, means over seeds (and of partial scores, where the task's metric "
     "gives them); differences in points with 95% bootstrap intervals over seeds and test items. "
     "*Drop*: clean − release. *Control cost*: clean − matched control, "
-    "which changes the same places as much at random. *Beyond control*: control − release. *Gain removed*: "
+    "which changes as much at random: words in the same places, noise anywhere in the picture. "
+    "*Beyond control*: control − release. *Gain removed*: "
     "beyond control, in percent of what fine-tuning on the control gains over zero-shot; – where that gain "
     "is not clearly positive. *Brittle*: the control alone costs more than 5 points, so this attacker fails "
-    "at any change; it is left out of the verdict. *Doubtful*: it costs 3 to 5 points. *Unjudged*: too few "
+    "at any change; it is left out of the verdict. *Doubtful*: it costs 3 to 5 points. "
+    "*Untaught*: it gains nothing from clean data, and is left out, too. *Unjudged*: too few "
     "seeds, or no control. With few seeds the intervals are too narrow: where seeds differ by 5 points, those from "
     "3 seeds hold the truth in 85% of the cases, from 5 in 91%, from 10 in 94%."
 )
@@ -193,6 +207,8 @@ def _verdict(report: AuditReport) -> str:
             "**No result.** Every attacker is brittle: changes made at random already cost it more than 5 "
             "points, so what the protection adds cannot be told. Train longer, or take sturdier attackers."
         )
+    elif headline.beyond_control is None and any(finding.status == "untaught" for finding in report.findings):
+        text = "**No result.** Clean data teaches no attacker anything: train longer, or take other attackers."
     elif headline.beyond_control is None:
         text = "**No result.** The matched control was not run, so what the protection adds cannot be told."
     else:

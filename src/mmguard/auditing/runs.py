@@ -25,6 +25,7 @@ from mmguard.config import AuditConfig, Recipe
 from mmguard.lvlm.weights import weights_digest
 from mmguard.runtime.devices import auto_means, device_of
 from mmguard.runtime.executor import Report
+from mmguard.runtime.memory import release_memory
 from mmguard.runtime.provenance import commit, digest, versions
 from mmguard.types import Sample
 
@@ -39,6 +40,9 @@ FILTER_PACKAGES = ("rapidfuzz", "scikit-learn", "scipy")
 
 PURIFY_PACKAGES = ("diffusers",)
 """Those that a run depends on, too, whose images a model drew anew."""
+
+REVISION = 1
+"""Of the code of runs: raised when a change alters what comes of one, so that results from before do not count."""
 
 _TRAINING_SHARE = 0.9
 """What part of a run is training; the rest is answering the test. For the progress bar only."""
@@ -116,8 +120,11 @@ class Runner:
         """Makes a run."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        with auto_means(self.device):  # for the models of attacks
-            return self._made(run, report)
+        try:
+            with auto_means(self.device):  # for the models of attacks
+                return self._made(run, report)
+        finally:
+            release_memory()  # a trainer and its model hold each other: the next model would lie beside this one
 
     def _made(self, run: Run, report: Report) -> Result:
         losses: list[float] = []
@@ -195,6 +202,7 @@ class Runner:
             "data": self.data_digest("clean" if run.arm == "clean-part" else run.arm),
             "test": self.test_digest,
             "versions": versions(*PACKAGES),
+            "revision": REVISION,
         }
         if run.attack is None:
             return description

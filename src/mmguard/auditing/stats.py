@@ -37,9 +37,9 @@ MIN_SEEDS = 3
 MIN_GAIN = 0.02
 """A fine-tuning gain below this is too small to be a share of anything."""
 
-Status = Literal["valid", "doubtful", "brittle", "unjudged"]
-"""`unjudged`: fewer than three seeds, or no matched control was run. `doubtful` lies between valid and
-brittle."""
+Status = Literal["valid", "doubtful", "brittle", "untaught", "unjudged"]
+"""`unjudged`: fewer than three seeds, or no matched control was run. `doubtful` lies between valid and brittle.
+`untaught`: clean data teaches it nothing, so that nothing can be taken away; it is in no mean."""
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -246,6 +246,7 @@ def _finding(entry: Scores, draws: dict[str, FloatArray]) -> tuple[Finding, Floa
     def difference(a: str, b: str) -> Estimate:
         return _interval(mean[a] - mean[b], draws[a] - draws[b])
 
+    gain = difference("clean", "zero-shot")
     cost = beyond = removed = beyond_draws = share_draws = None
     status: Status = "unjudged"
     if entry.matched in entry.by_arm:
@@ -259,7 +260,7 @@ def _finding(entry: Scores, draws: dict[str, FloatArray]) -> tuple[Finding, Floa
             beyond_draws,
             draws[control] - draws["zero-shot"],
         )
-        status = entry.status or _status(cost.value, seeds)
+        status = entry.status or _status(cost.value, gain, seeds)
     finding = Finding(
         attacker=entry.attacker,
         recipe=entry.recipe,
@@ -268,7 +269,7 @@ def _finding(entry: Scores, draws: dict[str, FloatArray]) -> tuple[Finding, Floa
         zero_shot=mean.pop("zero-shot"),
         accuracy=mean,
         matched=entry.matched,
-        gain=_interval(mean["clean"] - float(entry.zero_shot.mean()), draws["clean"] - draws["zero-shot"]),
+        gain=gain,
         drop=difference("clean", "release"),
         control_cost=cost,
         beyond_control=beyond,
@@ -296,9 +297,11 @@ def _marginal(entry: Scores, draws: dict[str, FloatArray]) -> Marginal:
     )
 
 
-def _status(cost: float, seeds: int) -> Status:
+def _status(cost: float, gain: Estimate, seeds: int) -> Status:
     if seeds < MIN_SEEDS:
         return "unjudged"
+    if gain.low <= 0:
+        return "untaught"
     # A hair of tolerance: 0.05 as a difference of two means is rarely 0.05 in binary.
     if cost > BRITTLE_COST + 1e-9:
         return "brittle"
@@ -336,10 +339,13 @@ _Kept = tuple[Finding, FloatArray | None, FloatArray | None]
 
 
 def _headline(kept: Sequence[_Kept]) -> Headline:
-    judged = [one for one in kept if one[0].beyond_control is not None]
+    judged = [one for one in kept if one[0].beyond_control is not None and one[0].status != "untaught"]
     counted = [one for one in judged if one[0].status != "brittle"]
     found = [one for one, *_ in counted]
-    strongest = min(found, key=lambda one: one.beyond_control.value if one.beyond_control else 0.0, default=None)
+    # Of shares, where there are any: one that gains little has few points to lose.
+    lost = [(one.gain_removed, one) for one in found if one.gain_removed]
+    lost = lost or [(one.beyond_control, one) for one in found if one.beyond_control]
+    strongest = min(lost, key=lambda pair: pair[0].value)[1] if lost else None
     return Headline(
         counted=len(counted),
         brittle=len(judged) - len(counted),

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 from mmguard.data.images import load_image
 from mmguard.errors import SampleError
+from mmguard.lvlm.generation import greedy
 from mmguard.lvlm.prompt import Encoded, Example
 from mmguard.lvlm.surrogate import Surrogate
 from mmguard.types import Dataset
@@ -74,15 +74,9 @@ def _prompt_length(encoded: Encoded) -> int:
 def _said(model: Surrogate, images: Sequence[Tensor], length: int) -> list[str]:
     encoded = _encoded(model, images)
     prompt = {name: value[:, :length] for name, value in encoded.inputs.items()}
-    # Fresh settings: those in the model's folder may sample, or punish repetition.
-    settings = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=_MAX_TOKENS,
-        eos_token_id=_stops(model, encoded),
-        pad_token_id=model.tokenizer.pad_token_id if model.tokenizer.pad_token_id is not None else 0,
-    )
-    output = model.model.generate(**prompt, **model.pixels(images), generation_config=settings)
-    texts = model.tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
+    pad = model.tokenizer.pad_token_id if model.tokenizer.pad_token_id is not None else 0
+    said = greedy(model.model, prompt | model.pixels(images), _MAX_TOKENS, _stops(model, encoded), pad)
+    texts = model.tokenizer.batch_decode(said, skip_special_tokens=True)
     return [" ".join(text.split()) for text in texts]
 
 

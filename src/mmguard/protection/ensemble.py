@@ -210,8 +210,8 @@ class Ensemble:
                     raise
                 if self.recompute:
                     raise SurrogateError(
-                        f"{surrogate.name}: memory is not enough to train on {len(examples)} samples at a time: take a "
-                        "smaller inner-batch-size, a smaller surrogate, a smaller max-pixels, or a device with more memory"
+                        f"{surrogate.name}: memory is not enough to train on {len(examples)} samples at a time: take "
+                        "a smaller inner-batch-size, surrogate or max-pixels, or a device with more memory"
                     ) from error
             self.save_memory()
             release_memory()
