@@ -148,6 +148,7 @@ def test_runs_on_the_same_data_are_taken_from_other_experiments(
         {"versions": {}},
         {"device": "cuda"},
         {"test sha256": "other"},
+        {"revision": 0},
         {"config": one.audit.__dict__ | {"lr": 0.5}},
     ):
         assert runs_of(with_(change)) == everything
