@@ -31,7 +31,7 @@ NOT_TESTED: dict[str, frozenset[str]] = {
     "changes of punctuation": frozenset({"punct"}),
     "changes of case": frozenset({"case"}),
     "changes of white space": frozenset({"space"}),
-    "words of the questions dropped at random": frozenset({"drop"}),
+    "questions cut at random": frozenset({"drop"}),
     "questions cut at their end": frozenset({"tail"}),
     "removal of the inserted words by spelling or vocabulary": frozenset({"spell", "vocab"}),
     "removal of the inserted words by what the questions have in common": frozenset({"template", "window"}),
