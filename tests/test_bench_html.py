@@ -70,7 +70,7 @@ def test_no_curve_where_none_or_several_vary() -> None:
 def test_points_without_a_share_are_left_out() -> None:
     toy = sweep(eps=[2, 4, 8])
     results = filled(toy)
-    none = Outcome(toy.experiments[0], {}, report({"a": (0, 0, 0)}))
+    none = Outcome(toy.experiments[0], {}, report({"a": (1, 1, 1)}))
     html = to_html(replace(results, outcomes=(none, *results.outcomes[1:])))
     assert "G in percent over eps. bph: 50 at 4, 50 at 8;" in html
     assert "matched control over eps. bph: 0 at 2, 50 at 4, 50 at 8;" in html
