@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import TrainerCallback
+from trl.trainer.sft_config import SFTConfig
 
 import tiny
 from mmguard.auditing import attackers, runs
@@ -184,6 +185,24 @@ def test_looking_does_not_change_training(rows, samples, family) -> None:
     plain, looked = weights(), weights(training=Training(keep_best=True), validate=validate)
     assert len(looks) == 4
     assert all(torch.equal(plain[name], looked[name]) for name in plain)
+
+
+def test_early_stop_in_half_precision(rows, samples, monkeypatch) -> None:
+    """As on a GPU: 16-bit weights, but for those that learn, and autocast in training."""
+    half = lambda name, device, dtype, *rest: load_attacker(name, device, dtype or torch.bfloat16, *rest)  # noqa: E731
+    monkeypatch.setattr(attackers, "load_attacker", half)
+    monkeypatch.setattr(attackers, "SFTConfig", lambda **settings: SFTConfig(**settings | {"bf16": True}))
+    looks: list[float] = []
+
+    def validate(attacker: Attacker) -> float:
+        looks.append(float(evaluate(attacker, samples[:3], CONFIG).mean()))
+        return looks[-1]
+
+    fine_tune(
+        str(tiny.built("llava")), rows[:4], "projector+lora", replace(CONFIG, epochs=1), 0, device="cpu",
+        training=Training(keep_best=True), validate=validate,
+    )  # fmt: skip
+    assert len(looks) == 2
 
 
 def test_early_stop_without_validation(rows) -> None:

@@ -222,7 +222,14 @@ def fine_tune(
         if training.staged:
             trainer.add_callback(StagedUnfreezing(model, model_name))
         if training.keep_best and validate is not None:
-            trainer.add_callback(KeepBest(lambda now: validate(replace(attacker, model=now))))
+            half = model.dtype != torch.float32
+
+            def look(now: Any) -> float:
+                # What learns is 32-bit meanwhile, and does not take what 16-bit weights put out but under autocast.
+                with torch.autocast(attacker.device.type, torch.bfloat16, enabled=half):
+                    return validate(replace(attacker, model=now))
+
+            trainer.add_callback(KeepBest(look))
         if training.pixels is not None:
             trainer.adversary = adversarial_pixels(training.pixels)
         if training.features is not None:
