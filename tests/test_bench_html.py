@@ -67,13 +67,13 @@ def test_no_curve_where_none_or_several_vary() -> None:
     assert "G in percent over" not in to_html(filled(replace(toy, experiments=tuple(several))))
 
 
-def test_points_without_a_share_are_left_out() -> None:
+def test_points_of_who_learns_nothing_are_left_out() -> None:
     toy = sweep(eps=[2, 4, 8])
     results = filled(toy)
-    none = Outcome(toy.experiments[0], {}, report({"a": (1, 1, 1)}))
+    none = Outcome(toy.experiments[0], {}, report({"a": (0, 0, 0)}))
     html = to_html(replace(results, outcomes=(none, *results.outcomes[1:])))
     assert "G in percent over eps. bph: 50 at 4, 50 at 8;" in html
-    assert "matched control over eps. bph: 0 at 2, 50 at 4, 50 at 8;" in html
+    assert "matched control over eps. bph: 50 at 4, 50 at 8;" in html
 
 
 def test_attacks_have_their_tables() -> None:
@@ -101,7 +101,7 @@ def test_mixtures_and_filters_have_theirs_with_a_curve() -> None:
 
 def _with_sizes(one: Outcome) -> Outcome:
     assert one.report is not None
-    return replace(one, report=replace(one.report, provenance=report({"a": (1, 1, 1)}).provenance))
+    return replace(one, report=replace(one.report, provenance=report({"a": (0, 0, 0)}).provenance))
 
 
 def test_tables_are_those_of_the_markdown_page_and_text_is_text() -> None:
