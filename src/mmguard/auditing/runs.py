@@ -124,7 +124,8 @@ class Runner:
             with auto_means(self.device):  # for the models of attacks
                 return self._made(run, report)
         finally:
-            release_memory()  # a trainer and its model hold each other: the next model would lie beside this one
+            if device_of(self.device).type != "cpu":
+                release_memory()  # a trainer and its model hold each other: the next model would lie beside this one
 
     def _made(self, run: Run, report: Report) -> Result:
         losses: list[float] = []
