@@ -98,12 +98,12 @@ def watch(monkeypatch) -> SimpleNamespace:
 
 
 def test_names() -> None:
-    names = ["early-stop", "epochs-x0.5", "epochs-x3", "adversarial-pixel-4", "adversarial-feature-0.1"]
+    names = ["early-stop", "epochs-x0.5", "epochs-x3", "lr-x0.1", "adversarial-pixel-4", "adversarial-feature-0.1"]
     found = resolve([*names, "staged-unfreezing", "epochs-x3.0"])
     assert [one.name for one in found] == [*names, "staged-unfreezing"]
     assert [one.training for one in found] == [
-        Training(keep_best=True), Training(epochs=0.5), Training(epochs=3), Training(pixels=4), Training(features=0.1),
-        Training(staged=True),
+        Training(keep_best=True), Training(epochs=0.5), Training(epochs=3), Training(lr=0.1), Training(pixels=4),
+        Training(features=0.1), Training(staged=True),
     ]  # fmt: skip
     assert not any(one.image or one.text or one.corpus for one in found)
     assert attack_named("gray").training == Training()
@@ -119,6 +119,8 @@ def test_names() -> None:
         ("epochs-x0", "as in epochs-x2"),
         ("adversarial-pixel-255", r"from 0\.5 to 64, as in adversarial-pixel-4"),
         ("adversarial-feature", r"as in adversarial-feature-0\.1"),
+        ("lr-x0", r"attack lr-x0: behind lr-x stands a number from 0\.01 to 100, as in lr-x2"),
+        ("rcp+lr-x1", "join at most one attack on images"),
         ("early-stop-3", "early-stop has no strength"),
         ("erly-stop", "there is none of that name: did you mean early-stop|choose from .*early-stop"),
         ("early-stop+epochs-x2", "join at most one attack on images, one on texts and one on the training"),
@@ -217,6 +219,11 @@ def test_early_stop_without_validation(rows) -> None:
 def test_epochs_change_the_number_of_steps(rows, name, steps) -> None:
     assert len(_steps_of(Training(), rows)) == 8
     assert len(_steps_of(attack_named(name).training, rows)) == steps
+
+
+def test_a_factor_of_the_learning_rate_is_that_rate(rows) -> None:
+    assert _steps_of(attack_named("lr-x0.5").training, rows) == _steps_of(Training(), rows, replace(CONFIG, lr=5e-3))
+    assert _steps_of(attack_named("lr-x0.5").training, rows) != _steps_of(Training(), rows)
 
 
 # adversarial
@@ -412,7 +419,14 @@ def test_a_single_test_image_cannot_be_halved(toy, tmp_path) -> None:
 
 
 def test_real_attacks_on_training_are_resumed(toy, monkeypatch) -> None:
-    attacks = ("early-stop", "epochs-x2", "adversarial-pixel-8", "adversarial-feature-0.1", "staged-unfreezing")
+    attacks = (
+        "early-stop",
+        "epochs-x2",
+        "lr-x2",
+        "adversarial-pixel-8",
+        "adversarial-feature-0.1",
+        "staged-unfreezing",
+    )
     assert {one.rpartition("-")[0] if one[-1].isdigit() else one for one in attacks} == set(TRAINING_ATTACKS)
     name = str(tiny.built("llava"))
     first = _audit(toy, attacks[:2], name)
@@ -423,7 +437,7 @@ def test_real_attacks_on_training_are_resumed(toy, monkeypatch) -> None:
     assert {one.attack for one in whole.under_attack} == set(attacks)
     assert whole.failures == ()
     kept = {path.name: path.read_bytes() for path in (toy.out / "runs").iterdir()}
-    assert len(kept) == 1 + 3 * 6
+    assert len(kept) == 1 + 3 * 7
     assert made.items() <= kept.items()
     monkeypatch.setattr(runs, "fine_tune", lambda *a, **k: pytest.fail("made again"))
     assert _audit(toy, attacks, name) == whole

@@ -211,7 +211,7 @@ def fine_tune(
     with _quiet(), tempfile.TemporaryDirectory(prefix="mmguard-") as scratch:
         trainer = _Trainer(
             model,
-            _arguments(scratch, config, lr, epochs * training.epochs, seed, attacker.device),
+            _arguments(scratch, config, lr * training.lr, epochs * training.epochs, seed, attacker.device),
             data_collator=_collator(attacker.processor, bounds=training.pixels is not None),
             train_dataset=_table(rows, attacker.processor, store),
             processing_class=attacker.processor,

@@ -44,7 +44,7 @@ NOT_TESTED: dict[str, frozenset[str]] = {
     "filters that drop near duplicates": frozenset({"dedup"}),
     "detectors of protected samples that learned from leaked originals": frozenset({"leaked-detector"}),
     "training for less or more time": frozenset({"epochs"}),
-    "other learning rates": frozenset(),
+    "other learning rates": frozenset({"lr"}),
     "stopping early": frozenset({"early-stop"}),
     "adversarial training on pixels": frozenset({"adversarial-pixel"}),
     "adversarial training on image features": frozenset({"adversarial-feature"}),

@@ -70,7 +70,7 @@ def attack_named(name: str) -> Attack:
     texts = [one for one in parts if one.text or one.corpus]
     trainings = [one for one in parts if one.training != Training()]
     kinds = (images, texts, trainings)
-    if max(map(len, kinds)) > 1 or sum(map(len, kinds)) < len(parts):  # epochs-x1 is of no kind
+    if max(map(len, kinds)) > 1 or sum(map(len, kinds)) < len(parts):  # epochs-x1 and lr-x1 are of no kind
         raise ConfigError(
             f"attack {name}: join at most one attack on images, one on texts and one on the training, such as "
             "rcp+punct or jpeg-75+tail+early-stop"

@@ -39,6 +39,8 @@ class Training:
 
     epochs: float = 1.0
     """Factor of the number of epochs."""
+    lr: float = 1.0
+    """Factor of the learning rate."""
     keep_best: bool = False
     """Whether the weights that validated best are kept, and not the last."""
     pixels: float | None = None

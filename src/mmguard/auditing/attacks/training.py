@@ -4,6 +4,7 @@
 |---|---|
 | `early-stop` | keeps the weights of ten points in training that answer a clean validation set best |
 | `epochs-xK` | K times as many epochs |
+| `lr-xK` | at K times the learning rate |
 | `adversarial-pixel-E` | on images changed by up to E/255 to raise the loss (FGSM; Goodfellow et al., 2015) |
 | `adversarial-feature-E` | on image features changed by E times their length to raise the loss (Miyato et al., 2017) |
 | `staged-unfreezing` | the projector alone in the first half of the steps, all that the recipe trains in the second |
@@ -18,6 +19,7 @@ TRAINING_ATTACKS: dict[str, Factory] = {
     "epochs": strong(
         "epochs", lambda factor: {"training": Training(epochs=factor)}, float, (0.1, 10), "epochs-x2", sign="x"
     ),
+    "lr": strong("lr", lambda factor: {"training": Training(lr=factor)}, float, (0.01, 100), "lr-x2", sign="x"),
     "adversarial-pixel": strong(
         "adversarial-pixel",
         lambda levels: {"training": Training(pixels=levels)},
