@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmguard.auditing.stats import Estimate, Scores, analyse, mean_of_independent
@@ -256,6 +256,7 @@ def test_arms_must_agree_in_shape():
         analyse([entry])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(-1, 1), st.floats(0, 0.3), st.floats(0, 0.3)), min_size=1, max_size=6))
 def test_mean_of_independent_estimates(numbers):
     estimates = [Estimate(value, value - below, value + above) for value, below, above in numbers]

@@ -92,9 +92,11 @@ def test_verify_says_what_is_wrong(tmp_path: Path, model: str) -> None:
     rows = [json.loads(line) for line in metadata.read_text().splitlines()]
     rows[0]["answer"] = "something else"
     metadata.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "release.record" / "record.json").unlink()
     code, out, _ = call("verify", release, "--original", "easy-vqa:train:2")
     assert code == 1
     assert "answer" in out
+    assert "8/255 from defaults, 5 words from defaults" in " ".join(out.split())
 
 
 def test_samples_left_out_give_exit_code_3(tmp_path: Path, model: str) -> None:

@@ -24,11 +24,13 @@ from mmguard.auditing.arms import pair
 from mmguard.config import ProtectConfig
 from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
-from mmguard.errors import DataError, SampleError
+from mmguard.errors import DataError, ReleaseError, SampleError
+from mmguard.protection.run import protect
 from mmguard.release.verify import verify
 from mmguard.release.writer import Release, ReleaseWriter
 
 CONFIG = ProtectConfig(eps=4, trigger_words=2)
+NOISE = ProtectConfig(variant="random-noise")
 WORDS = ("zebra", "Moon")
 NAMES = ("one cat.jpg", "größe/zwei, \u2028 drei.png", "deep/er/x.y.png", "größe/one cat.jpg")
 """Spaces, commas, other alphabets, dots, nested folders, and the same name twice."""
@@ -448,6 +450,56 @@ def test_broken_parquet(tmp_path: Path) -> None:
         read_dataset(tmp_path)
 
 
+def splits(root: Path, bare: bool = False, **shards: Sequence[bytes]) -> Path:
+    """A folder of Parquet, a shard a split, with these pictures."""
+    for split, cells in shards.items():
+        rows = [{"text": f"{split} {number}"} for number in range(len(cells))]
+        parquet(
+            root / split / "0.parquet" if bare else root / f"{split}-00000-of-00001.parquet",
+            list(cells),
+            pa.binary(),
+            rows,
+        )
+    return root
+
+
+@pytest.mark.parametrize(
+    ("options", "test"),
+    [({"split": "train"}, [encoded(2)]), ({"limit": 2}, [encoded(2)]), ({}, [b"\x89PNG\r\n\x1a\n broken"])],
+)
+def test_a_shard_that_keeps_no_row_is_not_released(
+    tmp_path: Path, options: dict[str, Any], test: Sequence[bytes]
+) -> None:
+    root = splits(tmp_path / "data", train=[encoded(0), encoded(1)], validation=test)
+    made = protect(root, [], NOISE, tmp_path / "out", **options)
+    assert tree(made.path) == ["README.md", "train-00000-of-00001.parquet"]
+    assert verify(made.path, root).problems == []
+    loaded = datasets.load_dataset(str(made.path), cache_dir=str(tmp_path / "loaded"))
+    assert loaded.num_rows == {"train": 2}
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_splits_of_parquet_load_as_those_of_the_original(tmp_path: Path, bare: bool) -> None:
+    shards = {"test": [encoded(0)], "train": [encoded(1), encoded(2)], **({} if bare else {"dev": [encoded(3)]})}
+    root = splits(tmp_path / "data", bare, **shards)
+    made = protect(root, [], NOISE, tmp_path / "out")
+    assert verify(made.path, root).problems == []
+    loaded = datasets.load_dataset(str(made.path), cache_dir=str(tmp_path / "loaded"))
+    assert {split: rows["text"][:] for split, rows in loaded.items()} == {
+        split: [f"{split} {number}" for number in range(len(cells))] for split, cells in shards.items()
+    }
+
+
+def test_a_parquet_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_table(*_: Any, **__: Any) -> None:
+        raise pa.ArrowCapacityError("array cannot contain more than 2147483646 bytes")
+
+    root = splits(tmp_path / "data", train=[encoded(0)])
+    monkeypatch.setattr(pq, "write_table", write_table)
+    with pytest.raises(ReleaseError, match=r"train-00000-of-00001\.parquet: its release .*split it into smaller files"):
+        protect(root, [], NOISE, tmp_path / "out")
+
+
 def test_a_bad_picture_in_parquet_is_left_out(tmp_path: Path) -> None:
     rows = [{"text": "one"}, {"text": "two"}, {"text": "three"}]
     file = parquet(tmp_path / "data" / "x.parquet", [encoded(0), b"broken", None], pa.binary(), rows)
@@ -484,6 +536,18 @@ def shard(file: Path, members: list[tuple[str, bytes]] = MEMBERS) -> Path:
 def members(file: Path) -> dict[str, bytes]:
     with tarfile.open(file) as tar:
         return {info.name: stream.read() for info in tar if (stream := tar.extractfile(info)) is not None}
+
+
+def test_splits_of_webdataset_load_as_those_of_the_original(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for number, split in enumerate(("test", "train")):
+        shard(root / f"{split}-000000.tar", [("a.jpg", encoded(number)), ("a.txt", split.encode())])
+    made = protect(root, [], NOISE, tmp_path / "out")
+    loaded = datasets.load_dataset(str(made.path), cache_dir=str(tmp_path / "loaded"))
+    assert {split: rows["txt"][:] for split, rows in loaded.items()} == {"test": ["test"], "train": ["train"]}
+    made = protect(root, [], NOISE, tmp_path / "less", limit=1)
+    assert tree(made.path) == ["README.md", "test-000000.tar"]
+    assert verify(made.path, root).problems == []
 
 
 @pytest.mark.parametrize("lost", [None, 0])

@@ -207,6 +207,7 @@ def test_a_good_release_passes(good: Path) -> None:
     assert (result.eps, result.eps_from) == (EPS, "record")
     assert (result.trigger_words, result.trigger_words_from) == (WORDS, "record")
     assert json.loads(json.dumps(result.to_dict()))["ok"] is True
+    assert result.notes == []
     assert verify(good / "out", read_dataset(good / "data")).ok
 
 
@@ -218,6 +219,9 @@ def test_budgets_come_from_arguments_record_or_defaults(base: Path) -> None:
     result = verify(base / "out", base / "data")
     assert (result.eps, result.trigger_words, result.eps_from) == (8, 5, "defaults")
     assert result.ok
+    (note,) = result.notes
+    assert note.startswith(f"{base / 'out.record' / 'record.json'}: no record could be read")
+    assert note.endswith("budgets: 8/255 from defaults, 5 words from defaults")
 
 
 @pytest.mark.parametrize("recorded", [True, False])
@@ -263,6 +267,14 @@ def test_any_admissible_words_within_the_budget_pass_without_record(
     assert result.max_words == max(len(words), WORDS)
 
 
+def test_the_original_itself_is_no_release(base: Path) -> None:
+    unchanged = "metadata.jsonl: no picture and no question differs from the original: nothing protects"
+    assert verify(base / "data", base / "data").problems[-1].endswith(unchanged)
+    questions = [{**row, "file_name": Path(row["file_name"]).with_suffix(".png").name} for row in ROWS]
+    put_rows(base, questions)
+    assert check(base, recorded=False).ok  # its pictures differ
+
+
 # What only the record can tell
 
 
@@ -305,7 +317,7 @@ def test_split_and_limit_come_from_the_record(tmp_path: Path) -> None:
     writer = ReleaseWriter(tmp_path / "out", dataset, ProtectConfig(), [], "easy-vqa", "train", 3)
     for image in dataset.by_image():
         writer.write_image(image, load_image(image))
-    writer.finish({}, [])
+    writer.finish({sample.id: ("zebra",) for sample in dataset.samples}, [])
     assert verify(tmp_path / "out", "easy-vqa").ok
     assert not verify(tmp_path / "out", "easy-vqa", limit=4).ok
     shutil.rmtree(tmp_path / "out.record")

@@ -224,6 +224,8 @@ def verify(
         else:
             for problem in result.problems:
                 _out.print(f"[red]problem[/] {escape(printable(problem))}", highlight=False)
+            for note in result.notes:
+                _out.print(f"[yellow]note[/] {escape(printable(note))}", highlight=False)
             state = "[green]verified[/]" if result.ok else "[red]not what it should be[/]"
             _out.print(
                 f"{release}: {state}. {result.images} images, {result.samples} samples, largest change "
@@ -644,6 +646,7 @@ def _release_dict(release: Release) -> dict[str, Any]:
         "files": totals(release.files),
         "captions": release.captions,
         "pictures": release.pictures,
+        "own_card": str(release.own_card) if release.own_card else None,
     }
 
 
@@ -662,6 +665,8 @@ def _print_release(release: Release) -> None:
         small = ": models to try the method with, no protection against large ones"
         known = any(name.startswith("zoo:") for name in release.surrogates)
         say(f"Against: {', '.join(release.surrogates)}{small if known else ''}")
+    if release.own_card:
+        say(f"Card:    {release.path / release.own_card.name} is new: copy from yours what readers need")
     if release.captions:
         example = next(iter(release.captions.values()))
         say(

@@ -7,6 +7,7 @@ would tell a thief what to undo.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from mmguard.data.formats.base import Format
@@ -43,15 +44,18 @@ _CONFIGS = """\
 configs:
 - config_name: default
   data_files:
-  - split: {split}
-    path: "{loads}"
+"""
+
+_DATA_FILES = """\
+  - split: "{split}"
+    path: "{pattern}"
 """
 
 _LOADING = """
 ```python
 from datasets import load_dataset
 
-dataset = load_dataset("path/to/this/folder", split="{split}")
+dataset = load_dataset("path/to/this/folder"{split})
 ```
 """
 
@@ -64,7 +68,9 @@ _SIZES = (
 )
 
 
-def dataset_card(rows: Sequence[dict[str, Any]], images: int, samples: int, captions: bool, format_: Format) -> str:
+def dataset_card(
+    rows: Sequence[dict[str, Any]], images: int, samples: int, captions: bool, format_: Format, files: Sequence[Path]
+) -> str:
     """The README of a release, with the YAML header that the Hugging Face hub reads.
 
     Args:
@@ -73,16 +79,33 @@ def dataset_card(rows: Sequence[dict[str, Any]], images: int, samples: int, capt
         samples: number of samples in the rows.
         captions: whether the rows are captions instead of questions and answers.
         format_: of the release.
+        files: the released data files.
     """
-    splits = {row.get("split") for row in rows}
-    only = splits.pop() if len(splits) == 1 else None
-    split = only if isinstance(only, str) and only.isidentifier() else "train"
+    patterns = _patterns(rows, format_, files)
+    split = "train" if "train" in patterns else next(iter(patterns), None)
     return _CARD.format(
         task="image-to-text" if captions else "visual-question-answering",
         size=next((name for bound, name in _SIZES if samples < bound), "n>10M"),
-        configs=_CONFIGS.format(split=split, loads=format_.loads) if format_.loads else "",
-        loading=_LOADING.format(split=split) if format_.loads else "",
+        configs="".join([_CONFIGS, *(_DATA_FILES.format(split=s, pattern=p) for s, p in patterns.items())])
+        if patterns
+        else "",
+        loading=_LOADING.format(split=f', split="{split}"' if split else "") if format_.loads else "",
         images=images,
         samples=samples,
         fields=", ".join(f"`{field}`" for field in dict.fromkeys(field for row in rows for field in row)),
     )
+
+
+def _patterns(rows: Sequence[dict[str, Any]], format_: Format, files: Sequence[Path]) -> dict[str, str]:
+    """Which files `load_dataset` reads for each split; none where it does best by itself."""
+    if format_.loads is None:
+        return {}
+    named = dict.fromkeys(format_.split(file) for file in files)
+    if None not in named:
+        return {split: f"**/{split}[-.]*" for split in named if split}
+    splits = {row.get("split") for row in rows}
+    only = splits.pop() if len(splits) == 1 else None
+    if isinstance(only, str) and only.isidentifier():
+        return {only: format_.loads}
+    # Shards keep their names, by which it finds the splits of the originals.
+    return {} if format_.contains else {"train": format_.loads}

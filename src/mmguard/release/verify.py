@@ -46,6 +46,8 @@ class Verification:
     """The most words inserted into any question."""
     problems: list[str] = field(default_factory=list)
     """Every violation, with the file or id at fault."""
+    notes: list[str] = field(default_factory=list)
+    """What was not checked."""
     left_out: list[str] = field(default_factory=list)
     """What the record says was left out, and rows of the original that cannot be read: no violations."""
 
@@ -73,8 +75,9 @@ def verify(
     Re-reads every file: each image has the original's size, `‖δ‖∞ ≤ ε_x` exactly as it is decoded (Eq. 13), and
     the original's opacity, low bits, grayness and metadata as far as its format holds them; in each question the
     owner's words stand untouched with at most ε_t admissible words among them (Eq. 16); answers and all other fields
-    are identical; every id is there once, in order; nothing else lies in the folder. Where the private record lies
-    beside the release, files and words must also be those that were recorded.
+    are identical; every id is there once, in order; nothing else lies in the folder. Where nothing at all differs,
+    that is a problem, too. Where the private record lies beside the release, files and words must also be those that
+    were recorded; where none does, a note says so.
 
     Args:
         release: the released folder.
@@ -92,7 +95,8 @@ def verify(
     release = Path(release).resolve()
     source = _open(release)
     problems: list[str] = []
-    record = _read_record(layout.record_folder(release) / layout.RECORD, problems)
+    record_file = layout.record_folder(release) / layout.RECORD
+    record = _read_record(record_file, problems)
     if not isinstance(original, Dataset):
         original = read_dataset(
             original,
@@ -101,7 +105,14 @@ def verify(
         )
     result = _start(record, eps, trigger_words)
     result.problems += problems
+    if not record.budgets:
+        result.notes.append(
+            f"{record_file}: no record could be read, so that files and words were not compared with it; budgets: "
+            f"{result.eps}/255 from {result.eps_from}, {result.trigger_words} words from {result.trigger_words_from}"
+        )
     _check_rows(source, original, record, result, show_progress)
+    if result.images and not (result.max_eps or result.max_words):
+        result.problems.append(f"{source.name}: no picture and no question differs from the original: nothing protects")
     return result
 
 
@@ -278,11 +289,11 @@ def _check_images(
         except SampleError as error:
             result.problems.append(str(error))
             continue
-        result.images += 1
         if before.image.shape != after.image.shape:
             size, owner = (f"{one.image.shape[2]} x {one.image.shape[1]}" for one in (after, before))
             result.problems.append(f"{name}: is {size} pixels, the original {owner}")
             continue
+        result.images += 1
         reached, _ = layout.change(before.image, after.image)
         result.max_eps = max(result.max_eps, reached)
         if reached > result.eps:

@@ -56,6 +56,8 @@ class Release:
     """Formats, file sizes and notes of the pictures, counted (`release/pictures.py`)."""
     files: list[FileStatus]
     """What became of every file."""
+    own_card: Path | None = None
+    """The dataset's own `README.md`, if there is one: the release has another."""
 
 
 class ReleaseWriter:
@@ -276,10 +278,11 @@ class ReleaseWriter:
         files = statuses(self.dataset, record)
         _write_text(self.record / layout.FILES, to_csv(files))
         targets_only = all(sample.question is None for sample in self.dataset.samples)
-        card = dataset_card([one.row for one in rows], len(kept), len(samples), targets_only, self._format)
-        _write_text(self.path / layout.CARD, card)
         with writing(self.path):
             self._format.write(self.dataset, rows, self.path)
+        data_files = self._format.find(self.path)
+        card = dataset_card([one.row for one in rows], len(kept), len(samples), targets_only, self._format, data_files)
+        _write_text(self.path / layout.CARD, card)
         with writing(self.record):
             self.deltas.unlink(missing_ok=True)
             # Else a power loss could take pictures from a release that says it is complete.
@@ -303,6 +306,7 @@ class ReleaseWriter:
             record["captions"],
             record["pictures"],
             files,
+            own_card if (own_card := self.dataset.root / layout.CARD).is_file() else None,
         )
 
     def _released(

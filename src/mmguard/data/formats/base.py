@@ -47,6 +47,8 @@ class Format:
     write: Callable[[Dataset, Sequence[Released], Path], None]
     loads: str | None
     """Which files of a release `datasets.load_dataset` reads, as a pattern; None if it does not know the format."""
+    split: Callable[[Path], str | None] = lambda file: None
+    """Which split a data file holds as a whole, as its name says."""
     sharded: bool = False
     """Whether several data files make one dataset."""
     contains: bool = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from mmguard.data.formats.base import Format, Released, by_place, suffixed, target
 from mmguard.data.formats.contained import content_digest, is_picture, is_safe, unpacked
 from mmguard.data.sources import Row, Source
-from mmguard.errors import DataError
+from mmguard.errors import DataError, ReleaseError
 from mmguard.runtime.durable import replacing
 from mmguard.types import Dataset, Rejection
 
@@ -42,8 +42,7 @@ def read(folder: Path, files: Sequence[Path]) -> Source:
     for file in files:
         table = _table(file, without=column)
         names: list[str | None] = json.loads((root / _shard(folder, file) / _NAMES).read_bytes())
-        split = _SHARD.fullmatch(file.stem)
-        extra = {"split": split[1] or split[2]} if split else {}
+        extra = {"split": split} if (split := _split(file)) else {}
         for number, (row, name) in enumerate(zip(table.to_pylist(), names, strict=True)):
             place = _place(folder, file, number)
             try:
@@ -59,28 +58,41 @@ def read(folder: Path, files: Sequence[Path]) -> Source:
 
 
 def write(dataset: Dataset, released: Sequence[Released], out: Path) -> None:
-    """The same shards less the rows that are not released, with other pictures and words."""
-    kept, column = by_place(released), dataset.image_field
+    """The same shards less the rows that are not released, with other pictures and words; none that has no row left.
+
+    Raises:
+        ReleaseError: a shard cannot be written as Parquet.
+    """
+    kept = by_place(released)
     for file in dataset.files:
-        table, layout = _table(file), pq.read_metadata(file)
-        places = [_place(dataset.root, file, number) for number in range(table.num_rows)]
-        table = table.take([number for number, place in enumerate(places) if place in kept])
-        ours = [kept[place] for place in places if place in kept]
-        table = _replaced(
-            table, column, [_picture(old.as_py(), new) for old, new in zip(table[column], ours, strict=True)]
+        layout = pq.read_metadata(file)
+        ours = {n: kept[place] for n in range(layout.num_rows) if (place := _place(dataset.root, file, n)) in kept}
+        if ours:
+            with _writing(file):
+                _write_shard(_changed(_table(file), dataset.image_field, ours), layout, target(dataset, file, out))
+
+
+def _changed(table: pa.Table, column: str, released: Mapping[int, Released]) -> pa.Table:
+    """The rows of a shard that are released, by number, with other pictures and words."""
+    table, ours = table.take(pa.array(list(released), pa.int64())), released.values()
+    table = _replaced(table, column, [_picture(old.as_py(), new) for old, new in zip(table[column], ours, strict=True)])
+    for name in dict.fromkeys(name for one in ours for name in one.changed if name != column):
+        values = [one.changed.get(name, old.as_py()) for old, one in zip(table[name], ours, strict=True)]
+        table = _replaced(table, name, values)
+    return table
+
+
+def _write_shard(table: pa.Table, layout: pq.FileMetaData, path: Path) -> None:
+    """Writes a table with the compression and row groups of the owner's file, which has rows."""
+    group = layout.row_group(0)
+    compression = group.column(0).compression
+    with replacing(path) as partial:
+        pq.write_table(
+            table,
+            partial,
+            compression="NONE" if compression == "UNCOMPRESSED" else compression,
+            row_group_size=group.num_rows or None,
         )
-        for name in dict.fromkeys(name for one in ours for name in one.changed if name != column):
-            values = [one.changed.get(name, old.as_py()) for old, one in zip(table[name], ours, strict=True)]
-            table = _replaced(table, name, values)
-        group = layout.row_group(0) if layout.num_row_groups else None
-        compression = group.column(0).compression if group else "SNAPPY"
-        with replacing(target(dataset, file, out)) as partial:
-            pq.write_table(
-                table,
-                partial,
-                compression="NONE" if compression == "UNCOMPRESSED" else compression,
-                row_group_size=group.num_rows if group else None,
-            )
 
 
 def _pictures(folder: Path, files: Sequence[Path], column: str) -> Iterator[tuple[str, bytes]]:
@@ -105,6 +117,11 @@ def _pictures(folder: Path, files: Sequence[Path], column: str) -> Iterator[tupl
                 stored[path] = digest
                 yield f"{_shard(folder, file)}/{path}", content
         yield f"{_shard(folder, file)}/{_NAMES}", json.dumps(names).encode()
+
+
+def _split(file: Path) -> str | None:
+    found = _SHARD.fullmatch(file.stem)
+    return found and (found[1] or found[2])
 
 
 def _content(cell: Any) -> tuple[bytes | None, str | None]:
@@ -170,6 +187,17 @@ def _reading(file: Path) -> Iterator[None]:
         raise DataError(f"{file}: cannot be read as Parquet ({error}): replace the file") from error
 
 
+@contextmanager
+def _writing(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise ReleaseError(
+            f"{file}: its release cannot be written as Parquet ({error}): split it into smaller files, or write it "
+            "anew with `datasets`"
+        ) from error
+
+
 def _replaced(table: pa.Table, column: str, values: list[Any]) -> pa.Table:
     """The table with other values in one column, of the same type."""
     field = table.schema.field(column)
@@ -192,6 +220,7 @@ FORMAT = Format(
     read=read,
     write=write,
     loads="**/*.parquet",
+    split=_split,
     sharded=True,
     contains=True,
 )

@@ -72,11 +72,13 @@ def read(folder: Path, files: Sequence[Path]) -> Source:
 
 
 def write(dataset: Dataset, released: Sequence[Released], out: Path) -> None:
-    """The same shards with other pictures, and other JSON where a sample's words changed."""
+    """The same shards with other pictures, and other JSON where words changed; none that has no sample left."""
     kept = by_place(released)
     for file in dataset.files:
         shard = file.relative_to(dataset.root).as_posix()
         plain = file.name.lower().endswith(".tar")
+        if all(f"{shard}:{key}" not in kept for key, *_ in _members(file, pictures=False)):
+            continue
         with replacing(target(dataset, file, out)) as partial, tarfile.open(partial, "w" if plain else "w:gz") as tar:
             for key, ext, member, content in _members(file, pictures=True):
                 if (one := kept.get(f"{shard}:{key}")) is None or content is None:
