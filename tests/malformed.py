@@ -417,7 +417,6 @@ def bad_rows() -> list[Case]:
             found.append(Case(f"{kind}: {name}", partial(_row_case, file, field, {field: path}), says))
         for name, (changed, says) in TEXTS.items():
             found.append(Case(f"{kind}: {name}", partial(_row_case, file, field, changed), says))
-        found.append(Case(f"{kind}: an id twice", partial(_twice, file, field), "is already that of"))
     for name, (path, says) in BAD_PATHS.items():
         if "\0" not in path and "\ud83d" not in path:
             found.append(Case(f"CSV: {name}", partial(_row_case, "table.csv", "image", {"image": path}), says))
@@ -430,13 +429,6 @@ def bad_rows() -> list[Case]:
 
 def _row_case(file: str, field: str, changed: Row, root: Path) -> None:
     strange_row(root, file, field, changed)
-
-
-def _twice(file: str, field: str, root: Path) -> None:
-    files(root, ALL_PICTURES)
-    first, *rest = rows_of(field, {})
-    rows = [*rest, {**first, "id": rest[0]["id"]}]
-    (root / file).write_bytes(json.dumps(rows).encode() if file.endswith(".json") else lines(rows))
 
 
 # Lines of JSON lines and entries of JSON lists
@@ -719,15 +711,13 @@ CELLS: Mapping[str, tuple[str, str]] = {
     "a blank question": (_CELLS.replace("is the unwanted one here?", "  "), "`question` is empty"),
     "another delimiter": (_CELLS.replace(",", ";"), "has 1 cells"),
     "tabs": (_CELLS.replace(",", "\t"), "has 1 cells"),
-    "an id twice": (_CELLS.replace("bad.png,is", "good 1.png,is"), "is already that of"),
 }
 
 
 def strange_cells(line: str, root: Path) -> None:
     table(root, ALL_PICTURES)
     head, _, *rest = (root / "table.csv").read_text().splitlines()
-    # An id twice is that of the later row.
-    (root / "table.csv").write_text("\n".join([head, *rest, line] if "good 1" in line else [head, line, *rest]))
+    (root / "table.csv").write_text("\n".join([head, line, *rest]))
 
 
 def quarantined() -> list[Case]:

@@ -143,7 +143,6 @@ def test_chat_rows_in_an_image_folder(tmp_path: Path) -> None:
         (qa(options=[str(number) for number in range(27)], answer="3"), "27 options"),
         (qa(id=[1]), "`id`"),
         (qa(split=3), "`split`"),
-        (qa(id="good"), "already that of metadata.jsonl:1"),
         (qa(conversations=[]), "holds no messages"),
     ],
 )
@@ -169,6 +168,24 @@ def test_an_empty_file_is_an_error(tmp_path: Path, content: str) -> None:
 
 
 def test_byte_order_mark_and_windows_line_ends(tmp_path: Path) -> None:
+def test_rows_that_share_an_id_get_names_of_their_own(tmp_path: Path) -> None:
+    rows = [
+        qa(id="x"),
+        qa(id="x@3"),
+        {**talk("what?", "dog", "colour?", "red", id="y"), "file_name": "c.png"},
+        qa(id="x"),
+        {**talk("what?", "cat", "colour?", "blue", id="y"), "file_name": "c.png"},
+        qa(id="y#1"),
+        qa(id=7),
+        qa(),
+    ]
+    dataset = read_dataset(image_folder(tmp_path, *rows))
+    ids = ["x", "x@3", "y", "y#1", "x@3@3", "y@4", "y@4#1", "y#1@5", "7", "7@7"]
+    assert [sample.id for sample in dataset.samples] == ids
+    assert dataset.rows == rows
+    assert not dataset.rejected
+
+
     image_folder(tmp_path)
     text = json.dumps(qa(question="größer?\u2028ja"), ensure_ascii=False)
     (tmp_path / "metadata.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{text}\r\n\r\n{text}\r\n".encode())

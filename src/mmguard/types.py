@@ -26,7 +26,8 @@ class Sample:
     """
 
     id: str
-    """Unique in its dataset: the row's own `id`, else its number; `#turn` is added for later turns of a chat."""
+    """Unique in its dataset: the row's own `id`, else its number. `@NUMBER` is added where an earlier row has the same,
+    and `#turn` for later turns of a chat."""
     row: int
     """Number of the dataset row it came from, from 0."""
     image: Path

@@ -49,7 +49,7 @@ def read_dataset(
 
     Images are not decoded here: only that the file exists is checked. A row that cannot be used is listed in
     `rejected` and left out of `rows` and `samples`; the others go on. A row without `id` gets its number in
-    `rows`.
+    `rows`, and one whose `id` an earlier row has is `ID@NUMBER`: LLaVA's `id` is that of the image.
 
     Args:
         source: see above.
@@ -148,7 +148,7 @@ def _assemble(source: Source, limit: int | None) -> Dataset:
     if file := next((file for file in source.files if len(os.fsencode(file.name)) > _MAX_NAME), None):
         raise DataError(f"{file}: its name is longer than {_MAX_NAME} bytes: rename it")
     chosen: set[Path] = set()
-    ids: dict[str, str] = {}
+    ids: set[str] = set()
     exists: dict[str, Path | None] = {}
     for where, row in source.rows:
         full = limit is not None and len(chosen) >= limit
@@ -158,15 +158,14 @@ def _assemble(source: Source, limit: int | None) -> Dataset:
             image = _locate(source, image_value(row, source.image_field), exists)
             if full and image not in chosen:
                 continue
-            samples = samples_of(row, len(dataset.rows), image, source.wordless)
+            samples = _distinct(samples_of(row, len(dataset.rows), image, source.wordless), ids)
             require_no_picture(row)
-            _require_new_ids(samples, ids)
         except ValueError as error:
             if not full:
                 dataset.rejected.append(Rejection(where, _shortened(str(error))))
             continue
         chosen.add(image)
-        ids.update((sample.id, where) for sample in samples)
+        ids.update(sample.id for sample in samples)
         dataset.rows.append(row)
         dataset.places.append(where)
         dataset.samples.extend(samples)
@@ -192,10 +191,11 @@ def _locate(source: Source, value: str, known: dict[str, Path | None]) -> Path:
     return found
 
 
-def _require_new_ids(samples: list[Sample], ids: dict[str, str]) -> None:
-    for sample in samples:
-        if sample.id in ids:
-            raise ValueError(
-                f"id {sample.id} is already that of {ids[sample.id]}: "
-                "give every row an `id` of its own, or read one split"
-            )
+def _distinct(samples: list[Sample], taken: set[str]) -> list[Sample]:
+    """The samples of a row, with its number behind their ids if any of these is taken."""
+    own = name = samples[0].id
+    ids = [sample.id for sample in samples]
+    while not taken.isdisjoint(ids):
+        name += f"@{samples[0].row}"
+        ids = [name + sample.id.removeprefix(own) for sample in samples]
+    return [replace(sample, id=new) for sample, new in zip(samples, ids, strict=True)] if name != own else samples
