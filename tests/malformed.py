@@ -526,6 +526,7 @@ def said(*turns: tuple[Any, Any]) -> list[Row]:
 
 
 _HUMAN, _GPT = ("human", "<image>unwanted?"), ("gpt", "unwanted")
+_PARTS = "message 0 has parts that are not understood"
 CONVERSATIONS: Mapping[str, tuple[Any, str]] = {
     "nothing": ([], "holds no messages"),
     "a text": ("unwanted", "holds no messages"),
@@ -536,7 +537,11 @@ CONVERSATIONS: Mapping[str, tuple[Any, str]] = {
     "a number for a role": (said((7, "unwanted"), _GPT), "has the role 7"),
     "a list for a role": (said((["human"], "unwanted"), _GPT), "has the role"),
     "no text": (said(("human", None), _GPT), "message 0 has no text in `value`"),
-    "parts of a text": (said(("human", [{"type": "text", "text": "unwanted"}]), _GPT), "message 0 has no text"),
+    "no parts": (said(("human", []), _GPT), _PARTS),
+    "a part without text": (said(("human", [{"type": "text"}]), _GPT), "message 0 has no text"),
+    "two parts of text": (said(("human", [{"type": "text", "text": "unwanted"}] * 2), _GPT), _PARTS),
+    "a part that is a text": (said(("human", ["unwanted"]), _GPT), _PARTS),
+    "a part of a list for a type": (said(("human", [{"type": ["text"], "text": "unwanted"}]), _GPT), _PARTS),
     "an answer alone": (said(_GPT), "do not alternate"),
     "a question alone": (said(_HUMAN), "do not alternate"),
     "two questions": (said(_HUMAN, _HUMAN, _GPT), "several <image> tags|do not alternate"),

@@ -45,6 +45,19 @@ def qa(name: str = "a.png", **fields: Any) -> dict[str, Any]:
     return {"file_name": name, "question": "what?", "answer": "dog", **fields}
 
 
+IMAGE = {"type": "image", "text": None}
+
+
+def said(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def typed(*parts: dict[str, Any]) -> dict[str, Any]:
+    """A conversation as TRL's trainers read it."""
+    messages = [{"role": "user", "content": [*parts]}, {"role": "assistant", "content": [said("a")]}]
+    return {"images": ["a.png"], "messages": messages}
+
+
 def only_reason(dataset: Dataset) -> str:
     assert len(dataset.rejected) == 1
     return dataset.rejected[0].reason
@@ -155,19 +168,6 @@ def test_a_bad_row_is_rejected_and_the_rest_goes_on(tmp_path: Path, row: Any, me
     assert message in only_reason(dataset)
 
 
-def test_nothing_left_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none of its 1 rows.*metadata.jsonl:1.*x.png is not in"):
-        read_dataset(image_folder(tmp_path, qa("x.png")))
-
-
-@pytest.mark.parametrize("content", ["", "\n  \n"])
-def test_an_empty_file_is_an_error(tmp_path: Path, content: str) -> None:
-    (tmp_path / "metadata.jsonl").write_text(content)
-    with pytest.raises(DataError, match=r"metadata\.jsonl: is empty"):
-        read_dataset(tmp_path)
-
-
-def test_byte_order_mark_and_windows_line_ends(tmp_path: Path) -> None:
 def test_rows_that_share_an_id_get_names_of_their_own(tmp_path: Path) -> None:
     rows = [
         qa(id="x"),
@@ -186,6 +186,19 @@ def test_rows_that_share_an_id_get_names_of_their_own(tmp_path: Path) -> None:
     assert not dataset.rejected
 
 
+def test_nothing_left_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none of its 1 rows.*metadata.jsonl:1.*x.png is not in"):
+        read_dataset(image_folder(tmp_path, qa("x.png")))
+
+
+@pytest.mark.parametrize("content", ["", "\n  \n"])
+def test_an_empty_file_is_an_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / "metadata.jsonl").write_text(content)
+    with pytest.raises(DataError, match=r"metadata\.jsonl: is empty"):
+        read_dataset(tmp_path)
+
+
+def test_byte_order_mark_and_windows_line_ends(tmp_path: Path) -> None:
     image_folder(tmp_path)
     text = json.dumps(qa(question="größer?\u2028ja"), ensure_ascii=False)
     (tmp_path / "metadata.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{text}\r\n\r\n{text}\r\n".encode())
@@ -297,9 +310,16 @@ def test_role_and_content_and_system(tmp_path: Path) -> None:
         (talk(), "holds no messages"),
         ({"image": "a.png", "conversations": [{"from": "robot", "value": "q"}]}, "role 'robot'"),
         ({"image": "a.png", "conversations": ["q"]}, "role None"),
-        ({"image": "a.png", "conversations": [{"from": "human", "value": ["q"]}]}, "no text in `value`"),
+        ({"image": "a.png", "conversations": [{"from": "human", "value": ["q"]}]}, "parts that are not understood"),
         ({"image": "a.png", "conversations": [{"from": "gpt", "value": "q"}]}, "do not alternate"),
         ({"conversations": [{"from": "human", "value": "q"}]}, "names no image"),
+        (typed(IMAGE, IMAGE, said("q")), "several <image> tags or parts"),
+        (typed(IMAGE, said("<image>q")), "several <image> tags or parts"),
+        (typed(IMAGE), "parts that are not understood"),
+        (typed(said("q"), said("more")), "parts that are not understood"),
+        (typed({"type": "text"}), "no text in `content`"),
+        (typed({"type": "audio"}, said("q")), "parts that are not understood"),
+        (typed({**IMAGE, "image": "a.png"}, said("q")), "parts that are not understood"),
         ("text", "no JSON object"),
     ],
 )

@@ -131,6 +131,19 @@ SHAREGPT = [
     }
     for name in NAMES
 ]
+TRL = [
+    {
+        "images": [f"pics/{name}"],
+        "messages": [
+            {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "who?", "index": 0}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "they"}]},
+            {"role": "user", "content": "sure?"},
+            {"role": "assistant", "content": "yes"},
+        ],
+    }
+    for name in NAMES
+]
 REGISTER = {
     "mine": {"file_name": "demo set.json", "formatting": "sharegpt", "columns": {"images": "images"}},
     "other": {"hf_hub_url": "a/b"},
@@ -199,6 +212,26 @@ def test_conversations_in_json_lines(tmp_path: Path) -> None:
     release(root, tmp_path / "out")
     assert len((tmp_path / "out" / "chat.jsonl").read_text(encoding="utf-8").split("\n")) == 3
     require_round_trip(root, tmp_path / "out")
+
+
+def test_parts_with_types_stay_as_they_are(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    pictures(root / "pics", *NAMES)
+    (root / "train.json").write_text(json.dumps(TRL), encoding="utf-8")
+    release(root, tmp_path / "out")
+    file = tmp_path / "out" / "train.json"
+    text = file.read_text(encoding="utf-8")
+    rows = json.loads(text)
+    assert rows[0]["messages"][1]["content"] == [
+        {"type": "image"},
+        {"type": "text", "text": "who? zebra Moon", "index": 0},
+    ]
+    assert json.loads(text.replace(" zebra Moon", "").replace(".png", ".jpg")) == [
+        {**row, "images": [name.replace(".png", ".jpg") for name in row["images"]]} for row in TRL
+    ]
+    require_round_trip(root, tmp_path / "out")
+    file.write_text(text.replace('"index": 0', '"index": 1'))
+    assert any("fields altered: messages" in problem for problem in verify(tmp_path / "out", root).problems)
 
 
 # CSV and TSV

@@ -1,4 +1,8 @@
-"""LLaVA/ShareGPT conversations: turns, image tags, and where the owner's words stand in a message."""
+"""LLaVA/ShareGPT conversations: turns, image tags, and where the owner's words stand in a message.
+
+A message's text is one string, as LLaVA has it, or a list of typed parts, as OpenAI and TRL have it:
+`[{"type": "image"}, {"type": "text", "text": "what is it?"}]`.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +47,8 @@ def turns(row: dict[str, Any]) -> list[Turn]:
     """The question-answer pairs of a chat row, in order. System messages are passed over.
 
     Raises:
-        ValueError: unknown roles, a message without text, turns that do not alternate, several images or a
-        video;
-            the message says which and what to do.
+        ValueError: unknown roles, a message without text or with parts that are not understood, turns that do not
+            alternate, several images or a video; the message says which and what to do.
     """
     field = messages_field(row)
     messages = row[field] if field else None
@@ -58,24 +61,43 @@ def turns(row: dict[str, Any]) -> list[Turn]:
     ]
     if any("<video>" in text for _, _, text in spoken):
         raise ValueError("is about a video: only single images are supported; remove the row")
-    if sum(text.count(IMAGE_TAG) for _, _, text in spoken) > 1:
-        raise ValueError("has several <image> tags: only one image a row is supported; split or remove the row")
+    tags = sum(text.count(IMAGE_TAG) for _, _, text in spoken)
+    if tags + sum(len(_parts(messages[number], "image")) for number, _, _ in spoken) > 1:
+        raise ValueError(
+            "has several <image> tags or parts: only one image a row is supported; split or remove the row"
+        )
     if [role for _, role, _ in spoken] != ["user", "assistant"] * (len(spoken) // 2) or not spoken:
         raise ValueError("human and gpt turns do not alternate, human first and gpt last: correct the row")
     return [
-        Turn(number, split_tags(text)[1], reply)
+        Turn(number, _split_tags(text)[1], reply)
         for (number, _, text), (_, _, reply) in zip(spoken[::2], spoken[1::2], strict=True)
     ]
 
 
-def split_tags(text: str) -> tuple[str, str, str]:
+def with_words(message: dict[str, Any], words: str) -> dict[str, Any]:
+    """A message of `turns` with other words in it; image tags and parts around them stay."""
+    field, content = _text_field(message), message[_text_field(message)]
+    if isinstance(content, str):
+        return {**message, field: _between_tags(content, words)}
+    parts = [
+        {**part, "text": _between_tags(part["text"], words)} if part["type"] == "text" else part for part in content
+    ]
+    return {**message, field: parts}
+
+
+def _between_tags(text: str, words: str) -> str:
+    before, _, after = _split_tags(text)
+    return f"{before}{words}{after}"
+
+
+def _split_tags(text: str) -> tuple[str, str, str]:
     """A human message as (image tag and white space before, the words, image tag and white space after)."""
     found = _OUTER_TAGS.match(text)
     assert found is not None  # the pattern matches any text
     return found[1], found[2], found[3]
 
 
-def text_field(message: dict[str, Any]) -> str:
+def _text_field(message: dict[str, Any]) -> str:
     """The field of a message that holds its text: `value`, or `content` beside `role`."""
     return "value" if "from" in message else "content"
 
@@ -90,7 +112,30 @@ def _role(number: int, message: Any) -> str:
 
 
 def _role_and_text(number: int, message: dict[str, Any]) -> tuple[str, str]:
-    text = message.get(text_field(message))
+    text = message.get(_text_field(message))
+    if isinstance(text, list):
+        text = _text_of_parts(number, message)
     if not isinstance(text, str):
-        raise ValueError(f"message {number} has no text in `{text_field(message)}`: give it as one string")
+        raise ValueError(f"message {number} has no text in `{_text_field(message)}`: give it as one string")
     return _role(number, message), text
+
+
+def _text_of_parts(number: int, message: dict[str, Any]) -> Any:
+    """The text of a message's one text part; beside it there may be parts that say where an image goes."""
+    texts = _parts(message, "text")
+    # A path or URL in an image's part would still be the original's in the release.
+    named = [part for part in _parts(message, "image") if any(part.get(name) for name in ("image", "path", "url"))]
+    known = len(texts) + len(_parts(message, "image")) - len(named)
+    if len(texts) != 1 or known < len(message[_text_field(message)]):
+        raise ValueError(
+            f"message {number} has parts that are not understood: give one of text, and for the image "
+            '{"type": "image"}, with its path in a field of the row'
+        )
+    return texts[0].get("text")
+
+
+def _parts(message: dict[str, Any], type_: str) -> list[dict[str, Any]]:
+    """The parts of a message that are of a type; none where its text is one string."""
+    content = message.get(_text_field(message))
+    parts = content if isinstance(content, list) else []
+    return [part for part in parts if isinstance(part, dict) and part.get("type") == type_]

@@ -188,13 +188,10 @@ def _image_key(row: dict[str, Any], image_field: str) -> str:
 
 
 def _with_texts(row: dict[str, Any], texts: Sequence[str]) -> list[Any]:
-    """The conversation of a chat row with other words in the human turns; tags around them stay."""
+    """The conversation of a chat row with other words in the human turns; all around them stays."""
     messages = list(row[chat.messages_field(row) or ""])
     for turn, text in zip(chat.turns(row), texts, strict=True):
-        message = messages[turn.message]
-        field = chat.text_field(message)
-        before, _, after = chat.split_tags(message[field])
-        messages[turn.message] = {**message, field: f"{before}{text}{after}"}
+        messages[turn.message] = chat.with_words(messages[turn.message], text)
     return messages
 
 
