@@ -683,3 +683,43 @@ def test_pictures_without_text(tmp_path: Path) -> None:
     release(root, tmp_path / "out", lost=1)
     assert tree(tmp_path / "out") == ["README.md", "deep/er/x.y.png", "größe/zwei, \u2028 drei.png", "one cat.png"]
     require_round_trip(root, tmp_path / "out", recorded=False)
+
+
+def test_sidecars_in_any_letter_case_and_with_both_suffixes(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    pictures(root, "UP.JPG", "a.jpg", "a.png", "b.png")
+    texts = {"UP.TXT": "up", "a.jpg.txt": "a photo", "a.png.Caption": "a drawing", "B.txt": "b"}
+    for name, text in texts.items():
+        (root / name).write_text(text)
+    assert [sample.answer for sample in read_dataset(root).samples] == ["up", "a photo", "a drawing", "b"]
+    release(root, tmp_path / "out")
+    assert {"UP.TXT", "a.png.Caption", "b.txt"} < set(tree(tmp_path / "out"))
+    require_round_trip(root, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.avif", "a.jp2", "a.ppm"])
+def test_pictures_of_other_formats_are_read(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "data"
+    pictures(root, "b.png")
+    Image.open(root / "b.png").save(root / name)
+    (root / f"{name}.txt").write_text("a")
+    (root / "b.txt").write_text("b")
+    release(root, tmp_path / "out")
+    assert tree(tmp_path / "out") == ["README.md", "a.png", "a.png.txt", "b.png", "b.txt"]
+    require_round_trip(root, tmp_path / "out")
+
+
+def test_pictures_that_are_not_read_are_reported(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.png")
+    for name in ("IMG_1.HEIC", "raw/x.cr3", "notes.md", ".hidden.heic"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    dataset = read_dataset(tmp_path)
+    assert [sample.image.name for sample in dataset.samples] == ["a.png"]
+    assert [(rejection.where, rejection.reason) for rejection in dataset.rejected] == [
+        ("IMG_1.HEIC", "is a HEIC photo: export it as JPEG or PNG"),
+        ("raw/x.cr3", "is a camera's raw data: export it as JPEG or PNG"),
+    ]
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(DataError, match=r"none of its 2 rows can be used: IMG_1\.HEIC: is a HEIC photo"):
+        read_dataset(tmp_path)

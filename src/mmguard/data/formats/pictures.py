@@ -1,13 +1,14 @@
 """A folder of pictures, each with a caption in a `.txt` (or `.caption`) of the same name, as LoRA trainers have it.
 
+Letter case makes no difference, and the name may have the picture's suffix (`cup.jpg.txt`).
+
 A picture may also come without a text. Then there is none in the release either: it is protected against the captions
 that models give it.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mmguard.data.formats.base import Format, Released, target
@@ -15,32 +16,65 @@ from mmguard.data.sources import Row, Source, read_text
 from mmguard.errors import DataError
 from mmguard.types import Dataset, Rejection
 
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_PICTURES = (
+    ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jp2", ".j2k", ".ppm", ".pgm",
+    ".pbm", ".pnm",
+)  # fmt: skip
+_RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw")
+_UNREAD = {
+    **dict.fromkeys((".heic", ".heif"), "a HEIC photo"),
+    **dict.fromkeys(_RAW, "a camera's raw data"),
+    **dict.fromkeys((".dcm", ".dicom"), "a DICOM image"),
+    **dict.fromkeys((".eps", ".exr", ".hdr", ".jxl", ".psd", ".svg", ".tga"), "of a format that is not read"),
+}
+"""Pictures that are not read, and what they are: an owner should know that they are left out."""
 _SIDECARS = (".txt", ".caption")
 
 
 def read(folder: Path, files: Sequence[Path]) -> Source:
     """A row a picture, by path: `file_name`, and `caption` where there is one."""
-    sidecars = {picture: _sidecar(picture) for picture in files}
-    rows = [(picture.relative_to(folder).as_posix(), _row(folder, picture, sidecars[picture])) for picture in files]
-    texts = tuple(dict.fromkeys(sidecar for sidecar in sidecars.values() if sidecar))
-    return Source(str(folder), folder, "file_name", rows, (), "pictures", texts, wordless=True)
+    texts = _Sidecars(path for path in folder.rglob("*") if path.suffix.lower() in _SIDECARS)
+    found = {picture: texts.of(picture) for picture in files}
+    rows = [(picture.relative_to(folder).as_posix(), _row(folder, picture, text)) for picture, text in found.items()]
+    used = tuple(dict.fromkeys(text for text in found.values() if text))
+    return Source(str(folder), folder, "file_name", rows, (), "pictures", used, wordless=True)
 
 
 def write(dataset: Dataset, released: Sequence[Released], out: Path) -> None:
     """The captions' files, byte for byte, each under the name of its released picture."""
+    texts = _Sidecars(dataset.files)
     for one in released:
-        if sidecar := _sidecar(dataset.root / one.place):
-            there = target(dataset, sidecar, out).with_name(one.image.with_suffix(sidecar.suffix).name)
-            there.write_bytes(sidecar.read_bytes())
+        picture = dataset.root / one.place
+        if text := texts.of(picture):
+            behind = text.stem.casefold() == picture.name.casefold()
+            name = f"{one.image.name if behind else one.image.stem}{text.suffix}"
+            target(dataset, text, out).with_name(name).write_bytes(text.read_bytes())
 
 
-def _sidecar(picture: Path) -> Path | None:
-    return next((path for suffix in _SIDECARS if os.path.isfile(path := picture.with_suffix(suffix))), None)
+class _Sidecars:
+    """The captions' files of a folder: `NAME.txt` or `NAME.EXT.txt`, in whatever letter case if none has the same."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        found = [path for path in sorted(files) if path.is_file()]
+        self._exact = {path.with_suffix(path.suffix.lower()): path for path in found}
+        self._alike = {_folded(path): path for path in reversed(found)}
+
+    def of(self, picture: Path) -> Path | None:
+        """The file that belongs to a picture."""
+        names = [picture.with_name(name + suffix) for name in (picture.stem, picture.name) for suffix in _SIDECARS]
+        exact = (self._exact.get(name) for name in names)
+        alike = (self._alike.get(_folded(name)) for name in names)
+        return next((path for path in (*exact, *alike) if path), None)
+
+
+def _folded(path: Path) -> Path:
+    return path.with_name(path.name.casefold())
 
 
 def _row(folder: Path, picture: Path, sidecar: Path | None) -> Row | Rejection:
     row = {"file_name": picture.relative_to(folder).as_posix()}
+    if what := _UNREAD.get(picture.suffix.lower()):
+        return Rejection(row["file_name"], f"is {what}: export it as JPEG or PNG")
     try:
         return {**row, "caption": read_text(sidecar).strip()} if sidecar else row
     except DataError as error:
@@ -48,7 +82,8 @@ def _row(folder: Path, picture: Path, sidecar: Path | None) -> Row | Rejection:
 
 
 def _find(folder: Path) -> list[Path]:
-    paths = (path for path in folder.rglob("*") if path.suffix.lower() in _PICTURES and path.is_file())
+    known = {*_PICTURES, *_UNREAD}
+    paths = (path for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file())
     # Hidden files are thumbnails and the like.
     return sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
