@@ -392,6 +392,7 @@ def test_broken_coco(tmp_path: Path, content: str) -> None:
 # Parquet
 
 QUESTIONS: list[dict[str, Any]] = [
+        "no annotation describes it",
     {"question": "is it?", "answer": "yes", "when": datetime.date(2020, 1, number + 1), "score": 0.5 * number}
     for number in range(4)
 ]

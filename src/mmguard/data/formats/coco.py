@@ -21,6 +21,8 @@ _MARKS = (b'"images"', b'"annotations"', b'"caption"')
 def read(folder: Path, files: Sequence[Path]) -> Source:
     """A row a caption: the annotation, the `file_name` of its image, and the rest of the image's entry as `image`.
 
+    An image without a caption becomes a `Rejection`.
+
     Raises:
         DataError: not valid JSON, or without lists of images and annotations.
     """
@@ -31,6 +33,11 @@ def read(folder: Path, files: Sequence[Path]) -> Source:
         if (name := _id(image, "id")) is not None:
             images.setdefault(name, []).append(image)
     rows = [(_place(file, n), _row(_place(file, n), entry, images)) for n, entry in enumerate(content["annotations"])]
+    described = {_id(entry, "image_id") for entry in content["annotations"]}
+    for number, image in enumerate(content["images"]):
+        if _id(image, "id") not in described:
+            place = f"{file.name} images[{number}]"
+            rows.append((place, Rejection(place, "no annotation describes it: give it a caption, or remove it")))
     root = file.parent.parent if file.parent.name == "annotations" else file.parent
     part = file.stem.partition("_")[2]  # captions_train2017.json describes train2017/
     fallbacks = ("images", *((part, f"images/{part}") if part else ()))
