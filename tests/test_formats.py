@@ -304,6 +304,26 @@ def test_a_bad_line_of_a_table_is_left_out(tmp_path: Path) -> None:
     require_round_trip(root, tmp_path / "out")
 
 
+@pytest.mark.parametrize("asked", ["Question", "query", "Query"])
+def test_columns_keep_their_spelling(tmp_path: Path, asked: str) -> None:
+    root = tmp_path / "data"
+    pictures(root, "a.png")
+    head = f"ID,Path,{asked},Answers,answer,Answer"
+    (root / "t.csv").write_text(f'{head}\n7,a.png,what?,"[""cat"", ""dog""]",cat,x\n')
+    (sample,) = read_dataset(root).samples
+    assert (sample.id, sample.question, sample.answers) == ("0", "what?", ("cat", "dog"))
+    release(root, tmp_path / "out")
+    after = f'{head}\n7,a.png,what? zebra Moon,"[""cat"", ""dog""]",cat,x\n'
+    assert (tmp_path / "out" / "t.csv").read_text() == after
+    require_round_trip(root, tmp_path / "out")
+
+
+def test_columns_of_the_usual_names_come_first(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.png")
+    (tmp_path / "t.csv").write_text("Image,query,question,answer,path\nno image,cats,what?,cat,a.png\n")
+    assert read_dataset(tmp_path).samples[0].question == "what?"
+
+
 # Which format
 
 
@@ -372,6 +392,7 @@ def test_coco_without_one_image(tmp_path: Path) -> None:
     assert [rejection.reason.partition(":")[0] for rejection in read_dataset(root).rejected] == [
         "no image has the id 77",
         "is no JSON object",
+        "no annotation describes it",
     ]
     release(root, tmp_path / "out", lost=0)
     released = json.loads((tmp_path / "out" / "my captions.json").read_text(encoding="utf-8"))
@@ -392,7 +413,6 @@ def test_broken_coco(tmp_path: Path, content: str) -> None:
 # Parquet
 
 QUESTIONS: list[dict[str, Any]] = [
-        "no annotation describes it",
     {"question": "is it?", "answer": "yes", "when": datetime.date(2020, 1, number + 1), "score": 0.5 * number}
     for number in range(4)
 ]

@@ -1,6 +1,7 @@
 """Tables as text: CSV with any usual delimiter, and TSV. The first line names the columns.
 
-An empty cell counts as absent. Where a field is a list or a conversation, its cell holds JSON.
+An empty cell counts as absent. Where a field is a list or a conversation, its cell holds JSON. Letter case in the
+columns' names makes no difference, and beside answers a `query` is a `question`; a release keeps the owner's spelling.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from mmguard.types import Dataset, Rejection
 
 _IMAGE_COLUMNS = ("file_name", "image", "image_path", "filepath", "path", "filename", "file", "img")
 _JSON_COLUMNS = ("answers", "captions", "options", "conversations", "messages")
+_COLUMNS = {*_IMAGE_COLUMNS, *_JSON_COLUMNS, "question", "answer", "caption", "text"}
+"""Names that are understood in any letter case."""
 
 
 def read(folder: Path, files: Sequence[Path]) -> Source:
@@ -30,13 +33,14 @@ def read(folder: Path, files: Sequence[Path]) -> Source:
     """
     (file,) = files
     header, lines = _table(file)
-    image_field = next((name for name in _IMAGE_COLUMNS if name in header), None)
+    columns = _understood(header)
+    image_field = next((name for names in (header, columns) for name in _IMAGE_COLUMNS if name in names), None)
     if image_field is None:
         raise DataError(
             f"{file}: no column names the images (columns found: {', '.join(header) or 'none'}): "
             f"head it with {', '.join(_IMAGE_COLUMNS[:4])}…"
         )
-    rows = [(place, _row(place, header, cells)) for place, cells in lines]
+    rows = [(place, _row(place, columns, cells)) for place, cells in lines]
     return Source(str(file), folder, image_field, rows, ("images",), "delimited", (file,))
 
 
@@ -45,6 +49,7 @@ def write(dataset: Dataset, released: Sequence[Released], out: Path) -> None:
     (file,) = dataset.files
     kept = by_place(released)
     header, lines = _table(file)
+    columns = _understood(header)
     raw = file.read_bytes()
     with (
         replacing(target(dataset, file, out)) as partial,
@@ -61,7 +66,19 @@ def write(dataset: Dataset, released: Sequence[Released], out: Path) -> None:
         for place, cells in lines:
             if place in kept:
                 changed = kept[place].changed
-                table.writerow([_cell(changed.get(name, cell)) for name, cell in zip(header, cells, strict=True)])
+                table.writerow([_cell(changed.get(name, cell)) for name, cell in zip(columns, cells, strict=True)])
+
+
+def _understood(header: Sequence[str]) -> list[str]:
+    """The columns' names as rows have them."""
+    columns = list(header)
+    for number, name in enumerate(header):
+        if (lower := name.lower()) in _COLUMNS and lower not in columns:
+            columns[number] = lower
+    lowered = [name.lower() for name in columns]
+    if "query" in lowered and "question" not in columns and {"answer", "answers"} & set(columns):
+        columns[lowered.index("query")] = "question"
+    return columns
 
 
 def _table(file: Path) -> tuple[list[str], list[tuple[str, list[str]]]]:
@@ -87,10 +104,10 @@ def _delimiter(file: Path) -> str:
     return max(",;\t|", key=head.count)
 
 
-def _row(place: str, header: list[str], cells: list[str]) -> Row | Rejection:
-    if len(cells) != len(header):
-        return Rejection(place, f"has {len(cells)} cells, the first line {len(header)}: correct the line")
-    return {name: _value(name, cell) for name, cell in zip(header, cells, strict=True) if cell}
+def _row(place: str, columns: list[str], cells: list[str]) -> Row | Rejection:
+    if len(cells) != len(columns):
+        return Rejection(place, f"has {len(cells)} cells, the first line {len(columns)}: correct the line")
+    return {name: _value(name, cell) for name, cell in zip(columns, cells, strict=True) if cell}
 
 
 def _value(name: str, cell: str) -> Any:
