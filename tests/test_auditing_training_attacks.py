@@ -191,7 +191,10 @@ def test_looking_does_not_change_training(rows, samples, family) -> None:
 
 def test_early_stop_in_half_precision(rows, samples, monkeypatch) -> None:
     """As on a GPU: 16-bit weights, but for those that learn, and autocast in training."""
-    half = lambda name, device, dtype, *rest: load_attacker(name, device, dtype or torch.bfloat16, *rest)  # noqa: E731
+
+    def half(name: str, device: str, dtype: torch.dtype | None, *rest: Any) -> Attacker:
+        return load_attacker(name, device, dtype or torch.bfloat16, *rest)
+
     monkeypatch.setattr(attackers, "load_attacker", half)
     monkeypatch.setattr(attackers, "SFTConfig", lambda **settings: SFTConfig(**settings | {"bf16": True}))
     looks: list[float] = []
