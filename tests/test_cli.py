@@ -122,11 +122,14 @@ def test_captions_alone_are_called_the_weak_case(tmp_path: Path, model: str) -> 
     assert code == 0
     assert "pictures alone carry the protection, which is the weak case" in out
     assert f"{tmp_path / 'captions.record' / 'files.csv'} says" in out  # in one piece, however long
+    assert f"{tmp_path / 'captions' / 'README.md'} is new" not in out
+    (data / "README.md").write_text("Mine.")
     (data / "good.txt").unlink()
     (data / "metadata.jsonl").write_text('{"file_name": "good.png", "question": "what?", "answer": "red"}')
     code, out, _ = call("protect", data, "-o", tmp_path / "questions", "--surrogate", model, *FAST)
     assert code == 0
     assert "weak case" not in out
+    assert f"{tmp_path / 'questions' / 'README.md'} is new" in out
 
 
 def test_formats_and_declarations_are_asked_for_and_told(tmp_path: Path) -> None:
