@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -471,14 +472,17 @@ def test_a_picture_that_memory_is_not_enough_for_is_left_out(
 ) -> None:
     config = replace(FAST, variant=variant, rounds=1)
     whole = protect(folder, [llava], config, tmp_path / "whole")
-    compute = Objective.__call__
+    held: list[weakref.ref[Tensor]] = []
 
-    def call(self: Objective, examples: Any, images: list[Tensor], reference: Any) -> Any:
-        if any(image.shape == (3, 32, 56) for image in images):
+    def full(_: Any, shape: tuple[int, ...]) -> bool:
+        assert not any(tensor() is not None for tensor in held), "what did not fit is kept"
+        if shape == (3, 32, 56):
+            large = torch.empty(shape)
+            held.append(weakref.ref(large))
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        return compute(self, examples, images, reference)
+        return False
 
-    monkeypatch.setattr(Objective, "__call__", call)
+    broken_objective(monkeypatch, full)
     release = protect(folder, [llava], config, tmp_path / "release")
     ((where, reason),) = [(failure.where, failure.reason) for failure in release.failed]
     assert where == str(folder / "images" / "1.png")

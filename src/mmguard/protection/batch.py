@@ -123,19 +123,20 @@ def protect_batch(
     except FloatingPointError:
         pass
     release_memory()
-    large: list[OutOfMemoryError] = []
+    too_large: list[str] = []  # not the errors, whose frames would keep what did not fit
     for item, picture in zip(batch, pictures, strict=True):
         try:
             _alone(item, picture, ensemble, config, size, done)
         except OutOfMemoryError as error:
-            large.append(error)
+            too_large.append(str(error))
             item.lost = SampleError(str(item.path), str(error))
-            release_memory()
         except FloatingPointError:
             says = f"a loss or gradient of {ensemble.name} is no number, in 32 bits either: take another surrogate"
             item.lost = SampleError(str(item.path), says)
-    if len(large) == len(batch):
-        raise large[0]
+        if item.lost is not None:
+            release_memory()
+    if len(too_large) == len(batch):
+        raise OutOfMemoryError(too_large[0])
     return size
 
 
@@ -153,6 +154,7 @@ def _alone(
         return
     except FloatingPointError:
         pass
+    release_memory()
     try:
         with ensemble.in_float32():
             _fitted([item], [picture], ensemble, config, size, done)
