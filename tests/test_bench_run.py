@@ -20,7 +20,7 @@ from mmguard.bench.results import Line, known, read_lines
 from mmguard.bench.run import run_bench, survey
 from mmguard.cli import app
 from mmguard.config import AuditConfig, ProtectConfig
-from mmguard.errors import DataError
+from mmguard.errors import ConfigError, DataError
 from mmguard.release.layout import UNFINISHED, record_folder
 from mmguard.release.writer import ReleaseWriter
 
@@ -182,6 +182,12 @@ def test_results_say_what_they_were_made_with_and_no_secrets(bench: Bench, fake:
     record = json.loads((record_folder(tmp_path / release["folder"]) / "record.json").read_text())
     for sample in record["samples"]:
         assert " ".join(sample["words"]) not in text
+
+
+def test_a_gpu_that_trainers_would_not_take_is_refused_first(bench: Bench, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="run with CUDA_VISIBLE_DEVICES=1 and cuda"):
+        run_bench(bench, tmp_path / "out", device="cuda:1")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_interrupted_release_is_taken_over(

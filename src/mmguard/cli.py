@@ -662,9 +662,9 @@ def _print_release(release: Release) -> None:
     for note, count in pictures["notes"].items():
         say(f"         {count} {'picture' if count == 1 else 'pictures'}: {note}")
     if release.surrogates:
-        small = ": models to try the method with, no protection against large ones"
-        known = any(name.startswith("zoo:") for name in release.surrogates)
-        say(f"Against: {', '.join(release.surrogates)}{small if known else ''}")
+        ours = any(name.startswith("zoo:") for name in release.surrogates)
+        caution = ": models to try the method with, no protection against large ones" if ours else ""
+        say(f"Against: {', '.join(release.surrogates)}{caution}")
     if release.own_card:
         say(f"Card:    {release.path / release.own_card.name} is new: copy from yours what readers need")
     if release.captions:

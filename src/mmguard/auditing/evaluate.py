@@ -56,17 +56,7 @@ def _answer(attacker: Attacker, rows: Sequence[Row], max_new_tokens: int, store:
         return_tensors="pt",
         add_special_tokens=False,  # the template has written them
     ).to(attacker.device, dtype=attacker.model.dtype)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    said = greedy(attacker.model, inputs, max_new_tokens, _stops(attacker), pad)
+    # The token that training ended turns with.
+    end = tokenizer.convert_tokens_to_ids(render(processor, "x", "x")[1].lstrip().removeprefix("x"))
+    said = greedy(attacker.model, tokenizer, inputs, max_new_tokens, [end])
     return [text.strip() for text in tokenizer.batch_decode(said, skip_special_tokens=True)]
-
-
-def _stops(attacker: Attacker) -> list[int]:
-    """Every token that ends an answer: the model's own, the tokenizer's, and the one that training ended
-    turns with."""
-    tokenizer = attacker.processor.tokenizer
-    known = attacker.model.generation_config.eos_token_id
-    stops = {*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id}
-    end = render(attacker.processor, "x", "x")[1].lstrip().removeprefix("x")
-    stops.add(tokenizer.convert_tokens_to_ids(end))
-    return sorted(stop for stop in stops if stop is not None)

@@ -21,7 +21,7 @@ from mmguard.errors import ConfigError, DataError, SampleError, SurrogateError
 from mmguard.lvlm.captions import captions
 from mmguard.lvlm.surrogate import load_surrogate
 from mmguard.release.layout import sha256
-from mmguard.runtime.devices import device_of
+from mmguard.runtime.devices import device_of, require_first
 from mmguard.runtime.memory import release_memory
 from mmguard.runtime.provenance import commit, digest, versions
 from mmguard.types import Dataset, Rejection, Sample
@@ -115,10 +115,7 @@ def plan_audit(
     """
     if unknown := set(arms or ()) - set(ARMS):
         raise ConfigError(f"arm {', '.join(sorted(unknown))}: choose from {', '.join(ARMS)}")
-    if index := device_of(device).index:
-        raise ConfigError(
-            f"device {device}: trainers take the first GPU there is: run with CUDA_VISIBLE_DEVICES={index} and cuda"
-        )
+    require_first(device)
     for recipe in config.recipes:
         recipes.require(recipe)
     attacks = tuple(attack.name for attack in resolve(config.attacks))

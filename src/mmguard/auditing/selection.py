@@ -98,5 +98,8 @@ def sift(
         raise ConfigError("the filter drops every sample, and nothing is left to train on: choose a weaker one")
     judged = ~np.isnan(suspicion)
     changed = ~np.isin(np.arange(len(data)), list(clean))[judged]
-    auc = float(roc_auc_score(changed, suspicion[judged])) if len(set(changed)) == 2 else None
-    return repeated(left, len(data)), Sifted(float(drop.mean()), None if auc is None else max(auc, 1 - auc))
+    auc = None
+    if len(set(changed)) == 2:
+        one_way = float(roc_auc_score(changed, suspicion[judged]))
+        auc = max(one_way, 1 - one_way)
+    return repeated(left, len(data)), Sifted(float(drop.mean()), auc)

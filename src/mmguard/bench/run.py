@@ -28,6 +28,7 @@ from mmguard.protection.run import protect
 from mmguard.release import layout
 from mmguard.release.origin import origin
 from mmguard.release.verify import verify
+from mmguard.runtime.devices import require_first
 from mmguard.runtime.durable import write_durably
 from mmguard.runtime.memory import release_memory
 from mmguard.runtime.provenance import digest
@@ -58,7 +59,11 @@ def run_bench(
     Returns:
         What is also in `results.json` and the files beside it. An experiment that fails is listed, and does
         not end the others.
+
+    Raises:
+        ConfigError: the device is a GPU that trainers would not take.
     """
+    require_first(device)  # now, and not when the first release is made
     releases = _Releases(out / "releases", device, progress)
     outcomes = {one: line.outcome(one) for one, line in known(lines, bench).items()}
     results = _results(bench, outcomes)

@@ -74,16 +74,9 @@ def _prompt_length(encoded: Encoded) -> int:
 def _said(model: Surrogate, images: Sequence[Tensor], length: int) -> list[str]:
     encoded = _encoded(model, images)
     prompt = {name: value[:, :length] for name, value in encoded.inputs.items()}
-    pad = model.tokenizer.pad_token_id if model.tokenizer.pad_token_id is not None else 0
-    said = greedy(model.model, prompt | model.pixels(images), _MAX_TOKENS, _stops(model, encoded), pad)
+    # The template's end of a turn, if it has one.
+    last = int(encoded.labels[0][encoded.roles.answer[0]][-1])
+    ends = {last} & set(model.tokenizer.added_tokens_decoder)
+    said = greedy(model.model, model.tokenizer, prompt | model.pixels(images), _MAX_TOKENS, ends)
     texts = model.tokenizer.batch_decode(said, skip_special_tokens=True)
     return [" ".join(text.split()) for text in texts]
-
-
-def _stops(model: Surrogate, encoded: Encoded) -> list[int]:
-    """Every token that ends an answer: the model's own, the tokenizer's, and the template's if it has one."""
-    known = model.model.generation_config.eos_token_id
-    last = int(encoded.labels[0][encoded.roles.answer[0]][-1])
-    stops = {*(known if isinstance(known, list) else [known]), model.tokenizer.eos_token_id}
-    stops |= {last} & set(model.tokenizer.added_tokens_decoder)
-    return sorted(stop for stop in stops if stop is not None)

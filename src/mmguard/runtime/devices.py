@@ -8,6 +8,8 @@ from contextvars import ContextVar
 
 import torch
 
+from mmguard.errors import ConfigError
+
 _auto: ContextVar[str | torch.device] = ContextVar("auto", default="auto")
 
 
@@ -19,6 +21,18 @@ def device_of(name: str | torch.device) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def require_first(name: str | torch.device) -> None:
+    """Refuses a GPU that is not the first: trainers take that, whatever is asked for.
+
+    Raises:
+        ConfigError: it is another; the message says how to make it the first.
+    """
+    if index := device_of(name).index:
+        raise ConfigError(
+            f"device {name}: trainers take the first GPU there is: run with CUDA_VISIBLE_DEVICES={index} and cuda"
+        )
 
 
 @contextmanager
