@@ -16,9 +16,10 @@ from PIL import Image
 from torchvision.models import alexnet
 
 import tiny
-from mmguard.auditing.stealth_images import Lpips, image_change, likeness, load_lpips, load_pair
+from mmguard.auditing.stealth_images import image_change, likeness, load_lpips, load_pair
 from mmguard.auditing.stealth_texts import bleu, text_changes, usual_language_model
 from mmguard.auditing.summary import mean_interval, measure, share_interval
+from mmguard.config import Lpips
 from mmguard.errors import SurrogateError
 from mmguard.lvlm.language import LanguageModel, load_language_model
 

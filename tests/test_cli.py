@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import tiny
 from mmguard import zoo
 from mmguard.cli import app
-from mmguard.config import RECIPES
+from mmguard.config import ENGINES, IMAGE_FORMATS, PLACES, RECIPES, SCOPES, VARIANTS
 from mmguard.data.benchmarks import NAMES
 
 runner = CliRunner()
@@ -164,10 +164,8 @@ def test_formats_and_declarations_are_asked_for_and_told(tmp_path: Path) -> None
     ("arguments", "message"),
     [
         (("protect", "no-such-folder", "-o", "OUT"), "no such file or folder"),
-        (("protect", "easy-vqa:train:2", "-o", "OUT", "--format", "tiff"), "choose one of png, keep, webp, jpeg"),
         (("protect", "drawings:maps", "-o", "OUT"), "DOMAIN is one of scenes, choices"),
         (("protect", "easy-vqa:train:2", "-o", "OUT", "--eps", "300"), "eps 300"),
-        (("protect", "easy-vqa:train:2", "-o", "OUT", "--variant", "magic"), "choose one of bph"),
         (("protect", "easy-vqa:train:2", "-o", "OUT", "--surrogate", "zoo:none"), "llava-tiny"),
         (("protect", "easy-vqa:train:2", "-o", "OUT", "--surrogate", "OUT"), "OUT"),
         (("verify", "OUT", "--original", "easy-vqa:train:2"), "OUT"),
@@ -191,6 +189,23 @@ def test_errors_name_what_is_wrong(arguments: tuple[str, ...], message: str, tmp
     code, out, _ = call(*placed, "--json")
     assert code == 1
     assert set(json.loads(out)) == {"error", "message"}
+
+
+@pytest.mark.parametrize(
+    ("option", "choices"),
+    [
+        ("--variant", VARIANTS),
+        ("--format", IMAGE_FORMATS),
+        ("--trigger-place", PLACES),
+        ("--trigger-scope", SCOPES),
+        ("--engine", ENGINES),
+    ],
+)
+def test_a_wrong_choice_is_wrong_usage_and_names_the_right_ones(option: str, choices: tuple[str, ...]) -> None:
+    code, _, err = call("protect", "easy-vqa:train:2", "-o", "never-made", option, "magic")
+    assert code == 2
+    assert option in err
+    assert all(choice in err for choice in choices)
 
 
 def test_surrogates_lists_folders_that_auto_classes_load() -> None:

@@ -21,15 +21,16 @@ from rich.table import Table
 from rich.text import Text
 
 from mmguard.config import (
-    ENGINES,
-    IMAGE_FORMATS,
-    PLACES,
     RECIPES,
-    SCOPES,
-    VARIANTS,
     AuditConfig,
     EngineConfig,
+    EngineName,
+    ImageFormat,
+    Lpips,
+    Place,
     ProtectConfig,
+    Scope,
+    Variant,
     field_help,
 )
 from mmguard.data import benchmarks
@@ -39,8 +40,7 @@ from mmguard.runtime.quiet import quiet_libraries
 from mmguard.screen import files_table, printable, survey_tables, totals
 
 if TYPE_CHECKING:
-    from mmguard.auditing.stealth_images import Lpips
-    from mmguard.config import EngineName, ImageFormat, Place, Recipe, Scope, Variant
+    from mmguard.config import Recipe
     from mmguard.lvlm.choose import Choice
     from mmguard.release.writer import Release
 
@@ -63,6 +63,7 @@ _DATASET = (
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+# typer takes no list of literals.
 Recipes = Annotated[list[str], typer.Option(help=f"{_AUDIT['recipes']} {', '.join(RECIPES)}. Repeatable.")]
 Attacks = Annotated[
     list[str] | None,
@@ -121,17 +122,11 @@ def protect(
         list[str],
         typer.Option(help="Model to optimise against: a hub id, a folder, zoo:NAME or auto. Repeat for an ensemble."),
     ] = ["auto"],  # noqa: B006 (typer reads the default and never changes it)
-    variant: Annotated[
-        str, typer.Option(help=f"{_PROTECT['variant']} One of {', '.join(VARIANTS)}.")
-    ] = ProtectConfig.variant,
+    variant: Annotated[Variant, typer.Option(help=_PROTECT["variant"])] = ProtectConfig.variant,
     eps: Annotated[int, typer.Option(help=_PROTECT["eps"])] = ProtectConfig.eps,
     trigger_words: Annotated[int, typer.Option(help=_PROTECT["trigger_words"])] = ProtectConfig.trigger_words,
-    trigger_place: Annotated[
-        str, typer.Option(help=f"{_PROTECT['trigger_place']} One of {', '.join(PLACES)}.")
-    ] = ProtectConfig.trigger_place,
-    trigger_scope: Annotated[
-        str, typer.Option(help=f"{_PROTECT['trigger_scope']} One of {', '.join(SCOPES)}.")
-    ] = ProtectConfig.trigger_scope,
+    trigger_place: Annotated[Place, typer.Option(help=_PROTECT["trigger_place"])] = ProtectConfig.trigger_place,
+    trigger_scope: Annotated[Scope, typer.Option(help=_PROTECT["trigger_scope"])] = ProtectConfig.trigger_scope,
     fluency: Annotated[str | None, typer.Option(help=_PROTECT["fluency"])] = None,
     fluency_top_k: Annotated[int, typer.Option(help=_PROTECT["fluency_top_k"])] = ProtectConfig.fluency_top_k,
     rounds: Annotated[int, typer.Option(help=_PROTECT["rounds"])] = ProtectConfig.rounds,
@@ -143,9 +138,7 @@ def protect(
     inner_batch_size: Annotated[int, typer.Option(help=_PROTECT["inner_batch_size"])] = ProtectConfig.inner_batch_size,
     batch_size: Annotated[int, typer.Option(help=_PROTECT["batch_size"])] = ProtectConfig.batch_size,
     max_pixels: Annotated[int, typer.Option(help=_PROTECT["max_pixels"])] = ProtectConfig.max_pixels,
-    format: Annotated[
-        str, typer.Option(help=f"{_PROTECT['format']} One of {', '.join(IMAGE_FORMATS)}.")
-    ] = ProtectConfig.format,
+    format: Annotated[ImageFormat, typer.Option(help=_PROTECT["format"])] = ProtectConfig.format,
     declare_no_training: Annotated[
         bool, typer.Option("--declare-no-training", help=_PROTECT["declare_no_training"])
     ] = ProtectConfig.declare_no_training,
@@ -153,9 +146,7 @@ def protect(
     limit: Limit = None,
     seed: Annotated[int, typer.Option(help=_PROTECT["seed"])] = ProtectConfig.seed,
     device: Device = "auto",
-    engine: Annotated[
-        str, typer.Option(help=f"{_ENGINE['engine']} One of {', '.join(ENGINES)}.")
-    ] = EngineConfig.engine,
+    engine: Annotated[EngineName, typer.Option(help=_ENGINE["engine"])] = EngineConfig.engine,
     workers: Annotated[int, typer.Option(help=_ENGINE["workers"])] = EngineConfig.workers,
     gpus_per_worker: Annotated[float | None, typer.Option(help=_ENGINE["gpus_per_worker"])] = None,
     address: Annotated[str | None, typer.Option(help=_ENGINE["address"])] = None,
@@ -179,14 +170,13 @@ def protect(
     _require_one_thing(dry_run, preview, out, log, engine)
     with _reporting(as_json):
         config = ProtectConfig(
-            variant=cast("Variant", variant), eps=eps, trigger_words=trigger_words,
-            trigger_place=cast("Place", trigger_place), trigger_scope=cast("Scope", trigger_scope), fluency=fluency,
-            fluency_top_k=fluency_top_k, rounds=rounds, inner_steps=inner_steps,
-            pgd_steps=pgd_steps, top_c=top_c, lambda_bind=lambda_bind, inner_lr=inner_lr,
-            inner_batch_size=inner_batch_size, batch_size=batch_size, max_pixels=max_pixels,
-            format=cast("ImageFormat", format), declare_no_training=declare_no_training, seed=seed,
+            variant=variant, eps=eps, trigger_words=trigger_words, trigger_place=trigger_place,
+            trigger_scope=trigger_scope, fluency=fluency, fluency_top_k=fluency_top_k, rounds=rounds,
+            inner_steps=inner_steps, pgd_steps=pgd_steps, top_c=top_c, lambda_bind=lambda_bind, inner_lr=inner_lr,
+            inner_batch_size=inner_batch_size, batch_size=batch_size, max_pixels=max_pixels, format=format,
+            declare_no_training=declare_no_training, seed=seed,
         )  # fmt: skip
-        crew = EngineConfig(cast("EngineName", engine), workers, gpus_per_worker, address)
+        crew = EngineConfig(engine, workers, gpus_per_worker, address)
         from mmguard.protection.prepare import chosen
 
         names = chosen(surrogate, config, device, _tell_choice)
@@ -346,7 +336,7 @@ def stealth(
         typer.Option(help="Causal language model for perplexities: hub id, folder or GGUF file; GPT-2 if at hand."),
     ] = None,
     lpips: Annotated[
-        str, typer.Option(help="Network of LPIPS: alex, vgg (fetched if need be), off, or auto (only if at hand).")
+        Lpips, typer.Option(help="Network of LPIPS: alex or vgg are fetched if need be, auto takes what is at hand.")
     ] = "auto",
     judge_sheet: Annotated[Path | None, typer.Option(help="Write blind questions for judges to this file.")] = None,
     judge: Annotated[
@@ -368,7 +358,7 @@ def stealth(
         from mmguard.auditing.stealth_judge import JudgeConfig
 
         report = run(
-            release, original, lpips=cast("Lpips", lpips), lm=lm, out=out, split=split, limit=limit, seed=seed,
+            release, original, lpips=lpips, lm=lm, out=out, split=split, limit=limit, seed=seed,
             judging=JudgeConfig(judge_sheet, judge, judge_model, judge_replies, judge_pairs),
             device=device, show_progress=not as_json,
         )  # fmt: skip

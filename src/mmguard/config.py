@@ -31,12 +31,16 @@ Scope = Literal["sample", "answer"]
 EngineName = Literal["local", "ray"]
 """Who does the batches of a protection (`protection/engine.py`)."""
 
+Lpips = Literal["auto", "alex", "vgg", "off"]
+"""Which network LPIPS compares features of; `auto` is the first of the two whose weights are on this machine."""
+
 VARIANTS: tuple[str, ...] = get_args(Variant)
 RECIPES: tuple[str, ...] = get_args(Recipe)
 IMAGE_FORMATS: tuple[str, ...] = get_args(ImageFormat)
 PLACES: tuple[str, ...] = get_args(Place)
 SCOPES: tuple[str, ...] = get_args(Scope)
 ENGINES: tuple[str, ...] = get_args(EngineName)
+LPIPS: tuple[str, ...] = get_args(Lpips)
 
 
 def field_help(config: type) -> dict[str, str]:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
 from mmguard.auditing.arms import Pairing, pair
-from mmguard.auditing.stealth_images import ImageChange, Likeness, Lpips, image_change, load_lpips, load_pair
+from mmguard.auditing.stealth_images import ImageChange, Likeness, image_change, load_lpips, load_pair
 from mmguard.auditing.stealth_judge import JudgeConfig, judge
 from mmguard.auditing.stealth_report import FEW, StealthReport
 from mmguard.auditing.stealth_texts import TextChange, bleu, text_changes, usual_language_model
 from mmguard.auditing.summary import Measure, measure
+from mmguard.config import LPIPS, Lpips
 from mmguard.data.readers import read_dataset
 from mmguard.errors import ConfigError
 from mmguard.lvlm.language import LanguageModel, load_language_model
@@ -70,8 +71,8 @@ def stealth(
         ReleaseError: the release does not belong to the original, or changes nothing.
         SurrogateError: the language model that was named cannot be loaded.
     """
-    if lpips not in get_args(Lpips):
-        raise ConfigError(f"lpips {lpips!r}: choose one of {', '.join(get_args(Lpips))}")
+    if lpips not in LPIPS:
+        raise ConfigError(f"lpips {lpips!r}: choose one of {', '.join(LPIPS)}")
     place = device_of(device)
     released = read_dataset(release, limit=limit)
     pairing = pair(released, read_dataset(original, split=split))

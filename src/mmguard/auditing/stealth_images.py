@@ -15,11 +15,9 @@ from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from torchvision.models import AlexNet_Weights, VGG16_Weights
 
 from mmguard.auditing.arms import shuffled_noise
+from mmguard.config import Lpips
 from mmguard.data.images import load_image
 from mmguard.release.layout import change
-
-Lpips = Literal["auto", "alex", "vgg", "off"]
-"""Which network LPIPS compares features of; `auto` is the first of the two whose weights are on this machine."""
 
 _Network = Literal["alex", "vgg"]
 _WEIGHTS: dict[_Network, Any] = {"alex": AlexNet_Weights.DEFAULT, "vgg": VGG16_Weights.DEFAULT}
