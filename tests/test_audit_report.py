@@ -64,6 +64,14 @@ def test_no_attacker_finished():
     assert "- x/y: SurrogateError: no such model" in report.to_markdown()
 
 
+def test_the_verdict_names_what_failed():
+    report = replace(
+        _report(0.5),
+        failures=(Failure("b", "broke"), Failure("c", "broke", "gray"), Failure("c", "broke, too", "vae:x")),
+    )
+    assert "**Not counted**, since it failed: b; c under gray, vae:x." in report.verdict
+
+
 def test_zoo_attackers_do_not_predict_large_ones():
     assert "do not predict how large models" in _report(0.5, name="zoo:llava-tiny").verdict
     assert "do not predict" not in _report(0.5, name="llava-hf/llava-1.5-7b-hf").verdict

@@ -295,7 +295,7 @@ def test_a_lost_worker_costs_its_run_only(toy, fake, monkeypatch):
     def losing(work, jobs, workers, advance):
         for job, outcome in real(work, jobs, 1, advance):
             lost = str(job) == "fake lora clean seed 1"
-            yield job, Failed("its process ended with exit code -9", died=True) if lost else outcome
+            yield job, Failed("its process ended with exit code -9", transient=True) if lost else outcome
 
     monkeypatch.setattr(run, "execute", losing)
     report = _audit(toy)

@@ -17,11 +17,13 @@ from mmguard.runtime.executor import Failed, cores, execute
 
 
 def square(job: int, report: Callable[[float], None]) -> int:
-    """13 raises an exception, and 17 is killed."""
+    """13 raises an exception, 17 is killed, and memory is not enough for 19."""
     if job == 13:
         raise ValueError("unlucky")
     if job == 17:
         os.kill(os.getpid(), signal.SIGKILL)
+    if job == 19:
+        raise MemoryError("too large")
     report(0.5)
     return job * job
 
@@ -53,10 +55,18 @@ def test_a_killed_worker_costs_its_own_job() -> None:
     lost = found.pop(17)
     assert found == {1: 1, 2: 4, 3: 9}
     assert isinstance(lost, Failed)
-    assert lost.died
+    assert lost.transient
     assert "exit code -9" in lost.reason
     assert "fewer jobs" in lost.reason
     assert active_children() == []
+
+
+def test_memory_that_is_not_enough_beside_others_may_be_enough_alone() -> None:
+    assert dict(execute(square, [19])) == {19: Failed("MemoryError: too large")}
+    beside = dict(execute(square, [19, 2], 2))[19]
+    assert isinstance(beside, Failed)
+    assert beside.transient
+    assert "fewer jobs" in beside.reason
 
 
 def test_jobs_are_taken_when_a_worker_is_free() -> None:

@@ -65,10 +65,11 @@ def not_tested(attacks: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Failure:
-    """An attacker that could not be audited."""
+    """An attacker that could not be audited, without attacks or under one."""
 
     attacker: str
     reason: str
+    attack: str | None = None
 
 
 @dataclass(frozen=True)
@@ -216,11 +217,24 @@ def _verdict(report: AuditReport) -> str:
         if report.worst_case and report.headline.beyond_control:
             without = "Without attacks" if report.under_attack else "In the mean over recipes"
             text += f" {without} they lose {_points(report.headline.beyond_control)}."
+    if report.findings and report.failures:
+        text += f" **Not counted**, since it failed: {_failed(report.failures)}."
     if few:
         text += f" **No claim follows**: that takes at least {MIN_SEEDS} seeds."
     if any(finding.attacker.startswith("zoo:") for finding in report.findings):
         text += " The zoo's tiny models demonstrate the method; they do not predict how large models would fare."
     return text
+
+
+def _failed(failures: Iterable[Failure]) -> str:
+    """Attackers and attacks, each once: `a; b under gray, vae:x`."""
+    by_attacker: dict[str, list[str]] = {}
+    for one in failures:
+        by_attacker.setdefault(one.attacker, []).append(one.attack or "")
+    return "; ".join(
+        attacker if "" in attacks else f"{attacker} under {', '.join(dict.fromkeys(attacks))}"
+        for attacker, attacks in by_attacker.items()
+    )
 
 
 def _effect(headline: Headline, beyond: Estimate, worst: bool) -> str:

@@ -181,7 +181,7 @@ class _Results:
         if isinstance(outcome, Failed):
             key = _kind(run)
             self._failed.setdefault(key, f"{run.name}: {outcome.reason}")
-            if not outcome.died:
+            if not outcome.transient:
                 self._hopeless.add(key)
         else:
             self._results[run] = outcome
@@ -213,7 +213,7 @@ class _Results:
                 made = {arm: self._runs(name, recipe, arm, attack) for arm in plan.arms_under(attack)}
                 needed = [kind for runs in made.values() for run in runs for kind in _needed(run)]
                 if failed := [kind for kind in needed if kind in self._failed]:
-                    failures.append(Failure(name, self._failed[failed[0]]))
+                    failures.append(Failure(name, self._failed[failed[0]], attack=failed[0][-1]))
                     continue
                 by_arm: dict[str, FloatArray] = {
                     arm: np.stack([self._results[run].scores for run in runs]) for arm, runs in made.items()

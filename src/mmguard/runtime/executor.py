@@ -18,6 +18,7 @@ from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
+from mmguard.runtime.memory import is_out_of_memory
 from mmguard.runtime.quiet import quiet_libraries
 
 Job = TypeVar("Job")
@@ -28,6 +29,7 @@ Report = Callable[[float], None]
 Work = Callable[[Job, Report], Result]
 """Does a job. For worker processes it must be picklable, as jobs and results must be."""
 
+_CURE = "run again, with fewer jobs at a time"
 _PATIENCE = 10.0
 """Seconds that a process has to clean up."""
 _SPAWN = multiprocessing.get_context("spawn")  # a fork of a process with threads, or with a GPU, may hang
@@ -38,8 +40,8 @@ class Failed:
     """Why a job has no result."""
 
     reason: str
-    died: bool = False
-    """Whether the worker was lost, and not the job wrong."""
+    transient: bool = False
+    """Whether the job may succeed another time: its worker was killed, or had too little memory beside others."""
 
 
 def cores() -> int:
@@ -132,10 +134,10 @@ class _Worker(Generic[Job, Result]):
         except (EOFError, OSError):
             self.alive = False
             self._process.join()
+            code = self._process.exitcode
             return 0.0, Failed(
-                f"its process ended with exit code {self._process.exitcode}: it was killed, or memory was not enough; "
-                "run again, with fewer jobs at a time",
-                died=True,
+                f"its process ended with exit code {code}: it was killed, or memory was not enough; {_CURE}",
+                transient=True,
             )
 
     def interrupt(self) -> None:
@@ -158,12 +160,16 @@ def _serve(connection: Connection, work: Work[Any, Any]) -> None:
     with suppress(EOFError, OSError):
         while True:
             job = connection.recv()
-            connection.send((1.0, _attempt(work, job, lambda share: connection.send((share, None)))))
+            outcome = _attempt(work, job, lambda share: connection.send((share, None)), beside_others=True)
+            connection.send((1.0, outcome))
 
 
-def _attempt(work: Work[Job, Result], job: Job, report: Report) -> Result | Failed:
+def _attempt(work: Work[Job, Result], job: Job, report: Report, beside_others: bool = False) -> Result | Failed:
     try:
         return work(job, report)
     # Whatever the code of a job raises, the other jobs can go on.
     except Exception as error:
-        return Failed(f"{type(error).__name__}: {error}")
+        reason = f"{type(error).__name__}: {error}"
+        if beside_others and is_out_of_memory(error):
+            return Failed(f"{reason}; {_CURE}", transient=True)
+        return Failed(reason)
