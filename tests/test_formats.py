@@ -336,6 +336,28 @@ def test_several_datasets_in_a_folder_must_be_named(tmp_path: Path) -> None:
     assert len(read_dataset(tmp_path / "t.csv").samples) == 1
 
 
+def test_descriptions_that_photo_libraries_export_are_no_dataset(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.png", "b.JPG", "c.d.jpg")
+    for name in ("a.png.json", "b.json", "c.d.jpg.supplemental-metadata.json"):
+        (tmp_path / name).write_text('{"title": "boats", "geoData": {"latitude": 52.5}}')
+    (tmp_path / "a.txt").write_text("boats")
+    data = read_dataset(tmp_path)
+    assert [row.get("caption") for row in data.rows] == ["boats", None, None]
+    assert data.rejected == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("export.csv", "Title,Rating\nboats,5\n"), ("album.json", '{"title": "boats"}')]
+)
+def test_a_file_beside_pictures_that_is_no_dataset_may_be_moved(tmp_path: Path, name: str, text: str) -> None:
+    pictures(tmp_path, "a.png")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=rf"{name}: .*or move it elsewhere, if the pictures are meant alone"):
+        read_dataset(tmp_path)
+    (tmp_path / name).unlink()
+    assert len(read_dataset(tmp_path).samples) == 1
+
+
 def test_a_release_in_another_format_does_not_verify(tmp_path: Path) -> None:
     root = tmp_path / "data"
     pictures(root, "a.png")

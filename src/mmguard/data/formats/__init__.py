@@ -51,10 +51,15 @@ def _folder(folder: Path) -> Source:
             return pictures.FORMAT.read(folder, loose)
         raise DataError(f"{folder}: holds no dataset of a known format: give {DESCRIBED}")
     one, files = found[0]
-    if len(found) > 1 or (len(files) > 1 and not one.sharded):
-        names = ", ".join(file.relative_to(folder).as_posix() for _, some in found for file in some[:5])
-        raise DataError(f"{folder}: holds several datasets ({names}): name the file that is meant")
-    return one.read(folder, files)
+    try:
+        if len(found) > 1 or (len(files) > 1 and not one.sharded):
+            names = ", ".join(file.relative_to(folder).as_posix() for _, some in found for file in some[:5])
+            raise DataError(f"{folder}: holds several datasets ({names}): name the file that is meant")
+        return one.read(folder, files)
+    except DataError as error:
+        if not one.contains and pictures.FORMAT.find(folder):
+            raise DataError(f"{error}; or move it elsewhere, if the pictures are meant alone") from error
+        raise
 
 
 def _file(path: Path) -> Source:

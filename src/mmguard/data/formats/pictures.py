@@ -67,6 +67,19 @@ class _Sidecars:
         return next((path for path in (*exact, *alike) if path), None)
 
 
+def describes_picture(file: Path) -> bool:
+    """Whether a file is named after a picture beside it, as exports of photo libraries are: `cup.json`, `cup.jpg.json`,
+    `cup.jpg.supplemental-metadata.json`."""
+    *parts, _ = file.name.split(".")
+    begins = [".".join(parts[: number + 1]) for number in range(len(parts))]
+    return any(
+        file.with_name(name).is_file()
+        for begin in begins
+        for name in (begin, *(begin + other for suffix in _PICTURES for other in (suffix, suffix.upper())))
+        if Path(name).suffix.lower() in _PICTURES
+    )
+
+
 def _folded(path: Path) -> Path:
     return path.with_name(path.name.casefold())
 
