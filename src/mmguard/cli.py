@@ -467,6 +467,29 @@ def surrogates(as_json: Json = False) -> None:
 
 
 @app.command()
+def cache(
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Remove it all; what is needed again is copied or unpacked again.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show which unprotected copies of datasets mmguard keeps on this machine, and remove them."""
+    with _reporting(as_json):
+        from mmguard.data import cache as kept
+
+        found = kept.sizes()
+        if clear:
+            kept.clear()
+        if as_json:
+            _print_json({"folder": str(kept.root()), "bytes": found, "removed": clear})
+            return
+        said = ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in found.items()) or "nothing"
+        _out.print(
+            f"{kept.root()}: {'removed' if clear else 'holds'} {said}.", highlight=False, markup=False, soft_wrap=True
+        )
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for release, record and report.")] = Path(
         "mmguard-demo"

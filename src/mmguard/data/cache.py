@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,31 @@ from pathlib import Path
 import datasets
 
 from mmguard.errors import DataError
+
+
+def root() -> Path:
+    """The folder that holds them all; it need not exist."""
+    return Path(datasets.config.HF_DATASETS_CACHE) / "mmguard"
+
+
+def sizes() -> dict[str, int]:
+    """Bytes in each folder directly below `root`, by its name."""
+    folders = sorted(path for path in root().glob("*") if path.is_dir())
+    return {one.name: sum(file.stat().st_size for file in one.rglob("*") if file.is_file()) for one in folders}
+
+
+def clear() -> None:
+    """Removes `root`. What is needed again is filled again; commands that run meanwhile may fail.
+
+    Raises:
+        DataError: something in it cannot be removed.
+    """
+    try:
+        shutil.rmtree(root())
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be removed ({error.strerror}): remove it by hand") from error
 
 
 def cached(name: str, fill: Callable[[Path], None]) -> Path:
@@ -21,7 +47,7 @@ def cached(name: str, fill: Callable[[Path], None]) -> Path:
     Raises:
         DataError: the folder cannot be written; or as `fill`.
     """
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "mmguard" / name
+    folder = root() / name
     if folder.is_dir():
         return folder.resolve()
     try:
