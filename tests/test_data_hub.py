@@ -76,6 +76,19 @@ def test_rows_and_original_bytes(hub: dict[str, Any], tmp_path: Path) -> None:
     assert len(read_dataset("owner/name", split="train", limit=1).samples) == 2
 
 
+def test_lists_of_pictures(hub: dict[str, Any]) -> None:
+    red = {"bytes": jpeg("red"), "path": None}
+    rows = {"images": [[red], [], [red, red]], "question": ["a", "b", "c"], "answer": ["x", "y", "z"]}
+    features = {
+        "images": datasets.List(datasets.Image()), "question": datasets.Value("string"),
+        "answer": datasets.Value("string"),
+    }  # fmt: skip
+    hub["owner/name"] = {"train": datasets.Dataset.from_dict(rows, datasets.Features(features))}
+    dataset = read_dataset("owner/name", split="train")
+    assert [(sample.question, sample.image.read_bytes()) for sample in dataset.samples] == [("a", red["bytes"])]
+    assert [one.reason[:20] for one in dataset.rejected] == ["names no image in `f", "has 2 images: only o"]
+
+
 def test_pixels_without_bytes_become_png(hub: dict[str, Any]) -> None:
     hub["owner/name"] = {
         "train": datasets.Dataset.from_dict({"picture": [Image.new("RGB", (4, 3), "red")], "caption": ["a square"]})

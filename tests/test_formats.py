@@ -504,6 +504,28 @@ def test_parquet_of_bare_bytes_and_conversations(tmp_path: Path) -> None:
     require_round_trip(file, tmp_path / "out", recorded=False)
 
 
+@pytest.mark.parametrize("kind", [pa.list_, pa.large_list])
+def test_parquet_of_lists_of_pictures(tmp_path: Path, kind: Callable[[pa.DataType], pa.DataType]) -> None:
+    """As TRL has them: `images`, a list, with a conversation. Rows with another number of pictures are left out."""
+    rows = [{"question": f"what is {n}?", "answer": "a cup"} for n in range(4)]
+    one = {"bytes": encoded(0), "path": "a/cup.jpg"}
+    cells = [[one], [], [one, {"bytes": encoded(1), "path": None}], [{"bytes": encoded(2), "path": None}]]
+    file = parquet(tmp_path / "data" / "train-00000-of-00001.parquet", cells, kind(STRUCT), rows)
+    dataset = read_dataset(file)
+    assert [sample.question for sample in dataset.samples] == ["what is 0?", "what is 3?"]
+    assert [one.reason.partition(" (")[0] for one in dataset.rejected] == [
+        "names no image in `picture`",
+        "has 2 images: only one image a row is supported; split or remove the row",
+    ]
+    release(file, tmp_path / "out", lost=None)
+    after = pq.read_table(tmp_path / "out" / file.name)
+    assert after.schema.equals(pq.read_schema(file), check_metadata=True)
+    ((first,), (second,)) = after["picture"].to_pylist()
+    assert (first["path"], second["path"]) == ("a/cup.jpg", "000003")
+    assert first["bytes"] != one["bytes"]
+    require_round_trip(file, tmp_path / "out", recorded=False)
+
+
 def test_a_parquet_that_changes_is_read_again(tmp_path: Path, cache: Path) -> None:
     captions = [{"text": "one"}]
     file = parquet(tmp_path / "x.parquet", [encoded(0)], pa.binary(), captions)

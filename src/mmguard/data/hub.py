@@ -20,6 +20,9 @@ from mmguard.errors import DataError
 _CURE = "give a local folder with metadata.jsonl or a LLaVA JSON file, or easy-vqa, which needs no download"
 
 
+_LISTS = (datasets.List, datasets.LargeList)
+
+
 def is_hub_id(source: str) -> bool:
     """Whether a dataset source looks like `owner/name`."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source) is not None
@@ -65,10 +68,12 @@ def _materialise(name: str, split: str, data: datasets.Dataset) -> Path:
     other_media = [
         column
         for column, feature in data.features.items()
-        if column != image and isinstance(feature, (datasets.Image, datasets.Audio, datasets.Video))
+        if column != image and isinstance(_single(feature), (datasets.Image, datasets.Audio, datasets.Video))
     ]
     # Not decoded: Pillow would have to encode the pixels again, and the original bytes would be lost.
-    raw = data.remove_columns(other_media).cast_column(image, datasets.Image(decode=False))
+    stored = datasets.Image(decode=False)
+    listed = isinstance(data.features[image], _LISTS)
+    raw = data.remove_columns(other_media).cast_column(image, datasets.List(stored) if listed else stored)
     partial = folder.with_name(folder.name + ".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -88,7 +93,11 @@ def _write(folder: Path, rows: Iterable[dict[str, Any]], image: str, split: str)
     with (folder / "metadata.jsonl").open("w", encoding="utf-8") as metadata:
         for row in rows:
             content = row.pop(image)
-            stored = {"file_name": _store(folder, content)} if content else {}
+            if isinstance(content, list):
+                content = content[0] if len(content) == 1 else [None] * len(content)
+            stored: dict[str, Any] = {}
+            if content:  # of several pictures only their number, so that the row is left out for it
+                stored = {"file_name": content if isinstance(content, list) else _store(folder, content)}
             metadata.write(json.dumps({**stored, **row, **stored, "split": split}, default=str) + "\n")
 
 
@@ -110,13 +119,20 @@ def _suffix(blob: bytes) -> str:
         return "bin"
 
 
+def _single(feature: Any) -> Any:
+    """What the entries of a list are; anything else is what it is."""
+    return feature.feature if isinstance(feature, _LISTS) else feature
+
+
 def _image_column(name: str, data: datasets.Dataset) -> str:
-    columns = [column for column, feature in data.features.items() if isinstance(feature, datasets.Image)]
-    if "image" in columns:
-        return "image"
+    columns = [column for column, feature in data.features.items() if isinstance(_single(feature), datasets.Image)]
+    if usual := [column for column in ("image", "images") if column in columns]:
+        return usual[0]
     if len(columns) == 1:
         return columns[0]
     found = ", ".join(data.column_names)
     if columns:
-        raise DataError(f"{name}: has several image columns ({', '.join(columns)}) and none called image: {_CURE}")
+        raise DataError(
+            f"{name}: has several image columns ({', '.join(columns)}) and none called image or images: {_CURE}"
+        )
     raise DataError(f"{name}: has no image column (columns found: {found}): {_CURE}")

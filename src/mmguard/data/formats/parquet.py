@@ -1,4 +1,5 @@
-"""Parquet with pictures inside, as `datasets` stores them (bytes and path) or as bare bytes; any number of shards.
+"""Parquet with pictures inside, as `datasets` stores them (bytes and path) or as bare bytes, one in a row or a list
+with one, as TRL has it; any number of shards.
 
 In the released shards schema, metadata, compression and row groups are the owner's. A picture without a path gets its
 number as one, so that it is known by it even if other rows are left out.
@@ -27,7 +28,8 @@ _SHARD = re.compile(r"(\w+?)-\d+-of-\d+|(train|validation|test)")
 """Names of shards that say which split they hold."""
 
 _NAMES = "names.json"
-"""In the unpacked folder of each shard: the name of each row's picture, null where there is none."""
+"""In the unpacked folder of each shard: the name of each row's picture, null where there is none, a list of nulls where
+there are several."""
 
 
 def read(folder: Path, files: Sequence[Path]) -> Source:
@@ -41,7 +43,7 @@ def read(folder: Path, files: Sequence[Path]) -> Source:
     rows: list[tuple[str, Row | Rejection]] = []
     for file in files:
         table = _table(file, without=column)
-        names: list[str | None] = json.loads((root / _shard(folder, file) / _NAMES).read_bytes())
+        names: list[str | list[None] | None] = json.loads((root / _shard(folder, file) / _NAMES).read_bytes())
         extra = {"split": split} if (split := _split(file)) else {}
         for number, (row, name) in enumerate(zip(table.to_pylist(), names, strict=True)):
             place = _place(folder, file, number)
@@ -51,7 +53,7 @@ def read(folder: Path, files: Sequence[Path]) -> Source:
             except ValueError as error:
                 rows.append((place, Rejection(place, str(error))))
                 continue
-            image = {column: f"{_shard(folder, file)}/{name}"} if name else {}
+            image = {column: f"{_shard(folder, file)}/{name}" if isinstance(name, str) else name} if name else {}
             rows.append((place, {**plain, **image}))
     name = str(files[0] if len(files) == 1 else folder)
     return Source(name, folder, column, rows, (), "parquet", tuple(files), root, named)
@@ -98,13 +100,17 @@ def _write_shard(table: pa.Table, layout: pq.FileMetaData, path: Path) -> None:
 def _pictures(folder: Path, files: Sequence[Path], column: str) -> Iterator[tuple[str, bytes]]:
     """Every picture under its path in the unpacked folder, once however many rows of a shard have it."""
     for file in files:
-        names: list[str | None] = []
+        names: list[str | list[None] | None] = []
         stored: dict[str, str] = {}
         """Digest by name."""
         known: dict[str, str] = {}
         """Name by digest, of pictures without a name of their own."""
         for number, cell in enumerate(_table(file, only=column)[column]):
-            content, path = _content(cell.as_py())
+            found = _contents(cell.as_py())
+            if len(found) > 1:
+                names.append([None] * len(found))
+                continue
+            content, path = found[0] if found else (None, None)
             if content is None:
                 names.append(None)
                 continue
@@ -124,9 +130,11 @@ def _split(file: Path) -> str | None:
     return found and (found[1] or found[2])
 
 
-def _content(cell: Any) -> tuple[bytes | None, str | None]:
-    """Bytes and path of a picture."""
-    return (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+def _contents(cell: Any) -> list[tuple[bytes | None, str | None]]:
+    """Bytes and path of each picture of a cell, which holds one or a list of them."""
+    if isinstance(cell, list):
+        return [content for one in cell for content in _contents(one)]
+    return [(cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)]
 
 
 def _plain(value: Any) -> Any:
@@ -139,6 +147,8 @@ def _plain(value: Any) -> Any:
 
 
 def _picture(old: Any, new: Released) -> Any:
+    if isinstance(old, list):
+        return [_picture(old[0], new)]
     content = new.image.read_bytes()
     if not isinstance(old, dict):
         return content
@@ -152,9 +162,10 @@ def _picture_column(folder: Path, files: Sequence[Path]) -> tuple[str, bool]:
         with _reading(file):
             for batch in pq.ParquetFile(file).iter_batches(batch_size=32):
                 for field in batch.schema:
-                    cells = (_content(cell.as_py())[0] for cell in batch[field.name]) if _may_hold(field.type) else ()
-                    if any(content and is_picture(content) for content in cells):
-                        found[field.name] = pa.types.is_struct(field.type)
+                    type_ = _single(field.type)
+                    cells = (_contents(cell.as_py()) for cell in batch[field.name]) if _may_hold(type_) else ()
+                    if any(content and is_picture(content) for cell in cells for content, _ in cell):
+                        found[field.name] = pa.types.is_struct(type_)
                 break
     if len(found) != 1:
         what = f"several columns of pictures ({', '.join(found)})" if found else "no column of pictures"
@@ -162,6 +173,12 @@ def _picture_column(folder: Path, files: Sequence[Path]) -> tuple[str, bool]:
         raise DataError(f"{files[0]}: has {what}: {cure}")
     ((column, named),) = found.items()
     return column, named
+
+
+def _single(type_: pa.DataType) -> pa.DataType:
+    """The type of a list's entries; any other is its own."""
+    is_list = pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
+    return type_.value_type if is_list else type_
 
 
 def _may_hold(type_: pa.DataType) -> bool:
