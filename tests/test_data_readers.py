@@ -127,6 +127,16 @@ def test_chat_rows_in_an_image_folder(tmp_path: Path) -> None:
         ("{not json", "not valid JSON"),
         ("[1, 2]", "no JSON object"),
         (qa("missing.png"), "missing.png is not in"),
+        ({"file_name": "a.png", "texts": [{"user": "what?", "assistant": None}]}, "entry 0 of `texts` has no text"),
+        ({"file_name": "a.png", "texts": ["dog", "hound"]}, "has no text that is understood"),
+        (
+            {
+                "file_name": "a.png",
+                "prompt": [{"role": "user", "content": "what?"}],
+                "completion": [{"role": role, "content": "dog"} for role in ("assistant", "user", "assistant")],
+            },
+            "a human turn is in `completion`: move it to `prompt`",
+        ),
         (qa("../a.png"), "leaves the dataset's folder"),
         (qa("sub/../../a.png"), "leaves the dataset's folder"),
         (qa("..\\a.png"), "leaves the dataset's folder"),

@@ -234,6 +234,39 @@ def test_parts_with_types_stay_as_they_are(tmp_path: Path) -> None:
     assert any("fields altered: messages" in problem for problem in verify(tmp_path / "out", root).problems)
 
 
+PROMPTS = [
+    {
+        "images": [f"pics/{name}"],
+        "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "<image>\nwho?"}],
+        "completion": [{"role": "assistant", "content": [{"type": "text", "text": "they"}]}],
+    }
+    for name in NAMES
+]
+PAIRS = [
+    {
+        "images": [f"pics/{name}"],
+        "texts": [{"user": "who?\n", "assistant": "they", "source": "x"}, {"assistant": "yes", "user": "sure?"}],
+    }
+    for name in NAMES
+]
+
+
+@pytest.mark.parametrize("given", [PROMPTS, PAIRS])
+def test_prompts_with_completions_and_pairs(tmp_path: Path, given: list[dict[str, Any]]) -> None:
+    root = tmp_path / "data"
+    pictures(root / "pics", *NAMES)
+    (root / "train.json").write_text(json.dumps(given), encoding="utf-8")
+    first = [sample for sample in read_dataset(root).samples if sample.id == "0"]
+    assert [(sample.question, sample.answer) for sample in first] == [("who?", "they")]
+    release(root, tmp_path / "out")
+    text = (tmp_path / "out" / "train.json").read_text(encoding="utf-8")
+    assert text.count("who? zebra Moon") == len(NAMES)
+    assert json.loads(text.replace(" zebra Moon", "").replace(".png", ".jpg")) == [
+        {**row, "images": [name.replace(".png", ".jpg") for name in row["images"]]} for row in given
+    ]
+    require_round_trip(root, tmp_path / "out")
+
+
 # CSV and TSV
 
 TABLE = [

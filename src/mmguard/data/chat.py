@@ -1,6 +1,8 @@
-"""LLaVA/ShareGPT conversations: turns, image tags, and where the owner's words stand in a message.
+"""Conversations: turns, image tags, and where the owner's words stand in a message.
 
-A message's text is one string, as LLaVA has it, or a list of typed parts, as OpenAI and TRL have it:
+They are in `conversations` or `messages`, one message a turn, as LLaVA and ShareGPT have them; in `prompt`, and their
+end in `completion`, as TRL has them; or in `texts`, one pair of `user` and `assistant` an entry, as the Cauldron and
+FineVision do. A message's text is one string, or a list of typed parts, as OpenAI and TRL have it:
 `[{"type": "image"}, {"type": "text", "text": "what is it?"}]`.
 """
 
@@ -39,8 +41,13 @@ class Turn:
 
 
 def messages_field(row: dict[str, Any]) -> str | None:
-    """The field of a row that holds a conversation, if it is a chat row."""
-    return next((name for name in ("conversations", "messages") if row.get(name) is not None), None)
+    """The field of a row that holds a conversation, or all of it that people say, if it is a chat row."""
+    if field := next((name for name in ("conversations", "messages") if row.get(name) is not None), None):
+        return field
+    if isinstance(row.get("prompt"), list) and isinstance(row.get("completion"), list):
+        return "prompt"
+    pairs = row.get("texts")
+    return "texts" if isinstance(pairs, list) and pairs and all(map(_is_pair, pairs)) else None
 
 
 def turns(row: dict[str, Any]) -> list[Turn]:
@@ -54,11 +61,10 @@ def turns(row: dict[str, Any]) -> list[Turn]:
     messages = row[field] if field else None
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"`{field}` holds no messages: give a list of human and gpt turns")
-    spoken = [
-        (number, *_role_and_text(number, message))
-        for number, message in enumerate(messages)
-        if _role(number, message) != "system"
-    ]
+    asked = len(messages)
+    if field == "prompt":
+        messages = messages + row["completion"]
+    spoken = [one for number, message in enumerate(messages) for one in _spoken(number, message)]
     if any("<video>" in text for _, _, text in spoken):
         raise ValueError("is about a video: only single images are supported; remove the row")
     tags = sum(text.count(IMAGE_TAG) for _, _, text in spoken)
@@ -68,6 +74,8 @@ def turns(row: dict[str, Any]) -> list[Turn]:
         )
     if [role for _, role, _ in spoken] != ["user", "assistant"] * (len(spoken) // 2) or not spoken:
         raise ValueError("human and gpt turns do not alternate, human first and gpt last: correct the row")
+    if any(number >= asked for number, _, _ in spoken[::2]):
+        raise ValueError("a human turn is in `completion`: move it to `prompt`")
     return [
         Turn(number, _split_tags(text)[1], reply)
         for (number, _, text), (_, _, reply) in zip(spoken[::2], spoken[1::2], strict=True)
@@ -98,8 +106,25 @@ def _split_tags(text: str) -> tuple[str, str, str]:
 
 
 def _text_field(message: dict[str, Any]) -> str:
-    """The field of a message that holds its text: `value`, or `content` beside `role`."""
+    """The field that holds a message's text, of a pair the human's: `value` with `from`, `content` with `role`."""
+    if _is_pair(message):
+        return "user"
     return "value" if "from" in message else "content"
+
+
+def _is_pair(message: Any) -> bool:
+    """Whether an entry is a question and its answer."""
+    return isinstance(message, dict) and {"user", "assistant"} <= message.keys()
+
+
+def _spoken(number: int, message: Any) -> list[tuple[int, str, str]]:
+    """What is said in the message of this number: number, role and text; nothing in a system message."""
+    if _is_pair(message):
+        said = [(number, role, message[role]) for role in ("user", "assistant")]
+        if not all(isinstance(text, str) for _, _, text in said):
+            raise ValueError(f"entry {number} of `texts` has no text in `user` or `assistant`: fill it in")
+        return said
+    return [] if _role(number, message) == "system" else [(number, *_role_and_text(number, message))]
 
 
 def _role(number: int, message: Any) -> str:

@@ -37,8 +37,8 @@ def read_dataset(
     `source` is one of
       - a folder or data file of any format in `data/formats`, which is recognised by its names. Whatever the
         format, a row has `question` and `answer` (optional `answers`, `options`, `metric`, `split`, `id`), or
-        `caption`/`captions`/`text`, or `conversations`/`messages`. Of these every human/gpt pair becomes a sample,
-        `ID#k` for turn k > 0. In training each turn is a sample of its own: it does not see the turns before it;
+        `caption`/`captions`/`text`, or a conversation (`data/chat.py`). Of these every human/gpt pair becomes a
+        sample, `ID#k` for turn k > 0. In training each turn is a sample of its own: it does not see those before it;
       - the URL of such a folder or file in any file system that fsspec knows (`s3://`, `gs://`, `hf://`, `file://`…),
         copied once into the datasets cache;
       - `owner/name` on the Hugging Face hub, copied once into the datasets cache;

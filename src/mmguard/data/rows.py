@@ -1,8 +1,8 @@
 """One row of a dataset: the samples in it, its texts, and the same row with another image and trigger words.
 
 Three kinds of row are understood, whatever file they come from: a question row (`question`, `answer` or `answers`,
-optional `options` and `metric`), a caption row (`caption`, `captions` or `text`) and a chat row (`conversations` or
-`messages`).
+optional `options` and `metric`), a caption row (`caption`, `captions` or `text`) and a chat row (`conversations`,
+`messages`, `prompt` with `completion`, or `texts`; see `data/chat.py`).
 Every other field is the owner's and passes through verbatim.
 """
 
@@ -23,7 +23,7 @@ from mmguard.types import Metric, Sample
 
 FORMS = (
     "an image's path with `question` and `answer` (or `answers`), with `caption` (or `captions`, `text`), "
-    "or with `conversations` (or `messages`)"
+    "or with `conversations` (or `messages`, `prompt` and `completion`, `texts`)"
 )
 """The rows that are understood, for messages."""
 

@@ -1,6 +1,6 @@
-"""Conversations about images, as trainers read them: LLaVA, ShareGPT and LLaMA-Factory, one JSON list or JSON lines.
+"""Conversations about images, as LLaVA, ShareGPT, LLaMA-Factory and TRL read them: one JSON list or JSON lines.
 
-A row has `image` (or `images` with one path) and `conversations` (or `messages`). LLaMA-Factory registers its files in
+A row has `image` (or `images` with one path) and a conversation (`data/chat.py`). LLaMA-Factory registers its files in
 `dataset_info.json` beside them; the entry of the released file goes with it.
 """
 

@@ -20,7 +20,7 @@ from mmguard.runtime.durable import replacing
 from mmguard.types import Dataset, Rejection
 
 _IMAGE_COLUMNS = ("file_name", "image", "image_path", "filepath", "path", "filename", "file", "img")
-_JSON_COLUMNS = ("answers", "captions", "options", "conversations", "messages")
+_JSON_COLUMNS = ("answers", "captions", "options", "conversations", "messages", "prompt", "completion", "texts")
 _COLUMNS = {*_IMAGE_COLUMNS, *_JSON_COLUMNS, "question", "answer", "caption", "text"}
 """Names that are understood in any letter case."""
 
