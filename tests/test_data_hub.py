@@ -33,7 +33,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     content: dict[str, Any] = {}
 
     def load_dataset(name: str, config: str | None = None, split: str | None = None) -> Any:
-        found = content[name]
+        found = content[f"{name}:{config}" if config else name]
         if isinstance(found, Exception):
             raise found
         if split is None:
@@ -121,11 +121,24 @@ def test_rows_without_image_or_with_broken_bytes(hub: dict[str, Any]) -> None:
     assert "names no image" in dataset.rejected[0].reason
 
 
-@pytest.mark.parametrize("error", [ConnectionError("no route"), RuntimeError("404"), ValueError("Config missing")])
+@pytest.mark.parametrize("error", [ConnectionError("no route"), RuntimeError("404"), ValueError("bad parquet")])
 def test_unreachable_hub(hub: dict[str, Any], error: Exception) -> None:
     hub["owner/name"] = error
     with pytest.raises(DataError, match=rf"owner/name: is no local path.*{error}.*local folder.*easy-vqa"):
         read_dataset("owner/name")
+
+
+def test_one_of_several_configurations(hub: dict[str, Any], tmp_path: Path) -> None:
+    row = {"image": {"bytes": jpeg("red")}, "question": "q", "answer": "a"}
+    hub["owner/name"] = ValueError("Config name is missing. Please pick one among: ['ocr', 'charts']")
+    with pytest.raises(DataError, match=r"Please pick one among: \['ocr', 'charts'\]: give owner/name:CONFIG"):
+        read_dataset("owner/name")
+    hub["owner/name:ocr"] = {"train": table([row])}
+    hub["owner/name:charts"] = {"train": table([{**row, "answer": "b"}])}
+    for config, answer in (("ocr", "a"), ("charts", "b")):
+        dataset = read_dataset(f"owner/name:{config}", split="train")
+        assert [sample.answer for sample in dataset.samples] == [answer]
+        assert dataset.root == tmp_path / "cache" / "mmguard" / "owner" / "name" / config / "train"
 
 
 def test_unknown_split(hub: dict[str, Any]) -> None:

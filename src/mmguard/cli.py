@@ -57,7 +57,7 @@ _out, _err = Console(emoji=False), Console(stderr=True, emoji=False)
 _PROTECT, _AUDIT, _ENGINE = map(field_help, (ProtectConfig, AuditConfig, EngineConfig))
 _DATASET = (
     "A folder or file of a known format (an image folder, conversations as JSON, COCO captions, a table, Parquet, "
-    "WebDataset, pictures with or without captions), the URL of one, a hub dataset id, a benchmark "
+    "WebDataset, pictures with or without captions), the URL of one, a hub dataset OWNER/NAME[:CONFIG], a benchmark "
     f"({', '.join(benchmarks.NAMES)}), easy-vqa[:train|test][:what|yes-no][:N], "
     "or a laboratory task drawings:DOMAIN[:train|test][:N]."
 )

@@ -24,8 +24,8 @@ _LISTS = (datasets.List, datasets.LargeList)
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a dataset source looks like `owner/name`."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source) is not None
+    """Whether a dataset source looks like `owner/name` or `owner/name:config`."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.+-]+)?", source) is not None
 
 
 def hub_folder(name: str, split: str | None, config: str | None = None) -> list[Path]:
@@ -51,6 +51,8 @@ def hub_folder(name: str, split: str | None, config: str | None = None) -> list[
     except Exception as error:
         if isinstance(error, ValueError) and split is not None and "split" in str(error).lower():
             raise DataError(f"{name}: no split {split!r} ({error}): choose one of those") from error
+        if isinstance(error, ValueError) and "config" in str(error).lower():
+            raise DataError(f"{name}: {error}: give {name}:CONFIG") from error
         raise DataError(
             f"{name}: is no local path, and cannot be loaded from the Hugging Face hub ({error}): {_CURE}"
         ) from error

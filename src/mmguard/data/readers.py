@@ -14,7 +14,7 @@ from mmguard.errors import DataError
 from mmguard.types import Dataset, Rejection, Sample
 
 _FORMATS = (
-    f"give {formats.DESCRIBED}, the URL of one of these, a hub id owner/name, a benchmark "
+    f"give {formats.DESCRIBED}, the URL of one of these, a hub id owner/name[:config], a benchmark "
     f"({', '.join(benchmarks.NAMES)}), easy-vqa, or drawings:DOMAIN"
 )
 
@@ -41,7 +41,8 @@ def read_dataset(
         sample, `ID#k` for turn k > 0. In training each turn is a sample of its own: it does not see those before it;
       - the URL of such a folder or file in any file system that fsspec knows (`s3://`, `gs://`, `hf://`, `file://`…),
         copied once into the datasets cache;
-      - `owner/name` on the Hugging Face hub, copied once into the datasets cache;
+      - `owner/name` on the Hugging Face hub, or one of its configurations as `owner/name:config`, copied once into
+        the datasets cache;
       - a benchmark by its short name or hub id, with its official metric (`data/benchmarks.py`). `train` and `test`
         name what one trains and tests on: for DocVQA, whose test answers are hidden, `test` is its validation split;
       - `easy-vqa[:train|test][:what|yes-no][:N]`;
@@ -92,7 +93,8 @@ def open_source(source: str | Path, split: str | None = None, part: str = "train
     if exists:
         return formats.open_path(path.resolve()), None
     if isinstance(source, str) and hub.is_hub_id(name):
-        folders = [formats.open_path(folder.resolve()) for folder in hub.hub_folder(name, split)]
+        hub_id, _, config = name.partition(":")
+        folders = [formats.open_path(folder.resolve()) for folder in hub.hub_folder(hub_id, split, config or None)]
         return _joined(name, folders), None
     raise DataError(f"{name}: no such file or folder: {_FORMATS}")
 
