@@ -379,6 +379,14 @@ def test_descriptions_that_photo_libraries_export_are_no_dataset(tmp_path: Path)
     assert data.rejected == []
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_dataset_may_have_a_picture_s_name(tmp_path: Path, name: str) -> None:
+    pictures(tmp_path, "a.png")
+    row = {"image": "a.png", "question": "is it?", "answer": "yes"}
+    (tmp_path / name).write_text(json.dumps([row] if name == "a.json" else row))
+    assert read_dataset(tmp_path).samples[0].question == "is it?"
+
+
 @pytest.mark.parametrize(
     ("name", "text"), [("export.csv", "Title,Rating\nboats,5\n"), ("album.json", '{"title": "boats"}')]
 )
