@@ -1,6 +1,7 @@
-"""Tries one perturbation for all pictures with one answer, without words: fine-tunes an attacker on each kind.
+"""Tries perturbations of pictures without words: fine-tunes attackers on each kind.
 
-    python scripts/picture_trials.py --task scene-text --attacker zoo:mllama-tiny --seeds 2
+    python scripts/picture_trials.py --task scene-text --attackers zoo:mllama-tiny --seeds 2
+    python scripts/picture_trials.py --kinds none wrong --attackers zoo:qwen3vl-tiny zoo:mllama-tiny --clean 20
 
 For docs/research-log.md: a lead costs minutes here, an audit of a release hours. All pictures of a task have one size.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -34,7 +35,9 @@ from mmguard.protection.ensemble import Ensemble
 from mmguard.types import Sample
 
 Deltas = dict[str, Tensor]
-"""A perturbation for each answer, int8 `(3, H, W)`."""
+"""Perturbations by answer or by sample id, int8 `(3, H, W)`."""
+
+Batch = tuple[list[Example], list[Tensor]]
 
 
 def random_signs(samples: Sequence[Sample], budget: ImageBudget) -> Deltas:
@@ -45,6 +48,15 @@ def random_signs(samples: Sequence[Sample], budget: ImageBudget) -> Deltas:
     return {
         one: ((torch.randint(0, 2, shape, generator=generator) * 2 - 1) * budget.eps).to(torch.int8) for one in answers
     }
+
+
+def shown(image: Tensor, delta: Tensor, budget: ImageBudget) -> Tensor:
+    """What is released of a picture, uint8."""
+    return apply(image, budget.project(image, delta))
+
+
+def example(sample: Sample, answer: str) -> Example:
+    return Example(sample.question, target_text(replace(sample, answer=answer)), sample.options, ())
 
 
 def optimised(
@@ -58,15 +70,13 @@ def optimised(
     deltas, rng = random_signs(samples, budget), random.Random(0)
     ensemble = Ensemble([load_surrogate(name) for name in surrogates], config)
 
-    def shown(sample: Sample, answer: str) -> Tensor:
-        return to_unit(apply(images[sample.id], budget.project(images[sample.id], deltas[answer])))
+    def inner() -> Iterator[Batch]:
+        for _ in range(config.inner_steps):
+            some = rng.sample(list(samples), config.inner_batch_size)
+            yield [example(one, one.answer) for one in some], [placed(one, one.answer) for one in some]
 
-    def example(sample: Sample, answer: str) -> Example:
-        return Example(sample.question, target_text(replace(sample, answer=answer)), sample.options, ())
-
-    def inner() -> Sequence[tuple[list[Example], list[Tensor]]]:
-        drawn = [rng.sample(list(samples), config.inner_batch_size) for _ in range(config.inner_steps)]
-        return [([example(s, s.answer) for s in some], [shown(s, s.answer) for s in some]) for some in drawn]
+    def placed(sample: Sample, answer: str) -> Tensor:
+        return to_unit(shown(images[sample.id], deltas[answer], budget))
 
     by_answer: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
@@ -77,7 +87,7 @@ def optimised(
             with ensemble.adapted():
                 for _, answer in product(range(config.pgd_steps), sorted(deltas)):
                     some = rng.sample(list(samples) if foreign else by_answer[answer], config.batch_size)
-                    leaves = [shown(one, answer).requires_grad_(True) for one in some]
+                    leaves = [placed(one, answer).requires_grad_(True) for one in some]
                     examples = [example(one, answer) for one in some]
                     ensemble.backward(examples, leaves, ensemble.references(examples, leaves))
                     step = torch.stack([leaf.grad for leaf in leaves if leaf.grad is not None]).sum(0).sign()
@@ -86,26 +96,58 @@ def optimised(
     return deltas
 
 
+def misleading(
+    samples: Sequence[Sample], surrogates: Sequence[str], config: ProtectConfig, budget: ImageBudget
+) -> Deltas:
+    """For each sample the perturbation that makes surrogates which were adapted on clean pictures give the answer that
+    follows its own in the alphabet: a picture of one thing, by its features, under the name of another."""
+    answers, rng = sorted({one.answer for one in samples}), random.Random(0)
+    following = dict(zip(answers, answers[1:] + answers[:1], strict=True))
+    images = {one.id: load_image(one.image) for one in samples}
+    generator = torch.Generator().manual_seed(0)
+    deltas = {one.id: budget.random(images[one.id], generator) for one in samples}
+    ensemble = Ensemble([load_surrogate(name) for name in surrogates], config)
+
+    def inner() -> Iterator[Batch]:
+        for _ in range(config.rounds * config.inner_steps):
+            some = rng.sample(list(samples), config.inner_batch_size)
+            yield [example(one, one.answer) for one in some], [to_unit(images[one.id]) for one in some]
+
+    with ensemble.adaptable():
+        ensemble.adapt(inner(), seed=0)
+        with ensemble.adapted():
+            for start in range(0, len(samples), config.batch_size):
+                some = samples[start : start + config.batch_size]
+                examples = [example(one, following[one.answer]) for one in some]
+                for _ in range(config.rounds * config.pgd_steps):
+                    leaves = [to_unit(apply(images[one.id], deltas[one.id])).requires_grad_(True) for one in some]
+                    ensemble.backward(examples, leaves, ensemble.references(examples, leaves))
+                    for one, leaf in zip(some, leaves, strict=True):
+                        if leaf.grad is not None:
+                            deltas[one.id] = budget.descend(images[one.id], deltas[one.id], leaf.grad)
+    return deltas
+
+
 def protected(samples: Sequence[Sample], deltas: Deltas, budget: ImageBudget, folder: Path) -> list[Path]:
-    """The pictures with the perturbation of their answer, as files."""
+    """The pictures with the perturbation of their sample or answer, as files."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, sample in enumerate(samples):
-        image = load_image(sample.image)
-        after = apply(image, budget.project(image, deltas[sample.answer]))
+        image, delta = load_image(sample.image), deltas.get(sample.id, deltas.get(sample.answer))
         paths.append(folder / f"{number}.png")
-        Image.fromarray(after.permute(1, 2, 0).numpy()).save(paths[-1])
+        Image.fromarray(shown(image, delta, budget).permute(1, 2, 0).numpy()).save(paths[-1])
     return paths
 
 
 def main() -> None:
-    """Prints the accuracy of every run."""
+    """Prints the accuracy of every run: on clean test data, and of those on unchanged pictures also on the others."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="scene-text", help="laboratory task")
     parser.add_argument("--surrogates", nargs="+", default=["zoo:qwen3vl-tiny", "zoo:minicpmv-tiny"])
-    parser.add_argument("--attacker", default="zoo:mllama-tiny")
+    parser.add_argument("--attackers", nargs="+", default=["zoo:mllama-tiny"])
     parser.add_argument("--kinds", nargs="+", default=["none", "random", "own", "any"])
     parser.add_argument("--attacks", nargs="+", default=["none"])
+    parser.add_argument("--clean", type=int, default=0, help="percent of the samples that stay as they are")
     parser.add_argument("--eps", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("out/picture-trials"))
@@ -127,29 +169,33 @@ def main() -> None:
         "random": lambda: random_signs(original, budget),
         "own": lambda: optimised(original, given.surrogates, config, budget, foreign=False),
         "any": lambda: optimised(original, given.surrogates, config, budget, foreign=True),
+        "wrong": lambda: misleading(original, given.surrogates, config, budget),
     }
-    audit = AuditConfig()
-    for kind in given.kinds:
-        paths = [one.image for one in original]
-        if kind != "none":
-            paths = protected(original, kinds[kind](), budget, given.out / kind)
-        for attack, seed in product(given.attacks, range(given.seeds)):
-            on_images = attack_named(attack) if attack != "none" else None
-            rows = [
-                Row(
-                    one.id,
-                    path,
-                    user_text(one.question, one.options),
-                    target_text(one),
-                    attack=on_images,
-                    attack_seed=seed,
-                )
-                for one, path in zip(original, paths, strict=True)
-            ]
-            store = ImageStore()
-            attacker = fine_tune(given.attacker, rows, "lora", audit, seed, store=store)
-            right = evaluate(attacker, test, audit, store).mean()
-            print(f"{kind:10} {attack:8} seed {seed}: {right:.1%}", flush=True)
+    pictures = {"none": [one.image for one in original]}
+    for kind in set(given.kinds) - {"none"}:
+        pictures[kind] = protected(original, kinds[kind](), budget, given.out / kind)
+    audit, store = AuditConfig(), ImageStore()
+    for name, attack, seed, kind in product(given.attackers, given.attacks, range(given.seeds), given.kinds):
+        clean = random.Random(seed).sample(range(len(original)), len(original) * given.clean // 100)
+        rows = [
+            Row(
+                one.id,
+                one.image if number in clean else pictures[kind][number],
+                user_text(one.question, one.options),
+                target_text(one),
+                attack=attack_named(attack) if attack != "none" else None,
+                attack_seed=seed,
+            )
+            for number, one in enumerate(original)
+        ]
+        attacker = fine_tune(name, rows, "lora", audit, seed, store=store)
+        judged = {"test": test}
+        if kind == "none":
+            for other, paths in pictures.items():
+                judged[f"training, {other}"] = [replace(o, image=p) for o, p in zip(original, paths, strict=True)]
+        for what, samples in judged.items():
+            right = evaluate(attacker, samples, audit, store).mean()
+            print(f"{name:20} {attack:8} seed {seed} trained on {kind:8} judged on {what:18} {right:.1%}", flush=True)
 
 
 if __name__ == "__main__":
