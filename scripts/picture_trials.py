@@ -113,18 +113,33 @@ def misleading(
             some = rng.sample(list(samples), config.inner_batch_size)
             yield [example(one, one.answer) for one in some], [to_unit(images[one.id]) for one in some]
 
+    def unit(some: Sequence[Sample]) -> list[Tensor]:
+        return [to_unit(apply(images[one.id], deltas[one.id])) for one in some]
+
+    @torch.no_grad()
+    def loss() -> float:
+        """What the surrogates think of the wrong answers: their mean loss, in nats a token."""
+        total = 0.0
+        for some in batches:
+            examples, now = [example(one, following[one.answer]) for one in some], unit(some)
+            for member, reference in zip(ensemble.members, ensemble.references(examples, now), strict=True):
+                total += member.weight * float(member.objective(examples, now, reference).loss.sum())
+        return total / len(samples)
+
+    batches = [samples[start : start + config.batch_size] for start in range(0, len(samples), config.batch_size)]
     with ensemble.adaptable():
         ensemble.adapt(inner(), seed=0)
         with ensemble.adapted():
-            for start in range(0, len(samples), config.batch_size):
-                some = samples[start : start + config.batch_size]
+            before = loss()
+            for some in batches:
                 examples = [example(one, following[one.answer]) for one in some]
                 for _ in range(config.rounds * config.pgd_steps):
-                    leaves = [to_unit(apply(images[one.id], deltas[one.id])).requires_grad_(True) for one in some]
+                    leaves = [leaf.requires_grad_(True) for leaf in unit(some)]
                     ensemble.backward(examples, leaves, ensemble.references(examples, leaves))
                     for one, leaf in zip(some, leaves, strict=True):
                         if leaf.grad is not None:
                             deltas[one.id] = budget.descend(images[one.id], deltas[one.id], leaf.grad)
+            print(f"surrogates' loss of the wrong answers: {before:.2f} before, {loss():.2f} after", flush=True)
     return deltas
 
 
@@ -150,9 +165,11 @@ def main() -> None:
     parser.add_argument("--clean", type=int, default=0, help="percent of the samples that stay as they are")
     parser.add_argument("--eps", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--train", type=int, default=300, help="training pictures")
+    parser.add_argument("--inner-steps", type=int, default=60, help="steps of the surrogates' adaptation in each round")
     parser.add_argument("--out", type=Path, default=Path("out/picture-trials"))
     given = parser.parse_args()
-    original = read_dataset(f"drawings:{given.task}:train:300").samples
+    original = read_dataset(f"drawings:{given.task}:train:300").samples[: given.train]
     test = read_dataset(f"drawings:{given.task}:test:400").samples
     budget = ImageBudget(given.eps)
     config = ProtectConfig(
@@ -160,7 +177,7 @@ def main() -> None:
         eps=given.eps,
         rounds=3,
         pgd_steps=16,
-        inner_steps=60,
+        inner_steps=given.inner_steps,
         inner_lr=3e-3,
         inner_batch_size=8,
         batch_size=8,
