@@ -89,6 +89,15 @@ def test_lists_of_pictures(hub: dict[str, Any]) -> None:
     assert [one.reason[:20] for one in dataset.rejected] == ["names no image in `f", "has 2 images: only o"]
 
 
+def test_a_column_of_single_pictures_comes_before_lists(hub: dict[str, Any]) -> None:
+    red, blue = ({"bytes": jpeg(colour), "path": None} for colour in ("red", "blue"))
+    columns = {"images": [[blue]], "photo": [red], "caption": ["a square"]}
+    image = datasets.Image()
+    features = datasets.Features(images=datasets.List(image), photo=image, caption=datasets.Value("string"))
+    hub["owner/name"] = {"train": datasets.Dataset.from_dict(columns, features)}
+    assert read_dataset("owner/name", split="train").samples[0].image.read_bytes() == red["bytes"]
+
+
 def test_pixels_without_bytes_become_png(hub: dict[str, Any]) -> None:
     hub["owner/name"] = {
         "train": datasets.Dataset.from_dict({"picture": [Image.new("RGB", (4, 3), "red")], "caption": ["a square"]})

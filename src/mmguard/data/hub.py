@@ -127,7 +127,9 @@ def _single(feature: Any) -> Any:
 
 
 def _image_column(name: str, data: datasets.Dataset) -> str:
-    columns = [column for column, feature in data.features.items() if isinstance(_single(feature), datasets.Image)]
+    features = data.features.items()
+    columns = [column for column, feature in features if isinstance(feature, datasets.Image)]
+    columns = columns or [column for column, feature in features if isinstance(_single(feature), datasets.Image)]
     if usual := [column for column in ("image", "images") if column in columns]:
         return usual[0]
     if len(columns) == 1:

@@ -156,8 +156,9 @@ def _picture(old: Any, new: Released) -> Any:
 
 
 def _picture_column(folder: Path, files: Sequence[Path]) -> tuple[str, bool]:
-    """The column that holds pictures, and whether it names them."""
+    """The column that holds pictures, and whether it names them. One of lists is it only where there is no other."""
     found: dict[str, bool] = {}
+    listed: dict[str, bool] = {}
     for file in files:
         with _reading(file):
             for batch in pq.ParquetFile(file).iter_batches(batch_size=32):
@@ -165,8 +166,9 @@ def _picture_column(folder: Path, files: Sequence[Path]) -> tuple[str, bool]:
                     type_ = _single(field.type)
                     cells = (_contents(cell.as_py()) for cell in batch[field.name]) if _may_hold(type_) else ()
                     if any(content and is_picture(content) for cell in cells for content, _ in cell):
-                        found[field.name] = pa.types.is_struct(type_)
+                        (found if type_ == field.type else listed)[field.name] = pa.types.is_struct(type_)
                 break
+    found = found or listed
     if len(found) != 1:
         what = f"several columns of pictures ({', '.join(found)})" if found else "no column of pictures"
         cure = "keep one of them" if found else "store each as bytes, as `datasets.Image` does"
