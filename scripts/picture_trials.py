@@ -35,12 +35,12 @@ from mmguard.protection.ensemble import Ensemble
 from mmguard.types import Sample
 
 Deltas = dict[str, Tensor]
-"""Perturbations by answer or by sample id, int8 `(3, H, W)`."""
+"""A perturbation for each sample, by its id; int8 `(3, H, W)`."""
 
 Batch = tuple[list[Example], list[Tensor]]
 
 
-def random_signs(samples: Sequence[Sample], budget: ImageBudget) -> Deltas:
+def random_signs(samples: Sequence[Sample], budget: ImageBudget) -> dict[str, Tensor]:
     """The strongest noise of the budget, one for each answer."""
     shape = load_image(samples[0].image).shape
     generator = torch.Generator().manual_seed(0)
@@ -59,6 +59,20 @@ def example(sample: Sample, answer: str) -> Example:
     return Example(sample.question, target_text(replace(sample, answer=answer)), sample.options, ())
 
 
+def drawn(
+    samples: Sequence[Sample], steps: int, size: int, rng: random.Random, seen: Callable[[Sample], Tensor]
+) -> Iterator[Batch]:
+    """Batches to adapt surrogates on, with right answers; `seen` says what they are shown of a sample."""
+    for _ in range(steps):
+        some = rng.sample(list(samples), size)
+        yield [example(one, one.answer) for one in some], [seen(one) for one in some]
+
+
+def by_sample(samples: Sequence[Sample], by_answer: dict[str, Tensor]) -> Deltas:
+    """To each sample the perturbation of its answer."""
+    return {one.id: by_answer[one.answer] for one in samples}
+
+
 def optimised(
     samples: Sequence[Sample], surrogates: Sequence[str], config: ProtectConfig, budget: ImageBudget, foreign: bool
 ) -> Deltas:
@@ -70,11 +84,6 @@ def optimised(
     deltas, rng = random_signs(samples, budget), random.Random(0)
     ensemble = Ensemble([load_surrogate(name) for name in surrogates], config)
 
-    def inner() -> Iterator[Batch]:
-        for _ in range(config.inner_steps):
-            some = rng.sample(list(samples), config.inner_batch_size)
-            yield [example(one, one.answer) for one in some], [placed(one, one.answer) for one in some]
-
     def placed(sample: Sample, answer: str) -> Tensor:
         return to_unit(shown(images[sample.id], deltas[answer], budget))
 
@@ -83,7 +92,10 @@ def optimised(
         by_answer[sample.answer].append(sample)
     with ensemble.adaptable():
         for round_ in range(config.rounds):
-            ensemble.adapt(inner(), seed=round_)
+            inner = drawn(
+                samples, config.inner_steps, config.inner_batch_size, rng, lambda one: placed(one, one.answer)
+            )
+            ensemble.adapt(inner, seed=round_)
             with ensemble.adapted():
                 for _, answer in product(range(config.pgd_steps), sorted(deltas)):
                     some = rng.sample(list(samples) if foreign else by_answer[answer], config.batch_size)
@@ -93,7 +105,7 @@ def optimised(
                     step = torch.stack([leaf.grad for leaf in leaves if leaf.grad is not None]).sum(0).sign()
                     moved = deltas[answer].to(torch.int16) - step.to(torch.int16)
                     deltas[answer] = moved.clamp(-budget.eps, budget.eps).to(torch.int8)
-    return deltas
+    return by_sample(samples, deltas)
 
 
 def misleading(
@@ -107,11 +119,6 @@ def misleading(
     generator = torch.Generator().manual_seed(0)
     deltas = {one.id: budget.random(images[one.id], generator) for one in samples}
     ensemble = Ensemble([load_surrogate(name) for name in surrogates], config)
-
-    def inner() -> Iterator[Batch]:
-        for _ in range(config.rounds * config.inner_steps):
-            some = rng.sample(list(samples), config.inner_batch_size)
-            yield [example(one, one.answer) for one in some], [to_unit(images[one.id]) for one in some]
 
     def unit(some: Sequence[Sample]) -> list[Tensor]:
         return [to_unit(apply(images[one.id], deltas[one.id])) for one in some]
@@ -128,7 +135,9 @@ def misleading(
 
     batches = [samples[start : start + config.batch_size] for start in range(0, len(samples), config.batch_size)]
     with ensemble.adaptable():
-        ensemble.adapt(inner(), seed=0)
+        steps = config.rounds * config.inner_steps
+        clean = drawn(samples, steps, config.inner_batch_size, rng, lambda one: to_unit(images[one.id]))
+        ensemble.adapt(clean, seed=0)
         with ensemble.adapted():
             before = loss()
             for some in batches:
@@ -144,11 +153,11 @@ def misleading(
 
 
 def protected(samples: Sequence[Sample], deltas: Deltas, budget: ImageBudget, folder: Path) -> list[Path]:
-    """The pictures with the perturbation of their sample or answer, as files."""
+    """The pictures with their perturbations, as files."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, sample in enumerate(samples):
-        image, delta = load_image(sample.image), deltas.get(sample.id, deltas.get(sample.answer))
+        image, delta = load_image(sample.image), deltas[sample.id]
         paths.append(folder / f"{number}.png")
         Image.fromarray(shown(image, delta, budget).permute(1, 2, 0).numpy()).save(paths[-1])
     return paths
@@ -183,7 +192,7 @@ def main() -> None:
         batch_size=8,
     )
     kinds: dict[str, Callable[[], Deltas]] = {
-        "random": lambda: random_signs(original, budget),
+        "random": lambda: by_sample(original, random_signs(original, budget)),
         "own": lambda: optimised(original, given.surrogates, config, budget, foreign=False),
         "any": lambda: optimised(original, given.surrogates, config, budget, foreign=True),
         "wrong": lambda: misleading(original, given.surrogates, config, budget),
@@ -193,6 +202,7 @@ def main() -> None:
         pictures[kind] = protected(original, kinds[kind](), budget, given.out / kind)
     audit, store = AuditConfig(), ImageStore()
     for name, attack, seed, kind in product(given.attackers, given.attacks, range(given.seeds), given.kinds):
+        on_images = attack_named(attack) if attack != "none" else None
         clean = random.Random(seed).sample(range(len(original)), len(original) * given.clean // 100)
         rows = [
             Row(
@@ -200,7 +210,7 @@ def main() -> None:
                 one.image if number in clean else pictures[kind][number],
                 user_text(one.question, one.options),
                 target_text(one),
-                attack=attack_named(attack) if attack != "none" else None,
+                attack=on_images,
                 attack_seed=seed,
             )
             for number, one in enumerate(original)

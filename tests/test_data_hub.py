@@ -87,6 +87,10 @@ def test_lists_of_pictures(hub: dict[str, Any]) -> None:
     dataset = read_dataset("owner/name", split="train")
     assert [(sample.question, sample.image.read_bytes()) for sample in dataset.samples] == [("a", red["bytes"])]
     assert [one.reason[:20] for one in dataset.rejected] == ["names no image in `f", "has 2 images: only o"]
+    hub["owner/name"] = {"train": hub["owner/name"]["train"], "test": hub["owner/name"]["train"]}
+    both = read_dataset("owner/name")
+    assert len(both.samples) == 2
+    assert [one.reason[:20] for one in both.rejected] == ["names no image in `f", "has 2 images: only o"] * 2
 
 
 def test_a_column_of_single_pictures_comes_before_lists(hub: dict[str, Any]) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 import datasets
 from PIL import Image
 
+from mmguard.data.cache import root
 from mmguard.errors import DataError
 
 _CURE = "give a local folder with metadata.jsonl or a LLaVA JSON file, or easy-vqa, which needs no download"
-
 
 _LISTS = (datasets.List, datasets.LargeList)
 
@@ -63,7 +63,7 @@ def hub_folder(name: str, split: str | None, config: str | None = None) -> list[
 
 def _materialise(name: str, split: str, data: datasets.Dataset) -> Path:
     image = _image_column(name, data)
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "mmguard" / name / re.sub(r"[^\w.-]", "_", split)
+    folder = root() / name / re.sub(r"[^\w.-]", "_", split)
     stamp = folder / "fingerprint"
     if stamp.is_file() and stamp.read_text() == data._fingerprint:
         return folder

@@ -113,7 +113,7 @@ def _joined(name: str, parts: list[Source]) -> Source:
     rows = []
     for part in parts:
         for where, row in part.rows:
-            if isinstance(row, dict) and "file_name" in row:
+            if isinstance(row, dict) and isinstance(row.get("file_name"), str):  # of several pictures there is none
                 row = {**row, "file_name": f"{part.root.name}/{row['file_name']}"}
             rows.append((f"{part.root.name}/{where}", row))
     return Source(name, parts[0].root.parent, "file_name", rows, files=tuple(f for part in parts for f in part.files))

@@ -77,6 +77,11 @@ def target(dataset: Dataset, file: Path, out: Path) -> Path:
     return path
 
 
+def is_object(content: bytes) -> bool:
+    """Whether a JSON file of this content holds an object, and not a list."""
+    return content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a UTF-8 file, complete or not at all."""
     with replacing(path) as partial:

@@ -57,16 +57,11 @@ def _accepts(path: Path) -> bool:
     return path.suffix.lower() in (".json", ".jsonl") and path.name != REGISTER and not is_coco(path)
 
 
-def _describes_picture(path: Path) -> bool:
-    """Whether a file is one object about the picture that it is named after."""
-    return path.suffix.lower() == ".json" and describes_picture(path) and path.read_bytes().lstrip().startswith(b"{")
-
-
 FORMAT = Format(
     name="chat-json",
     described="a LLaVA, ShareGPT or LLaMA-Factory JSON file (or a folder with one)",
     find=lambda folder: [
-        path for path in matching("*.json", "*.jsonl")(folder) if _accepts(path) and not _describes_picture(path)
+        path for path in matching("*.json", "*.jsonl")(folder) if _accepts(path) and not describes_picture(path)
     ],
     accepts=_accepts,
     read=read,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmguard.data.formats.base import Format, Released, by_place, json_like, matching, target, write_text
+from mmguard.data.formats.base import Format, Released, by_place, is_object, json_like, matching, target, write_text
 from mmguard.data.sources import Row, Source, read_text
 from mmguard.errors import DataError
 from mmguard.types import Dataset, Rejection
@@ -97,7 +97,7 @@ def is_coco(path: Path) -> bool:
     if path.suffix.lower() != ".json":
         return False
     content = path.read_bytes()
-    return content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and all(mark in content for mark in _MARKS)
+    return is_object(content) and all(mark in content for mark in _MARKS)
 
 
 FORMAT = Format(

@@ -53,8 +53,9 @@ def read(folder: Path, files: Sequence[Path]) -> Source:
             except ValueError as error:
                 rows.append((place, Rejection(place, str(error))))
                 continue
-            image = {column: f"{_shard(folder, file)}/{name}" if isinstance(name, str) else name} if name else {}
-            rows.append((place, {**plain, **image}))
+            if isinstance(name, str):
+                name = f"{_shard(folder, file)}/{name}"
+            rows.append((place, {**plain, column: name} if name else plain))
     name = str(files[0] if len(files) == 1 else folder)
     return Source(name, folder, column, rows, (), "parquet", tuple(files), root, named)
 

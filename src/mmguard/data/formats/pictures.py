@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mmguard.data.formats.base import Format, Released, target
+from mmguard.data.formats.base import Format, Released, is_object, target
 from mmguard.data.sources import Row, Source, read_text
 from mmguard.errors import DataError
 from mmguard.types import Dataset, Rejection
@@ -68,16 +68,19 @@ class _Sidecars:
 
 
 def describes_picture(file: Path) -> bool:
-    """Whether a file is named after a picture beside it, as exports of photo libraries are: `cup.json`, `cup.jpg.json`,
-    `cup.jpg.supplemental-metadata.json`."""
-    *parts, _ = file.name.split(".")
+    """Whether a file is one JSON object that is named after a picture beside it, as exports of photo libraries are:
+    `cup.json`, `cup.jpg.json`, `cup.jpg.supplemental-metadata.json`."""
+    *parts, suffix = file.name.split(".")
+    if suffix.lower() != "json":
+        return False
     begins = [".".join(parts[: number + 1]) for number in range(len(parts))]
-    return any(
+    named = any(
         file.with_name(name).is_file()
         for begin in begins
         for name in (begin, *(begin + other for suffix in _PICTURES for other in (suffix, suffix.upper())))
         if Path(name).suffix.lower() in _PICTURES
     )
+    return named and is_object(file.read_bytes())
 
 
 def _folded(path: Path) -> Path:
