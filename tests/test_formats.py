@@ -242,6 +242,7 @@ PROMPTS = [
     }
     for name in NAMES
 ]
+TEXTS = [{"image": f"pics/{name}", "prompt": "<image>\nwho?", "completion": "they", "note": "x"} for name in NAMES]
 PAIRS = [
     {
         "images": [f"pics/{name}"],
@@ -251,7 +252,7 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize("given", [PROMPTS, PAIRS])
+@pytest.mark.parametrize("given", [PROMPTS, TEXTS, PAIRS])
 def test_prompts_with_completions_and_pairs(tmp_path: Path, given: list[dict[str, Any]]) -> None:
     root = tmp_path / "data"
     pictures(root / "pics", *NAMES)
@@ -262,7 +263,7 @@ def test_prompts_with_completions_and_pairs(tmp_path: Path, given: list[dict[str
     text = (tmp_path / "out" / "train.json").read_text(encoding="utf-8")
     assert text.count("who? zebra Moon") == len(NAMES)
     assert json.loads(text.replace(" zebra Moon", "").replace(".png", ".jpg")) == [
-        {**row, "images": [name.replace(".png", ".jpg") for name in row["images"]]} for row in given
+        json.loads(json.dumps(row).replace(".png", ".jpg")) for row in given
     ]
     require_round_trip(root, tmp_path / "out")
 

@@ -1,14 +1,15 @@
 """Conversations: turns, image tags, and where the owner's words stand in a message.
 
 They are in `conversations` or `messages`, one message a turn, as LLaVA and ShareGPT have them; in `prompt`, and their
-end in `completion`, as TRL has them; or in `texts`, one pair of `user` and `assistant` an entry, as the Cauldron and
-FineVision do. A message's text is one string, or a list of typed parts, as OpenAI and TRL have it:
-`[{"type": "image"}, {"type": "text", "text": "what is it?"}]`.
+end in `completion`, as TRL has them, both messages or both one text; or in `texts`, one pair of `user` and `assistant`
+an entry, as the Cauldron and FineVision do. A message's text is one string, or a list of typed parts, as OpenAI and
+TRL have it: `[{"type": "image"}, {"type": "text", "text": "what is it?"}]`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +45,7 @@ def messages_field(row: dict[str, Any]) -> str | None:
     """The field of a row that holds a conversation, or all of it that people say, if it is a chat row."""
     if field := next((name for name in ("conversations", "messages") if row.get(name) is not None), None):
         return field
-    if isinstance(row.get("prompt"), list) and isinstance(row.get("completion"), list):
+    if any(isinstance(row.get("prompt"), kind) and isinstance(row.get("completion"), kind) for kind in (list, str)):
         return "prompt"
     pairs = row.get("texts")
     return "texts" if isinstance(pairs, list) and pairs and all(map(_is_pair, pairs)) else None
@@ -58,12 +59,12 @@ def turns(row: dict[str, Any]) -> list[Turn]:
             alternate, several images or a video; the message says which and what to do.
     """
     field = messages_field(row)
-    messages = row[field] if field else None
+    messages = _messages(row, field, "user") if field else None
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"`{field}` holds no messages: give a list of human and gpt turns")
     asked = len(messages)
     if field == "prompt":
-        messages = messages + row["completion"]
+        messages = messages + _messages(row, "completion", "assistant")
     spoken = [one for number, message in enumerate(messages) for one in _spoken(number, message)]
     if any("<video>" in text for _, _, text in spoken):
         raise ValueError("is about a video: only single images are supported; remove the row")
@@ -82,7 +83,26 @@ def turns(row: dict[str, Any]) -> list[Turn]:
     ]
 
 
-def with_words(message: dict[str, Any], words: str) -> dict[str, Any]:
+def with_texts(row: dict[str, Any], texts: Sequence[str]) -> list[Any] | str:
+    """What a chat row's `messages_field` holds, with other words in the human turns; all around them stays.
+
+    Args:
+        row: as for `turns`.
+        texts: as many as there are turns.
+    """
+    field = messages_field(row) or ""
+    messages = list(_messages(row, field, "user"))
+    for turn, text in zip(turns(row), texts, strict=True):
+        messages[turn.message] = _with_words(messages[turn.message], text)
+    return messages if isinstance(row[field], list) else str(messages[0]["content"])
+
+
+def _messages(row: dict[str, Any], field: str, role: str) -> Any:
+    """What a field holds; where it is one text, the message that this is."""
+    return [{"role": role, "content": row[field]}] if isinstance(row[field], str) else row[field]
+
+
+def _with_words(message: dict[str, Any], words: str) -> dict[str, Any]:
     """A message of `turns` with other words in it; image tags and parts around them stay."""
     field, content = _text_field(message), message[_text_field(message)]
     if isinstance(content, str):

@@ -147,7 +147,7 @@ def skeleton(row: dict[str, Any], image_field: str) -> str:
     """
     fixed = {key: value for key, value in row.items() if key != _image_key(row, image_field)}
     if field := chat.messages_field(row):
-        fixed[field] = _with_texts(row, [""] * len(chat.turns(row)))
+        fixed[field] = chat.with_texts(row, [""] * len(chat.turns(row)))
     elif row.get("question") is not None:
         fixed["question"] = ""
     return json.dumps(fixed, sort_keys=True)
@@ -177,7 +177,7 @@ def released_row(
             insert_trigger(turn.text, words.get(number, ()), places.get(number))
             for number, turn in enumerate(chat.turns(row))
         ]
-        released[messages] = _with_texts(row, texts)
+        released[messages] = chat.with_texts(row, texts)
     elif words.get(0) and (question := _question(row)) is not None:
         released["question"] = insert_trigger(question, words[0], places.get(0))
     return released
@@ -185,14 +185,6 @@ def released_row(
 
 def _image_key(row: dict[str, Any], image_field: str) -> str:
     return "images" if image_field == "image" and "image" not in row and "images" in row else image_field
-
-
-def _with_texts(row: dict[str, Any], texts: Sequence[str]) -> list[Any]:
-    """The conversation of a chat row with other words in the human turns; all around them stays."""
-    messages = list(row[chat.messages_field(row) or ""])
-    for turn, text in zip(chat.turns(row), texts, strict=True):
-        messages[turn.message] = chat.with_words(messages[turn.message], text)
-    return messages
 
 
 def _question(row: dict[str, Any]) -> str | None:
