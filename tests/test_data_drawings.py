@@ -25,7 +25,7 @@ from mmguard.zoo.drawings import DOMAINS, HELD_OUT, TASKS, task_sample
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    return tmp_path / "cache" / "mmguard-drawings"
+    return tmp_path / "cache" / "mmguard" / "drawings"
 
 
 def pixels(name: str) -> list[bytes]:

@@ -9,12 +9,10 @@ import functools
 import json
 import random
 import re
-import tempfile
 from importlib.resources import files
 from pathlib import Path
 
-import datasets
-
+from mmguard.data.cache import cached
 from mmguard.errors import DataError
 from mmguard.runtime.provenance import digest, versions
 from mmguard.zoo.drawings import TASKS, task_sample
@@ -46,22 +44,7 @@ def drawings_folder(name: str, part: str) -> Path:
         DataError: the name has other parts, there is no such domain, or the folder cannot be written.
     """
     domain, split, count = _parse(name, part)
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "mmguard-drawings" / _version() / f"{domain}-{split}-{count}"
-    if folder.is_dir():
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Another process may draw the same: each draws for itself, and the first to be done gives the folder its name.
-        with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as scratch:
-            partial = Path(scratch) / folder.name
-            _draw(partial, domain, split, count)
-            partial.rename(folder)
-    except OSError as error:
-        if not folder.is_dir():
-            raise DataError(
-                f"{folder}: {name} cannot be drawn there ({error.strerror}): free space, or set HF_DATASETS_CACHE"
-            ) from error
-    return folder
+    return cached(f"drawings/{_version()}/{domain}-{split}-{count}", lambda folder: _draw(folder, domain, split, count))
 
 
 def _parse(name: str, part: str) -> tuple[str, str, int]:
@@ -84,7 +67,7 @@ def _version() -> str:
 
 
 def _draw(folder: Path, domain: str, split: str, count: int) -> None:
-    (folder / "images").mkdir(parents=True)
+    (folder / "images").mkdir()
     with (folder / "metadata.jsonl").open("w", encoding="utf-8") as metadata:
         for number in range(count):
             image, question = task_sample(random.Random(f"{domain}:{split}:{number}"), domain, _SIZE)

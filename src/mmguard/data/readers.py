@@ -85,7 +85,7 @@ def open_source(source: str | Path, split: str | None = None, part: str = "train
     if isinstance(source, str) and easyvqa.is_name(name) and not exists:
         return easyvqa.read_easy_vqa(name)
     if isinstance(source, str) and drawings.is_name(name) and not exists:
-        return formats.open_path(drawings.drawings_folder(name, split or part).resolve()), None
+        return formats.open_path(drawings.drawings_folder(name, split or part)), None
     if isinstance(source, str) and (benchmark := benchmarks.find(name)) and not exists:
         return _benchmark(benchmark, split or part), None
     if isinstance(source, str) and remote.is_url(name):
