@@ -19,7 +19,7 @@ from mmguard.config import ENGINES, IMAGE_FORMATS, PLACES, RECIPES, SCOPES, VARI
 from mmguard.data.benchmarks import NAMES
 
 runner = CliRunner()
-FAST = ("--rounds", "1", "--pgd-steps", "1", "--top-c", "2", "--trigger-words", "2", "--eps", "4")
+FAST = ("--rounds", "1", "--inner-steps", "1", "--pgd-steps", "1", "--top-c", "2", "--trigger-words", "2", "--eps", "4")
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +220,7 @@ def test_surrogates_lists_folders_that_auto_classes_load() -> None:
 
 @pytest.mark.parametrize("variant", ["bph", "random-words"])
 def test_auto_says_what_it_chose_and_why(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmguard.lvlm.choose._hub_has", lambda name: False)
+    monkeypatch.setattr("mmguard.lvlm.choose._source", lambda name: None)
     _, _, err = call("protect", "easy-vqa:train:1", "-o", tmp_path / "release", "--variant", variant, *FAST)
     said = " ".join(err.split())
     assert "zoo:qwen3vl-tiny" in said
@@ -228,7 +228,7 @@ def test_auto_says_what_it_chose_and_why(variant: str, tmp_path: Path, monkeypat
 
 
 def test_where_no_model_is_needed_none_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmguard.lvlm.choose._hub_has", lambda name: pytest.fail("asked"))
+    monkeypatch.setattr("mmguard.lvlm.choose._source", lambda name: pytest.fail("asked"))
     code, _, err = call("protect", "easy-vqa:train:1", "-o", tmp_path / "release", "--variant", "random-noise")
     assert code == 0
     assert "Surrogate" not in err

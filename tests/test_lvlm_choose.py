@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -24,6 +26,30 @@ def test_whatever_keeps_the_hub_from_answering_the_zoo_serves(
     assert "does not protect against large models" in choice.reason
 
 
+@pytest.mark.parametrize("weights", ["model.safetensors", "model.safetensors.index.json", "config.json"])
+def test_without_the_hub_the_cache_serves_that_has_the_weights(
+    weights: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = tmp_path / "models--HuggingFaceTB--SmolVLM-256M-Instruct"
+    (model / "snapshots" / "abc").mkdir(parents=True)
+    (model / "snapshots" / "abc" / weights).touch()
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("abc")
+
+    def fail(self: object, name: str, timeout: float) -> None:
+        raise OSError("no route")
+
+    look = partial(huggingface_hub.try_to_load_from_cache, cache_dir=tmp_path)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", look)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
+    choice = choose.choose_surrogate("cpu")
+    if weights == "config.json":
+        assert choice.name == "zoo:qwen3vl-tiny"
+    else:
+        assert choice.name == "HuggingFaceTB/SmolVLM-256M-Instruct"
+        assert "the cache has it" in choice.reason
+
+
 @pytest.mark.parametrize(
     ("gib", "name"),
     [
@@ -39,7 +65,7 @@ def test_a_hub_model_fits_the_gpu(gib: float, name: str, monkeypatch: pytest.Mon
     class Card:
         total_memory = int(gib * 2**30)
 
-    monkeypatch.setattr(choose, "_hub_has", lambda name: True)
+    monkeypatch.setattr(choose, "_source", lambda name: "the hub answers")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Card)
     assert choose.choose_surrogate("cuda").name == name
     assert f"{gib} GiB" in choose.choose_surrogate("cuda").reason
@@ -49,14 +75,14 @@ def test_memory_is_that_of_the_gpu_that_was_asked_for(monkeypatch: pytest.Monkey
     def card(device: torch.device) -> SimpleNamespace:
         return SimpleNamespace(total_memory=(80, 16)[device.index or 0] * 2**30)
 
-    monkeypatch.setattr(choose, "_hub_has", lambda name: True)
+    monkeypatch.setattr(choose, "_source", lambda name: "the hub answers")
     monkeypatch.setattr(torch.cuda, "get_device_properties", card)
     assert choose.choose_surrogate("cuda:0").name == "Qwen/Qwen3-VL-4B-Instruct"
     assert choose.choose_surrogate("cuda:1").name == "Qwen/Qwen3-VL-2B-Instruct"
 
 
 def test_without_a_gpu_the_smallest_real_model_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose, "_hub_has", lambda name: True)
+    monkeypatch.setattr(choose, "_source", lambda name: "the hub answers")
     choice = choose.choose_surrogate("cpu")
     assert choice.name == "HuggingFaceTB/SmolVLM-256M-Instruct"
     assert "no GPU" in choice.reason

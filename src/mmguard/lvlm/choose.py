@@ -30,7 +30,7 @@ class Choice:
 
 
 def choose_surrogate(device: str = "auto") -> Choice:
-    """A hub model that fits the device where the hub answers, else the zoo's default.
+    """A hub model that fits the device where the hub answers or the cache has it, else the zoo's default.
 
     Args:
         device: `auto`, `cpu`, `cuda`, `cuda:1`…
@@ -39,23 +39,26 @@ def choose_surrogate(device: str = "auto") -> Choice:
     on_gpu = place.type == "cuda"
     memory = torch.cuda.get_device_properties(place).total_memory / 2**30 if on_gpu else 0.0
     name = next((name for name, needed in _HUB_MODELS if memory >= needed), _CPU_MODEL)
-    if _hub_has(name):
+    if source := _source(name):
         where = f"a GPU with {memory:.1f} GiB" if on_gpu else "no GPU: the smallest real model; expect minutes an image"
-        return Choice(name, f"the hub answers, and there is {where}")
+        return Choice(name, f"{source}, and there is {where}")
     return Choice(
         f"zoo:{zoo.NAMES[0]}",
-        "the hub does not answer. A zoo model demonstrates the method; it does not protect against large models: "
-        "give --surrogate with a local model folder for that",
+        f"the hub does not answer, and the cache has no {name}. A zoo model demonstrates the method; it does not "
+        "protect against large models: give --surrogate with a local model folder for that",
     )
 
 
-def _hub_has(name: str) -> bool:
-    from huggingface_hub import HfApi
+def _source(name: str) -> str | None:
+    """Why a hub model can be had, in words; None if it cannot."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
     try:
         HfApi().model_info(name, timeout=_HUB_TIMEOUT)
     # No network, offline mode, a proxy that refuses, a gated or missing model: each has its own exception, from
     # whatever HTTP library the hub's client uses, and to each the answer is to go on without the hub.
     except Exception:
-        return False
-    return True
+        weights = (try_to_load_from_cache(name, file) for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+        return "the cache has it" if any(isinstance(file, str) for file in weights) else None
+    return "the hub answers"
