@@ -50,4 +50,4 @@ def least_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(protection, "protect", protect_little)
     monkeypatch.setattr(auditing, "audit", audit_little)
-    monkeypatch.setattr("mmguard.lvlm.choose._hub_has", lambda name: False)
+    monkeypatch.setattr("mmguard.lvlm.choose._source", lambda name: None)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,16 @@ import tiny
 from mmguard.auditing.stats import Estimate
 from mmguard.auditing.stealth import stealth
 from mmguard.auditing.stealth_judge import DIMENSIONS, JudgeConfig, Judgement, Score
+from mmguard.auditing.stealth_recovery import recoveries
 from mmguard.auditing.stealth_report import HEADINGS, StealthReport
 from mmguard.cli import app
 from mmguard.config import ProtectConfig
 from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
+from mmguard.data.text import insert_trigger
 from mmguard.errors import ConfigError, DataError, ReleaseError, SurrogateError
 from mmguard.release.writer import ReleaseWriter
+from mmguard.types import Sample
 
 EPS = 4
 GOOD = {side: dict.fromkeys(DIMENSIONS, 3) for side in "AB"}
@@ -93,6 +98,9 @@ def test_a_release_that_changes_both(base: Path, lm: str) -> None:
     assert "at most 4 of 255 levels (36.1 dB PSNR)" in report.verdict
     assert "texts carry 2.0 inserted words, 34% of all, and their perplexity goes from" in report.verdict
     assert "nobody has judged" in report.verdict
+    assert "the attack `tail` takes 100% (95% interval 100 to 100) of the inserted words out and gives 100%" in (
+        report.verdict
+    )
 
 
 def test_the_private_record_is_not_read(base: Path, lm: str, tmp_path: Path) -> None:
@@ -216,3 +224,45 @@ def test_command(base: Path, tmp_path: Path) -> None:
     failed = CliRunner().invoke(app, [*arguments, "--judge", "http://127.0.0.1:9/v1"])
     assert failed.exit_code == 1
     assert "give --judge-model" in " ".join(failed.stderr.split())
+
+
+# What attacks on texts give back
+
+
+ANIMALS = ("ant", "bat", "cat", "dog", "emu", "fox", "goat", "hen")
+
+
+def changed(questions: Sequence[str], place: int | None) -> list[tuple[Sample, Sample]]:
+    """Each with an animal and a word that is none in one place, its own ones."""
+    samples = [Sample(str(n), n, Path(f"{n}.png"), text, "yes", ("yes",)) for n, text in enumerate(questions)]
+    words = [(animal, f"qqx{one.id}") for animal, one in zip(cycle(ANIMALS), samples, strict=False)]
+    return [
+        (one, replace(one, question=insert_trigger(str(one.question), some, place)))
+        for one, some in zip(samples, words, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("place", "attack", "recovered", "removed"),
+    [(None, "tail", 1, 1), (2, "tail", 0, 0), (2, "window-7", 1, 1), (2, "vocab", 0, 0.5), (2, "telling-5", 0, 0)],
+)
+def test_what_comes_back_of_questions(place: int | None, attack: str, recovered: float, removed: float) -> None:
+    pairs = changed(["what is on the table?"] * 8, place)
+    if attack == "telling-5":  # no word says anything where all answers are different
+        pairs = [tuple(replace(one, answer=one.id) for one in both) for both in pairs]  # type: ignore[misc]
+    (one,) = [one for one in recoveries(pairs, range(8)) if one.attack == attack]
+    assert (one.recovered.value, one.removed.value, one.questions) == (recovered, removed, 8)
+
+
+def test_questions_spoiled_are_those_that_would_change_unprotected() -> None:
+    pairs = changed(["is it red? say so", "is it red?", "Is  it red? Say so"], None)
+    (tail,) = [one for one in recoveries(pairs, range(3)) if one.attack == "tail"]
+    assert tail.spoiled.value == pytest.approx(2 / 3)
+    assert tail.recovered.value == pytest.approx(1 / 3)
+    assert tail.removed.value == 1
+
+
+def test_no_more_questions_are_looked_at_than_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmguard.auditing.stealth_recovery._MOST", 3)
+    assert {one.questions for one in recoveries(changed(["what is it?"] * 5, 1), range(5))} == {3}
+    assert recoveries([], []) == []

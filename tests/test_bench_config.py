@@ -192,3 +192,13 @@ def test_shipped_files_run(path: Path, out: Path) -> None:
 def test_shipped_files_begin_with_their_command(path: Path) -> None:
     head = path.read_text(encoding="utf-8").splitlines()[0]
     assert head.startswith(f"# mmguard bench --config {path.relative_to(ROOT).as_posix()}")
+
+
+@pytest.mark.parametrize("path", [path for path in SHIPPED if path.parent.name == "paper"], ids=lambda path: path.stem)
+def test_the_papers_files_have_the_papers_settings(path: Path) -> None:
+    swept = path.stem.removeprefix("sweep_")
+    settings = {"inner_steps": 1, "inner_batch_size": 2, "lambda_bind": 2.0, "inner_lr": None, "inner_rank": 8}
+    settings |= {"rounds": 5, "pgd_steps": 5, "top_c": 64}  # which it does not name
+    settings.pop(swept, None)
+    for one in load_bench(path).experiments:
+        assert {name: getattr(one.protect, name) for name in settings} == settings

@@ -24,7 +24,7 @@ from mmguard.errors import ConfigError, DataError
 from mmguard.release.layout import UNFINISHED, record_folder
 from mmguard.release.writer import ReleaseWriter
 
-PROTECT = ProtectConfig(rounds=1, pgd_steps=1, top_c=2, trigger_words=2)
+PROTECT = ProtectConfig(rounds=1, inner_steps=1, pgd_steps=1, top_c=2, trigger_words=2)
 AUDIT = AuditConfig(seeds=3, epochs=1, max_new_tokens=2, bootstrap=200)
 
 

@@ -23,8 +23,8 @@ from mmguard.protection.estimate import _extrapolated, _few, _Round, _spread
 from mmguard.protection.run import protect
 from mmguard.protection.survey import Survey, survey
 
-FAST = ProtectConfig(rounds=2, pgd_steps=2, top_c=4, eps=6, trigger_words=2, batch_size=4)
-FLAGS = ("--rounds", "1", "--pgd-steps", "1", "--top-c", "2", "--trigger-words", "2")
+FAST = ProtectConfig(rounds=2, inner_steps=1, pgd_steps=2, top_c=4, eps=6, trigger_words=2, batch_size=4)
+FLAGS = ("--rounds", "1", "--inner-steps", "1", "--pgd-steps", "1", "--top-c", "2", "--trigger-words", "2")
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,9 @@ def test_variants_say_what_they_leave(mixed: Path, tmp_path: Path, model: str) -
     noise = survey(mixed, [model], ProtectConfig(variant="random-noise"), tmp_path / "o")
     assert (noise.triggers, noise.surrogates) == (0, [])
     assert list(noise.cost.seconds) == ["Reading", "Writing"]
-    text = survey(mixed, [model], ProtectConfig(variant="text", rounds=1, top_c=2, trigger_words=1), tmp_path / "o")
+    text = survey(
+        mixed, [model], ProtectConfig(variant="text", rounds=1, inner_steps=1, top_c=2, trigger_words=1), tmp_path / "o"
+    )
     assert (text.triggers, text.cost.working_bytes) == (3, 0)
     assert "Perturbing" not in text.cost.seconds
 

@@ -286,7 +286,7 @@ def test_the_command_starts_ray_and_ends_it(data: Path, llava: str, whole: dict[
     """In a process of its own, as nobody has started Ray there."""
     command = [
         sys.executable, "-m", "mmguard.cli", "protect", str(data), "-o", str(tmp_path / "release"),
-        "--surrogate", llava,
+        "--surrogate", llava, "--inner-steps", "1",
         "--rounds", "2", "--pgd-steps", "2", "--top-c", "4", "--trigger-words", "2", "--batch-size", "2",
         "--device", "cpu", "--engine", "ray", "--workers", "2", "--json",
     ]  # fmt: skip

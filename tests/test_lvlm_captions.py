@@ -23,7 +23,7 @@ from mmguard.protection import prepare
 from mmguard.protection.run import protect
 from mmguard.release.verify import verify
 
-FAST = ProtectConfig(variant="crs", rounds=1, pgd_steps=1, top_c=2, batch_size=2)
+FAST = ProtectConfig(variant="crs", rounds=1, inner_steps=1, pgd_steps=1, top_c=2, batch_size=2)
 
 
 @pytest.fixture

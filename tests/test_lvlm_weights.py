@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 
-from mmguard.errors import SurrogateError
-from mmguard.lvlm.weights import model_folder, weights_digest
+from mmguard import zoo
+from mmguard.errors import ConfigError, SurrogateError
+from mmguard.lvlm.weights import model_folder, recommended, weights_digest
 
 
 @pytest.fixture
@@ -61,3 +62,18 @@ def test_without_a_network_it_is_the_commit_in_the_cache(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("name", ["no/such/folder", "no such model"])
 def test_what_is_no_model_has_none(name: str) -> None:
     assert weights_digest(name) is None
+
+
+def test_the_zoo_and_it_alone_recommends_how_to_fine_tune(folder: Path) -> None:
+    for name in zoo.NAMES:
+        assert recommended(f"zoo:{name}")["lora"]["lr"] > 0
+    assert recommended(str(folder)) == recommended("owner/model") == {}
+
+
+@pytest.mark.parametrize("card", ["[", "[]", '{"recommended": []}', '{"recommended": {"lora": {"lr": "fast"}}}'])
+def test_a_card_that_cannot_be_read_is_named(folder: Path, card: str) -> None:
+    (folder / "mmguard.json").write_text(card)
+    with pytest.raises(
+        ConfigError, match=r"model/mmguard\.json: not a model card of mmguard .*remove it or restore it"
+    ):
+        recommended(str(folder))

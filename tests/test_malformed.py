@@ -143,7 +143,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Surrogate:
     return load_surrogate(tiny.build("qwen3_vl", tmp_path_factory.mktemp("qwen")), device="cpu")
 
 
-FAST = ProtectConfig(variant="bph", rounds=1, pgd_steps=1, top_c=2, trigger_words=2)
+FAST = ProtectConfig(variant="bph", rounds=1, inner_steps=1, pgd_steps=1, top_c=2, trigger_words=2)
 SHAPES = {"long.png": picture(5, size=(900, 4)), "dot.png": picture(6, size=(1, 1)), **GOOD_PICTURES}
 
 

@@ -28,7 +28,7 @@ sys.addaudithook(refuse)
 """
 """Python runs a module of the name `sitecustomize` when it starts: in every process, and before anything else."""
 
-FAST = ("--rounds", "1", "--pgd-steps", "1", "--top-c", "2", "--trigger-words", "2")
+FAST = ("--rounds", "1", "--inner-steps", "1", "--pgd-steps", "1", "--top-c", "2", "--trigger-words", "2")
 
 
 @pytest.fixture

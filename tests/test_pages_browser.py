@@ -62,7 +62,9 @@ def bench(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def traced(tmp_path: Path) -> Path:
-    release = protect(DATA, ["zoo:qwen3vl-tiny"], ProtectConfig(variant="multimodal", rounds=1), tmp_path / "r").path
+    release = protect(
+        DATA, ["zoo:qwen3vl-tiny"], ProtectConfig(variant="multimodal", rounds=1, inner_steps=1), tmp_path / "r"
+    ).path
     write(trace(release, DATA, "zoo:qwen3vl-tiny"), tmp_path)
     return tmp_path / "trace.html"
 

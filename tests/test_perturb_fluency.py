@@ -25,7 +25,7 @@ from mmguard.protection.run import protect
 from mmguard.release.origin import origin
 
 SURROGATES = ("zoo:qwen3vl-micro", "zoo:minicpmv-tiny")
-FAST = ProtectConfig(rounds=1, pgd_steps=1, top_c=4, trigger_words=3, batch_size=4, fluency_top_k=5)
+FAST = ProtectConfig(rounds=1, inner_steps=1, pgd_steps=1, top_c=4, trigger_words=3, batch_size=4, fluency_top_k=5)
 QUESTIONS = ("What is it?", "What color is the ball on the left?", "Which way does it point?")
 
 

@@ -23,7 +23,7 @@ from mmguard.protection.run import protect
 from mmguard.release.publish import publish
 from mmguard.release.verify import verify
 
-FAST = ProtectConfig(rounds=1, pgd_steps=2, top_c=4, eps=6, trigger_words=2, batch_size=4)
+FAST = ProtectConfig(rounds=1, inner_steps=1, pgd_steps=2, top_c=4, eps=6, trigger_words=2, batch_size=4)
 EVIL = "what is <script>alert(1)</script> here?"
 
 
@@ -156,7 +156,7 @@ def test_the_command_line_without_a_folder_and_with_a_broken_picture(
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     monkeypatch.chdir(tmp_path)
-    flags = ("--rounds", "1", "--pgd-steps", "1", "--top-c", "2")
+    flags = ("--rounds", "1", "--inner-steps", "1", "--pgd-steps", "1", "--top-c", "2")
     result = CliRunner().invoke(app, ["protect", str(photos), "--preview", "4", "--surrogate", model, *flags, "--json"])
     assert result.exit_code == 3
     found = json.loads(result.stdout)

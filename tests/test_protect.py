@@ -23,6 +23,8 @@ from mmguard.errors import ConfigError, DataError, ReleaseError, SurrogateError
 from mmguard.lvlm.pixels import differentiable_pixels
 from mmguard.lvlm.prompt import Encoded
 from mmguard.lvlm.surrogate import Forward, Surrogate, load_surrogate
+from mmguard.lvlm.tuning import Adapter
+from mmguard.lvlm.weights import recommended
 from mmguard.perturb.budget import to_unit
 from mmguard.perturb.jpeg import seen
 from mmguard.perturb.objective import Objective
@@ -34,7 +36,7 @@ from mmguard.protection.sharing import share
 from mmguard.release.verify import verify
 from mmguard.release.writer import ReleaseWriter
 
-FAST = ProtectConfig(rounds=2, pgd_steps=2, top_c=4, eps=6, trigger_words=2, batch_size=4)
+FAST = ProtectConfig(rounds=2, inner_steps=1, pgd_steps=2, top_c=4, eps=6, trigger_words=2, batch_size=4)
 OPTIMISED = ("bph", "crs", "bph-max", "crs-max", "image", "text", "multimodal")
 
 
@@ -321,6 +323,21 @@ def test_ensembles_of_different_tokenizers_sum_their_losses(folder: Path, llava:
     assert ensemble_loss(items, both) < expected
     with pytest.raises(ConfigError, match="1 weights for 2"):
         Ensemble([llava, qwen], replace(FAST, weights=(1.0,)))
+
+
+def test_every_surrogate_is_adapted_at_the_rate_that_suits_it(
+    llava: Surrogate, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    monkeypatch.setattr(Adapter, "step", lambda adapter, encoded, pixels, lr: rates.append(lr))
+    surrogates = [llava, load_surrogate("zoo:llava-tiny", device="cpu")]
+    (path, samples), *_ = read_dataset(folder).by_image().items()
+    batch = (start(path, samples, FAST, ["red", "blue"]).examples, [load_image(path)])
+    for config in (FAST, replace(FAST, inner_lr=0.5)):
+        ensemble = Ensemble(surrogates, config)
+        with ensemble.adaptable():
+            ensemble.adapt([batch], seed=0)
+    assert rates == [1e-4, recommended("zoo:llava-tiny")["lora"]["lr"], 0.5, 0.5]
 
 
 def test_captions_are_protected_by_their_images_alone(folder: Path, tmp_path: Path, llava: Surrogate) -> None:

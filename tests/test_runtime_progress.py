@@ -28,7 +28,7 @@ from mmguard.runtime import progress as module
 from mmguard.runtime.log import logging_to
 from mmguard.runtime.progress import progress, stages
 
-FLAGS = ("--rounds", "1", "--pgd-steps", "1", "--top-c", "2", "--trigger-words", "2")
+FLAGS = ("--rounds", "1", "--inner-steps", "1", "--pgd-steps", "1", "--top-c", "2", "--trigger-words", "2")
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,7 @@ def test_theorem_5_1_holds_once_clean_attention_is_taken_off(found: Trace) -> No
 
 
 def test_the_shift_is_of_the_release_alone(surrogate: Surrogate, bound: Path, found: Trace, tmp_path: Path) -> None:
-    config = ProtectConfig(variant="image", eps=1, rounds=1, pgd_steps=1)
+    config = ProtectConfig(variant="image", eps=1, rounds=1, inner_steps=1, pgd_steps=1)
     hardly = trace(protect(DATA, [surrogate], config, tmp_path / "r").path, DATA, surrogate)
     assert hardly.shift is not None
     assert found.shift is not None

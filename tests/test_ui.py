@@ -34,7 +34,7 @@ from mmguard.ui.sessions import Session, Sessions, Stopped
 from mmguard.ui.uploads import Limits, stored, unpack
 from mmguard.ui.words import STRENGTHS, VARIANTS
 
-FAST = ProtectConfig(variant="crs", rounds=1, pgd_steps=1, top_c=2, trigger_words=2, eps=6)
+FAST = ProtectConfig(variant="crs", rounds=1, inner_steps=1, pgd_steps=1, top_c=2, trigger_words=2, eps=6)
 SMALL = Limits(files=3, file_bytes=100, total_bytes=250)
 
 

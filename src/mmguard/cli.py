@@ -134,7 +134,7 @@ def protect(
     pgd_steps: Annotated[int, typer.Option(help=_PROTECT["pgd_steps"])] = ProtectConfig.pgd_steps,
     top_c: Annotated[int, typer.Option(help=_PROTECT["top_c"])] = ProtectConfig.top_c,
     lambda_bind: Annotated[float, typer.Option(help=_PROTECT["lambda_bind"])] = ProtectConfig.lambda_bind,
-    inner_lr: Annotated[float, typer.Option(help=_PROTECT["inner_lr"])] = ProtectConfig.inner_lr,
+    inner_lr: Annotated[float | None, typer.Option(help=_PROTECT["inner_lr"])] = ProtectConfig.inner_lr,
     inner_batch_size: Annotated[int, typer.Option(help=_PROTECT["inner_batch_size"])] = ProtectConfig.inner_batch_size,
     batch_size: Annotated[int, typer.Option(help=_PROTECT["batch_size"])] = ProtectConfig.batch_size,
     max_pixels: Annotated[int, typer.Option(help=_PROTECT["max_pixels"])] = ProtectConfig.max_pixels,

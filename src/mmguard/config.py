@@ -1,4 +1,5 @@
-"""Settings. A field's docstring is its help text on the command line; defaults follow the paper where it has one."""
+"""Settings. A field's docstring is its help text on the command line; defaults follow the paper where it has one and
+where what it has works with the zoo, too."""
 
 from __future__ import annotations
 
@@ -89,13 +90,14 @@ class ProtectConfig:
     likely to follow what stands before them. If not given, any words are."""
     fluency_top_k: int = 64
     """How many words count as likely to follow, for `fluency`: the fewer, the more fluent the text."""
-    rounds: int = 5
+    rounds: int = 3
     """Outer rounds (R)."""
-    inner_steps: int = 1
-    """Supervised steps that adapt each surrogate in every round (Q)."""
+    inner_steps: int = 60
+    """Supervised steps that adapt each surrogate in every round (Q). The paper takes 1, with which we measured no
+    effect (docs/results/inner-steps.md)."""
     pgd_steps: int = 5
     """Gradient steps on the image in every round, each of 1/255."""
-    top_c: int = 64
+    top_c: int = 16
     """Candidate words a slot that the gradient proposes and the exact loss then judges (HotFlip's top-c)."""
     lambda_train: float = 1.0
     """Weight of the training loss (λ_train, Eq. 30)."""
@@ -105,10 +107,10 @@ class ProtectConfig:
     """How many of the first decoder layers the binding loss reads (K); layers without attention do not count."""
     tau: float = 0.1
     """Share of the image tokens that count as perturbed (τ_δ, Eq. 23)."""
-    inner_batch_size: int = 2
+    inner_batch_size: int = 8
     """Samples in one inner step."""
-    inner_lr: float = 1e-4
-    """Learning rate of the inner adaptation."""
+    inner_lr: float | None = None
+    """Learning rate of the inner adaptation; if not given, 1e-4, or what a zoo model recommends."""
     inner_rank: int = 8
     """LoRA rank of the inner adaptation, the same for all surrogates; the paper takes 8 for its large one and 16 for
     the other."""
@@ -160,7 +162,7 @@ class ProtectConfig:
         _require(0 <= self.lambda_bind < inf, f"lambda-bind {self.lambda_bind}: give 0 or more")
         _require(self.batch_size >= 1, f"batch-size {self.batch_size}: give 1 or more")
         _require(self.inner_batch_size >= 1, f"inner-batch-size {self.inner_batch_size}: give 1 or more")
-        _require(0 < self.inner_lr < inf, f"inner-lr {self.inner_lr}: give a number above 0 (1e-4 is the default)")
+        _require(self.inner_lr is None or 0 < self.inner_lr < inf, f"inner-lr {self.inner_lr}: give a number above 0")
         _require(self.inner_rank >= 1, f"inner-rank {self.inner_rank}: give 1 or more")
         _require(
             self.max_pixels == 0 or self.max_pixels >= 1024,

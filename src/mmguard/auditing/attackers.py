@@ -4,7 +4,6 @@ and PEFT)."""
 from __future__ import annotations
 
 import functools
-import json
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -34,9 +33,9 @@ from mmguard.auditing.training import (
     projectors,
 )
 from mmguard.config import AuditConfig, Recipe
-from mmguard.errors import ConfigError, SurrogateError
+from mmguard.errors import SurrogateError
 from mmguard.lvlm.surrogate import admissible_words, load_processor, load_surrogate
-from mmguard.lvlm.weights import model_folder
+from mmguard.lvlm.weights import recommended
 
 _EPOCHS = 3.0
 _PLAIN = (64, 64)
@@ -146,17 +145,11 @@ def schedule(name: str, recipe: Recipe, config: AuditConfig) -> tuple[float, flo
     Raises:
         ConfigError: the model's `mmguard.json` cannot be read.
     """
-    folder, plan = model_folder(name), recipes.PLANS[recipe]
-    advice: dict[str, float] = {}
-    if folder and (card := folder / "mmguard.json").is_file():
-        try:
-            recommended = json.loads(card.read_text(encoding="utf-8")).get("recommended", {})
-            advice = recommended.get(recipe, {} if plan.everything else recommended.get("lora", {}))
-        except (ValueError, AttributeError) as error:
-            raise ConfigError(f"{card}: not a model card of mmguard ({error}); remove it or restore it") from error
+    plan, advised = recipes.PLANS[recipe], recommended(name)
+    advice = advised.get(recipe, {} if plan.everything else advised.get("lora", {}))
     return (
-        config.lr if config.lr is not None else float(advice.get("lr", plan.lr)),
-        config.epochs if config.epochs is not None else float(advice.get("epochs", _EPOCHS)),
+        config.lr if config.lr is not None else advice.get("lr", plan.lr),
+        config.epochs if config.epochs is not None else advice.get("epochs", _EPOCHS),
     )
 
 

@@ -14,6 +14,7 @@ import torch
 from mmguard.auditing.arms import Pairing, pair
 from mmguard.auditing.stealth_images import ImageChange, Likeness, image_change, load_lpips, load_pair
 from mmguard.auditing.stealth_judge import JudgeConfig, judge
+from mmguard.auditing.stealth_recovery import recoveries
 from mmguard.auditing.stealth_report import FEW, StealthReport
 from mmguard.auditing.stealth_texts import TextChange, bleu, text_changes, usual_language_model
 from mmguard.auditing.summary import Measure, measure
@@ -91,12 +92,14 @@ def stealth(
     triples = [(after.id, ours.question or "", after.question or "") for ours, after in asked]
     texts = text_changes(triples, model, seed)
     measures = _image_measures(images, seed)
-    measures |= _text_measures(texts, [group[ours.image, after.image] for ours, after in asked], seed)
+    shown = [group[ours.image, after.image] for ours, after in asked]
+    measures |= _text_measures(texts, shown, seed)
     report = StealthReport(
         images=tuple(images),
         texts=tuple(texts),
         measures={name: one for name, one in measures.items() if one is not None},
         bleu=bleu([(before, after) for _, before, after in triples]) if triples else None,
+        recoveries=tuple(recoveries(asked, shown, seed)),
         judgement=judge(pairing, judging, seed, show_progress),
         missing=tuple(reason for reason in (no_lpips, no_lm) if reason),
         warnings=tuple(_warnings(pairing, images)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from mmguard.auditing.markdown import bullets, facts, table
 from mmguard.auditing.stats import Estimate
 from mmguard.auditing.stealth_images import ImageChange
 from mmguard.auditing.stealth_judge import Judgement
+from mmguard.auditing.stealth_recovery import Recovery
 from mmguard.auditing.stealth_texts import TextChange
 from mmguard.auditing.summary import Measure
 
@@ -46,6 +47,8 @@ class StealthReport:
     """By name (`HEADINGS`); those without any value are left out."""
     bleu: float | None = None
     """BLEU-4 of all released texts together, from 0 to 1."""
+    recoveries: tuple[Recovery, ...] = ()
+    """What attacks on texts give back of the questions; empty where the release changes none."""
     judgement: Judgement | None = None
     missing: tuple[str, ...] = ()
     """What was not measured, and why."""
@@ -66,7 +69,8 @@ class StealthReport:
     @property
     def verdict(self) -> str:
         """What was found, in one plain sentence."""
-        clauses = [*_image_clauses(self.measures), *_text_clauses(self.measures), _judge_clause(self.judgement)]
+        clauses = [*_image_clauses(self.measures), *_text_clauses(self.measures)]
+        clauses += [*_recovery_clauses(self.recoveries), _judge_clause(self.judgement)]
         sentence = "; ".join(clauses)
         return f"{sentence[0].upper()}{sentence[1:]}."
 
@@ -83,6 +87,8 @@ class StealthReport:
         """The report as Markdown: verdict, tables, what was not measured, provenance."""
         parts = ["# Stealth", self.verdict, *(f"**Warning:** {warning}" for warning in self.warnings)]
         parts += [_table(self.measures), self._totals(), _LEGEND]
+        if self.recoveries:
+            parts += ["## Questions given back", _RECOVERY_LEGEND, _recovery_table(self.recoveries)]
         if self.judgement:
             parts += ["## Judge", _judge_table(self.judgement)]
         parts += ["## Most visible", bullets(_most_visible(self.measures))]
@@ -114,6 +120,12 @@ _LEGEND = (
 )
 
 
+_RECOVERY_LEGEND = (
+    "What attacks on texts make of the questions, without any model or training (docs/attacks.md). *Given back*: word "
+    "by word as they were. *Spoiled*: changed by the same attack, had they been released as they were."
+)
+
+
 def _image_clauses(measures: Mapping[str, Measure]) -> list[str]:
     if (psnr := measures.get("psnr")) is None:
         return ["no image changed"]
@@ -142,6 +154,16 @@ def _text_clauses(measures: Mapping[str, Measure]) -> list[str]:
     return [text if after.control is None else f"{text} (random words: {after.control.value:.0f})"]
 
 
+def _recovery_clauses(recoveries: Sequence[Recovery]) -> list[str]:
+    if not recoveries:
+        return []
+    best = max(recoveries, key=lambda one: (one.removed.value, one.recovered.value))
+    return [
+        f"without any training, the attack `{best.attack}` takes {_percent(best.removed)} of the inserted words out "
+        f"and gives {_percent(best.recovered)} of the questions back as they were"
+    ]
+
+
 def _judge_clause(judgement: Judgement | None) -> str:
     if judgement is None:
         return "nobody has judged whether it shows"
@@ -165,6 +187,13 @@ def _table(measures: Mapping[str, Measure]) -> str:
                 [heading, str(one.count), _cell(one.mean), *middle, _cell(one.control), _cell(one.beyond_control)]
             )
     return table(["", "n", "mean", "median", "5%", "95%", "control", "beyond control"], lines)
+
+
+def _recovery_table(recoveries: Sequence[Recovery]) -> str:
+    lines = [
+        [f"`{one.attack}`", _percent(one.recovered), _percent(one.removed), _percent(one.spoiled)] for one in recoveries
+    ]
+    return table(["attack", "questions given back", "inserted words removed", "clean questions spoiled"], lines)
 
 
 def _most_visible(measures: Mapping[str, Measure]) -> Iterator[str]:

@@ -1,11 +1,14 @@
-"""Which weights a model's name stands for at the moment."""
+"""Which weights a model's name stands for at the moment, and how whoever made them would fine-tune them."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from mmguard import zoo
+from mmguard.errors import ConfigError
 
 _HUB_TIMEOUT = 3.0
 """Seconds. Without a network the answer should not be waited for."""
@@ -20,6 +23,31 @@ def model_folder(name: str) -> Path | None:
     if name.startswith("zoo:"):
         return zoo.path(name.removeprefix("zoo:"))
     return Path(name) if Path(name).is_dir() else None
+
+
+def recommended(name: str) -> Mapping[str, Mapping[str, float]]:
+    """How to fine-tune a model, as the `mmguard.json` in its folder recommends: `lr` and `epochs`, by recipe.
+
+    Args:
+        name: a hub id, a local folder, or `zoo:NAME`.
+
+    Returns:
+        The recommendations; none for a model without such a file.
+
+    Raises:
+        ConfigError: the file cannot be read.
+        SurrogateError: the zoo has no such model.
+    """
+    folder = model_folder(name)
+    if folder is None or not (card := folder / "mmguard.json").is_file():
+        return {}
+    try:
+        return {
+            recipe: {setting: float(value) for setting, value in advice.items()}
+            for recipe, advice in json.loads(card.read_text(encoding="utf-8")).get("recommended", {}).items()
+        }
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{card}: not a model card of mmguard ({error}); remove it or restore it") from error
 
 
 def weights_digest(name: str) -> str | None:

@@ -16,6 +16,7 @@ from mmguard.lvlm.language import LanguageModel
 from mmguard.lvlm.prompt import Example
 from mmguard.lvlm.surrogate import Surrogate
 from mmguard.lvlm.tuning import Adapter, adapted
+from mmguard.lvlm.weights import recommended
 from mmguard.perturb import trigger as hotflip
 from mmguard.perturb.fluency import Fluency
 from mmguard.perturb.objective import Evaluation, Objective, Reference
@@ -30,6 +31,12 @@ class Member:
     surrogate: Surrogate
     objective: Objective
     weight: float
+    inner_lr: float
+    """Learning rate of its adaptation."""
+
+
+_INNER_LR = 1e-4
+"""Learning rate of an adaptation, for models that recommend none; the paper's are 1e-5 to 1e-4."""
 
 
 class Ensemble:
@@ -41,7 +48,8 @@ class Ensemble:
         language: has triggers made of words alone that it finds likely.
 
     Raises:
-        ConfigError: there are more or fewer weights than surrogates, or the language model knows none of their words.
+        ConfigError: there are more or fewer weights than surrogates, the language model knows none of their words, or a
+            surrogate's `mmguard.json` cannot be read.
     """
 
     def __init__(
@@ -50,7 +58,10 @@ class Ensemble:
         weights = config.weights or (1 / len(surrogates),) * len(surrogates)
         if len(weights) != len(surrogates):
             raise ConfigError(f"{len(weights)} weights for {len(surrogates)} surrogates: give one each")
-        self.members = [Member(s, Objective(s, config), w) for s, w in zip(surrogates, weights, strict=True)]
+        self.members = [
+            Member(one, Objective(one, config), weight, _inner_lr(one, config))
+            for one, weight in zip(surrogates, weights, strict=True)
+        ]
         self._config = config
         self._fluency = Fluency(language, self._words(), config.fluency_top_k) if language else None
         self._adapters: list[Adapter] = []
@@ -195,15 +206,14 @@ class Ensemble:
             adapter.reset(seed)
         for examples, images in batches:
             for member, adapter in zip(self.members, self._adapters, strict=True):
-                self._step(member.surrogate, adapter, examples, images)
+                self._step(member, adapter, examples, images)
 
-    def _step(
-        self, surrogate: Surrogate, adapter: Adapter, examples: Sequence[Example], images: Sequence[Tensor]
-    ) -> None:
+    def _step(self, member: Member, adapter: Adapter, examples: Sequence[Example], images: Sequence[Tensor]) -> None:
         """One supervised step of one member; where memory is not enough, again with activations computed twice."""
+        surrogate = member.surrogate
         while True:
             try:
-                adapter.step(surrogate.encode(examples, images), surrogate.pixels(images), self._config.inner_lr)
+                adapter.step(surrogate.encode(examples, images), surrogate.pixels(images), member.inner_lr)
                 return
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -252,3 +262,10 @@ def require_numbers(*tensors: Tensor) -> None:
     """Raises FloatingPointError if one of the tensors has a value that is no finite number."""
     if not all(tensor.isfinite().all() for tensor in tensors):
         raise FloatingPointError
+
+
+def _inner_lr(surrogate: Surrogate, config: ProtectConfig) -> float:
+    """The config's learning rate, else what the surrogate's folder recommends for adapters, else our own."""
+    if config.inner_lr is not None:
+        return config.inner_lr
+    return recommended(surrogate.name).get("lora", {}).get("lr", _INNER_LR)

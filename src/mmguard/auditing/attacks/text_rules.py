@@ -23,6 +23,9 @@ _REMOVED_SPACE, _ADDED_SPACE = 0.1, 0.05
 _TELLING = 0.9
 """Share of a phrase's questions that have one answer, from which on it gives the answer away: our choice."""
 
+_MOST_VOTED = 100
+"""Words of the longest question that is compared with others: no two of longer ones have one template."""
+
 _SENTENCE_END = re.compile(r"[.?!]+[\"'”’)\]]*(?=\s|\Z)")
 _LETTERS = re.compile(r"[^\W\d_]+")
 _PLAIN_WORD = re.compile(r"(?<![\w'’-])(?:[A-Z]?[a-z]+)(?![\w'’-])")
@@ -154,8 +157,8 @@ def window_filter(questions: Sequence[str], most: int) -> Callable[[str], str]:
     """Cuts the run of words without which a question becomes what the most others become.
 
     Words that were inserted in one piece, wherever it stands, are such a run where the owner's questions have few
-    templates. Where each is worded in its own way, nothing is gained by any cut, and all stays. The first word always
-    does, and one more.
+    templates. Where each is worded in its own way, nothing is gained by any cut, and all stays, as it does where there
+    are more than 100 words. The first word always does, and one more.
 
     Args:
         questions: all that were released.
@@ -170,16 +173,18 @@ def window_filter(questions: Sequence[str], most: int) -> Callable[[str], str]:
         remainders = _remainders(question, most)
         if not remainders:
             return question
-        return without(question, remainders[max(remainders, key=lambda rest: (votes[rest], len(rest)))])
+        return without(question, remainders[max(remainders, key=lambda rest: (votes[rest], -len(remainders[rest])))])
 
     return kept
 
 
-def _remainders(question: str, most: int) -> dict[tuple[str, ...], range]:
-    """What is left of a question without each of its runs of words, none included, and the places of that run."""
+def _remainders(question: str, most: int) -> dict[int, range]:
+    """The places of each run of words, none included, by a hash of what is left of a question without it."""
     words = question.casefold().split()
+    if len(words) > _MOST_VOTED:
+        return {}
     runs = (range(first, first + size) for size in range(most + 1) for first in range(1, len(words) - size + 1))
-    return {(*words[: run.start], *words[run.stop :]): run for run in runs if len(words) - len(run) > 1}
+    return {hash((*words[: run.start], *words[run.stop :])): run for run in runs if len(words) - len(run) > 1}
 
 
 def telling_filter(told: Sequence[tuple[str, str]], least: int) -> Callable[[str], str]:
