@@ -80,7 +80,7 @@ class Bench:
     def train(self) -> None:
         """The floor: one supervised LoRA step on the batch."""
         encoded = self.surrogate.encode(self.examples, self.protected)
-        self.adapter.step(encoded, self.surrogate.pixels(self.protected), 1e-4)
+        self.adapter.step([(encoded, self.surrogate.pixels(self.protected))], len(self.examples), 1e-4)
 
     def step(self, variant: Variant) -> Callable[[], Any]:
         """One PGD step of ours; the clean reference is made here, once, as it is once a round."""

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 
+from mmguard.lvlm import tuning
 from mmguard.lvlm.prompt import Example
 from mmguard.lvlm.surrogate import Surrogate, load_surrogate
 from mmguard.lvlm.tuning import adapted, lora_config, preserved
@@ -52,7 +53,7 @@ def test_the_shared_model_comes_back_to_the_bit(family: str) -> None:
     with adapted(model, rank=4, seed=0) as adapter:
         with torch.no_grad():
             assert torch.equal(model.forward(encoded, pixels).nll, nll)  # LoRA starts at zero
-        losses = [adapter.step(encoded, pixels, lr=1e-2) for _ in range(3)]
+        losses = [adapter.step([(encoded, pixels)], len(EXAMPLES), lr=1e-2) for _ in range(3)]
         with torch.no_grad():
             after = model.forward(encoded, pixels).nll
         assert not any(parameter.requires_grad for parameter in model.model.parameters())
@@ -73,7 +74,7 @@ def test_a_merged_adapter_is_the_same_model_for_less(family: str) -> None:
     before = state(model.model)
     calls: list[int] = []
     with adapted(model, rank=4, seed=0) as adapter:
-        adapter.step(encoded, pixels, lr=1e-2)
+        adapter.step([(encoded, pixels)], len(EXAMPLES), lr=1e-2)
         inside = state(model.model)
         with torch.no_grad():
             apart = model.forward(encoded, pixels).nll
@@ -123,7 +124,7 @@ def test_adapters_have_32_bits_as_those_of_attackers_do() -> None:
     encoded, pixels = batch(model)
     with adapted(model, rank=4, seed=0) as adapter:
         assert {parameter.dtype for parameter in adapter.parameters} == {torch.float32}
-        losses = [adapter.step(encoded, pixels, lr=1e-2) for _ in range(3)]
+        losses = [adapter.step([(encoded, pixels)], len(EXAMPLES), lr=1e-2) for _ in range(3)]
         adapter.reset(1)
         assert {parameter.dtype for parameter in adapter.parameters} == {torch.float32}
     assert losses[-1] < losses[0]
@@ -139,7 +140,7 @@ def test_an_error_inside_leaves_no_trace_either() -> None:
 
     def fail_after_a_step() -> None:
         with adapted(model, rank=4, seed=0) as adapter:
-            adapter.step(*batch(model), lr=1e-3)
+            adapter.step([batch(model)], len(EXAMPLES), lr=1e-3)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -153,7 +154,7 @@ def test_the_seed_is_all_that_matters() -> None:
 
     def run(seed: int) -> tuple[list[float], torch.Tensor]:
         with adapted(model, rank=4, seed=seed) as adapter:
-            losses = [adapter.step(encoded, pixels, lr=1e-2) for _ in range(2)]
+            losses = [adapter.step([(encoded, pixels)], len(EXAMPLES), lr=1e-2) for _ in range(2)]
             with torch.no_grad():
                 return losses, model.forward(encoded, pixels).nll
 
@@ -168,18 +169,37 @@ def test_the_seed_is_all_that_matters() -> None:
     assert not torch.equal(nll, run(1)[1])
 
 
+def test_a_batch_in_parts_is_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = lora_config(4)
+    plain.lora_dropout = 0.0  # other parts draw otherwise
+    monkeypatch.setattr(tuning, "lora_config", lambda rank: plain)
+    model = load_surrogate(built("qwen3_vl"))
+    images = [photograph(0, 40, 60), photograph(1, 64, 64)]
+    encoded, pixels = batch(model)
+    halves = [
+        (model.encode([one], [image]), model.pixels([image])) for one, image in zip(EXAMPLES, images, strict=True)
+    ]
+    reached = []
+    for parts in ([(encoded, pixels)], halves):
+        with adapted(model, rank=4, seed=0) as adapter:
+            losses = [adapter.step(parts, len(EXAMPLES), lr=1e-3) for _ in range(3)]
+            with torch.no_grad():
+                reached.append((torch.tensor(losses), model.forward(encoded, pixels).nll))
+    torch.testing.assert_close(reached[0], reached[1], rtol=1e-4, atol=1e-4)
+
+
 def test_a_reset_adapter_is_a_new_one() -> None:
     model = load_surrogate(built("qwen3_vl"))
     encoded, pixels = batch(model)
     with adapted(model, rank=4, seed=1) as adapter:
-        expected = [adapter.step(encoded, pixels, lr=1e-2) for _ in range(3)]
+        expected = [adapter.step([(encoded, pixels)], len(EXAMPLES), lr=1e-2) for _ in range(3)]
     with adapted(model, rank=4, seed=0) as adapter:
         layers = [module for module in model.model.modules() if hasattr(module, "lora_A")]
-        first = [adapter.step(encoded, pixels, lr=1e-2) for _ in range(3)]
+        first = [adapter.step([(encoded, pixels)], len(EXAMPLES), lr=1e-2) for _ in range(3)]
         with adapter.merged():
             pass
         adapter.reset(1)
-        assert [adapter.step(encoded, pixels, lr=1e-2) for _ in range(3)] == expected
+        assert [adapter.step([(encoded, pixels)], len(EXAMPLES), lr=1e-2) for _ in range(3)] == expected
         assert [module for module in model.model.modules() if hasattr(module, "lora_A")] == layers
     assert first != expected
 
@@ -189,7 +209,7 @@ def test_image_gradients_flow_through_the_adapted_model() -> None:
     image = photograph(0, 40, 60).requires_grad_()
     encoded = model.encode(EXAMPLES[:1], [image])
     with adapted(model, rank=4, seed=0) as adapter:
-        adapter.step(encoded, model.pixels([image]), lr=1e-2)
+        adapter.step([(encoded, model.pixels([image]))], 1, lr=1e-2)
         (gradient,) = torch.autograd.grad(model.forward(encoded, model.pixels([image])).nll.sum(), image)
     assert gradient.abs().max() > 0
 

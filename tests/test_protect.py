@@ -237,10 +237,31 @@ def test_a_batch_that_never_fits_into_the_inner_step_is_said_clearly(
 
     monkeypatch.setattr(Surrogate, "forward", forward)
     monkeypatch.setattr(qwen, "recompute", True)
-    with pytest.raises(SurrogateError, match=r"memory is not enough to train on 3 samples .*inner-batch-size"):
+    with pytest.raises(SurrogateError, match=r"memory is not enough to train on one sample .*max-pixels"):
         optimise(items, ensemble, config)
-    assert tried == [(llava.name, False), (llava.name, True)]
+    assert tried == [(llava.name, False), (llava.name, True), (llava.name, True)], "three, three, one"
     assert (llava.recompute, qwen.recompute) == (False, True), "each as it was"
+
+
+def test_an_inner_batch_that_does_not_fit_is_done_in_parts(
+    folder: Path, llava: Surrogate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(FAST, variant="multimodal", rounds=1, inner_steps=2, inner_batch_size=4)
+    ensemble = Ensemble([llava], config)
+    items = [start(p, s, config, ["red", "blue"]) for p, s in read_dataset(folder).by_image().items()]
+    trained: list[tuple[int, bool]] = []
+    forward = Surrogate.forward
+
+    def at_most_two(self: Surrogate, encoded: Encoded, *rest: Any, **more: Any) -> Forward:
+        if self.model.training:
+            trained.append((len(encoded.labels), self.recompute))
+            if len(encoded.labels) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return forward(self, encoded, *rest, **more)
+
+    monkeypatch.setattr(Surrogate, "forward", at_most_two)
+    optimise(items, ensemble, config)
+    assert trained == [(4, False), (4, True), *[(2, True)] * 4], "the second step does not try again"
 
 
 def test_an_original_that_vanishes_on_the_way_is_left_out(

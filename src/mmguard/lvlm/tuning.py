@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,36 +72,38 @@ class Adapter:
     def _layers(self) -> list[LoraLayer]:
         return [module for module in self._lora.modules() if isinstance(module, LoraLayer)]
 
-    def step(self, encoded: Encoded, pixels: dict[str, Tensor], lr: float) -> float:
+    def step(self, parts: Iterable[tuple[Encoded, dict[str, Tensor]]], samples: int, lr: float) -> float:
         """One supervised step (Algorithm 1); outside it the adapter is frozen and has no dropout.
 
         A batch whose loss or gradient is no number teaches nothing.
 
         Args:
-            encoded: from `Surrogate.encode`.
-            pixels: from `Surrogate.pixels`; no gradient flows into them.
+            parts: the batch, in as many parts as memory wants: each what `Surrogate.encode` and `Surrogate.pixels` make
+                of it; no gradient flows into the pixels.
+            samples: how many there are in all parts together.
             lr: learning rate of this step.
 
         Returns:
             ℓ_train of the batch before the step, in nats.
         """
-        model = self._surrogate.model
-        pixels = {key: value.detach() for key, value in pixels.items()}
+        model, loss = self._surrogate.model, 0.0
         with preserved(model), _seeded(self._seed + self._steps, self._surrogate.device), torch.enable_grad():
             model.train()
             for parameter in self.parameters:
                 parameter.requires_grad_(True)
-            loss = self._surrogate.forward(encoded, pixels).nll.mean()
-            gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+            self._optimiser.zero_grad()
+            for encoded, pixels in parts:
+                nll = self._surrogate.forward(encoded, {key: value.detach() for key, value in pixels.items()}).nll
+                part = nll.mean() * (len(nll) / samples)
+                part.backward(inputs=self.parameters)
+                loss += part.item()
             # A step towards what is no number would be the end of the adapter.
-            if all(one.isfinite().all() for one in (loss, *gradients) if one is not None):
-                for parameter, gradient in zip(self.parameters, gradients, strict=True):
-                    parameter.grad = gradient
+            if math.isfinite(loss) and all(one.grad is None or one.grad.isfinite().all() for one in self.parameters):
                 self._optimiser.param_groups[0]["lr"] = lr
                 self._optimiser.step()
-                self._optimiser.zero_grad()
+            self._optimiser.zero_grad()
         self._steps += 1
-        return loss.item()
+        return loss
 
     @contextmanager
     def merged(self) -> Iterator[None]:

@@ -65,6 +65,7 @@ class Ensemble:
         self._config = config
         self._fluency = Fluency(language, self._words(), config.fluency_top_k) if language else None
         self._adapters: list[Adapter] = []
+        self._inner_size = config.inner_batch_size
 
     @property
     def name(self) -> str:
@@ -209,20 +210,28 @@ class Ensemble:
                 self._step(member, adapter, examples, images)
 
     def _step(self, member: Member, adapter: Adapter, examples: Sequence[Example], images: Sequence[Tensor]) -> None:
-        """One supervised step of one member; where memory is not enough, again with activations computed twice."""
+        """One supervised step of one member; where memory is not enough, with activations computed twice, then in parts
+        of half the samples, a quarter…"""
         surrogate = member.surrogate
         while True:
+            size = min(self._inner_size, len(examples))
+            parts = (
+                (surrogate.encode(examples[k : k + size], images[k : k + size]), surrogate.pixels(images[k : k + size]))
+                for k in range(0, len(examples), size)
+            )
             try:
-                adapter.step(surrogate.encode(examples, images), surrogate.pixels(images), member.inner_lr)
+                adapter.step(parts, len(examples), member.inner_lr)
                 return
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if self.recompute:
+                if self.recompute and size == 1:
                     raise SurrogateError(
-                        f"{surrogate.name}: memory is not enough to train on {len(examples)} samples at a time: take "
-                        "a smaller inner-batch-size, surrogate or max-pixels, or a device with more memory"
+                        f"{surrogate.name}: memory is not enough to train on one sample at a time: take a smaller "
+                        "surrogate or max-pixels, or a device with more memory"
                     ) from error
+            if self.recompute:
+                self._inner_size = size // 2
             self.save_memory()
             release_memory()
 
