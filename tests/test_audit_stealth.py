@@ -266,3 +266,10 @@ def test_no_more_questions_are_looked_at_than_it_takes(monkeypatch: pytest.Monke
     monkeypatch.setattr("mmguard.auditing.stealth_recovery._MOST", 3)
     assert {one.questions for one in recoveries(changed(["what is it?"] * 5, 1), range(5))} == {3}
     assert recoveries([], []) == []
+
+
+def test_questions_without_inserted_words_do_not_count() -> None:
+    pairs = changed(["what is it?"] * 3, None)
+    untouched = [(one, one) for one, _ in pairs]
+    assert recoveries([*pairs, *untouched], range(6)) == recoveries(pairs, range(3))
+    assert recoveries(untouched, range(3)) == []

@@ -39,18 +39,19 @@ def recoveries(pairs: Sequence[tuple[Sample, Sample]], groups: Sequence[int], se
     """Tries each of `ATTACKS` on the first 2,000 questions that gained words; none without any.
 
     Args:
-        pairs: the owner's sample and the released one, of questions that gained words.
+        pairs: the owner's sample and the released one.
         groups: number of the image of each; images are resampled, with all their questions.
         seed: of the bootstrap.
     """
-    originals, released = [ours for ours, _ in pairs[:_MOST]], [after for _, after in pairs[:_MOST]]
-    if not originals:
+    changed = [
+        (ours, after, group, words)
+        for (ours, after), group in zip(pairs, groups, strict=True)
+        if (words := Counter(_words(after.question)) - Counter(_words(ours.question)))
+    ][:_MOST]
+    if not changed:
         return []
-    asked, members = [_words(ours.question) for ours in originals], groups[:_MOST]
-
-    inserted = [
-        Counter(_words(after.question)) - Counter(before) for after, before in zip(released, asked, strict=True)
-    ]
+    originals, released, members, inserted = map(list, zip(*changed, strict=True))
+    asked = [_words(ours.question) for ours in originals]
 
     def mean(values: Sequence[float]) -> Estimate:
         return mean_interval(values, members, seed)
