@@ -22,7 +22,7 @@ def test_eps_counts_in_levels(eps: Any) -> None:
     [
         (ProtectConfig, "trigger_words", (-1, 1.5)),
         (ProtectConfig, "rounds", (0, 2.0)),
-        (ProtectConfig, "inner_steps", (-1, None)),
+        (ProtectConfig, "inner_steps", (-1, 1.5)),
         (ProtectConfig, "pgd_steps", (-1, 0.5)),
         (ProtectConfig, "top_c", (0, 1.5)),
         (ProtectConfig, "lambda_train", (-1, nan, inf)),
@@ -52,3 +52,11 @@ def test_settings_out_of_range_are_named(kind: Any, name: str, values: tuple[Any
     for value in values:
         with pytest.raises(ConfigError, match=rf"^{name.replace('_', '-')} {value!r}: give "):
             kind(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("samples", "given", "steps"),
+    [(10_000, {}, 60), (160, {}, 60), (20, {}, 8), (1, {}, 1), (20, {"inner_steps": 99}, 99)],
+)
+def test_surrogates_see_no_sample_more_often_than_attackers_do(samples: int, given: dict[str, int], steps: int) -> None:
+    assert ProtectConfig(**given).inner_steps_for(samples) == steps

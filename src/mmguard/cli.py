@@ -130,7 +130,7 @@ def protect(
     fluency: Annotated[str | None, typer.Option(help=_PROTECT["fluency"])] = None,
     fluency_top_k: Annotated[int, typer.Option(help=_PROTECT["fluency_top_k"])] = ProtectConfig.fluency_top_k,
     rounds: Annotated[int, typer.Option(help=_PROTECT["rounds"])] = ProtectConfig.rounds,
-    inner_steps: Annotated[int, typer.Option(help=_PROTECT["inner_steps"])] = ProtectConfig.inner_steps,
+    inner_steps: Annotated[int | None, typer.Option(help=_PROTECT["inner_steps"])] = ProtectConfig.inner_steps,
     pgd_steps: Annotated[int, typer.Option(help=_PROTECT["pgd_steps"])] = ProtectConfig.pgd_steps,
     top_c: Annotated[int, typer.Option(help=_PROTECT["top_c"])] = ProtectConfig.top_c,
     lambda_bind: Annotated[float, typer.Option(help=_PROTECT["lambda_bind"])] = ProtectConfig.lambda_bind,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ast
 import inspect
 from dataclasses import dataclass, fields
-from math import inf
+from math import ceil, inf
 from typing import Any, Literal, get_args
 
 from mmguard.errors import ConfigError
@@ -44,6 +44,10 @@ ENGINES: tuple[str, ...] = get_args(EngineName)
 LPIPS: tuple[str, ...] = get_args(Lpips)
 
 
+_INNER_STEPS, _INNER_PASSES = 60, 3
+"""As many steps as worked (docs/results/inner-steps.md), but of a small dataset no more than an attacker makes."""
+
+
 def field_help(config: type) -> dict[str, str]:
     """The docstring under each field of a settings class, by field name."""
     (definition,) = ast.parse(inspect.getsource(config)).body
@@ -65,8 +69,9 @@ def _require(condition: bool, message: str) -> None:
 def _require_whole_numbers(settings: Any) -> None:
     for field in fields(settings):
         value = getattr(settings, field.name)
-        if field.type == "int":  # annotations are kept as text
-            _require(type(value) is int, f"{field.name.replace('_', '-')} {value!r}: give a whole number")
+        if field.type in ("int", "int | None"):  # annotations are kept as text
+            missing = value is None and field.type != "int"
+            _require(missing or type(value) is int, f"{field.name.replace('_', '-')} {value!r}: give a whole number")
 
 
 @dataclass(frozen=True)
@@ -92,9 +97,9 @@ class ProtectConfig:
     """How many words count as likely to follow, for `fluency`: the fewer, the more fluent the text."""
     rounds: int = 3
     """Outer rounds (R)."""
-    inner_steps: int = 60
-    """Supervised steps that adapt each surrogate in every round (Q). The paper takes 1, with which we measured no
-    effect (docs/results/inner-steps.md)."""
+    inner_steps: int | None = None
+    """Supervised steps that adapt each surrogate in every round (Q); if not given, 60, or as many as see each sample
+    three times where these are fewer. The paper takes 1, which did little here (docs/results/inner-steps.md)."""
     pgd_steps: int = 5
     """Gradient steps on the image in every round, each of 1/255."""
     top_c: int = 16
@@ -153,7 +158,7 @@ class ProtectConfig:
         )
         _require(self.fluency_top_k >= 1, f"fluency-top-k {self.fluency_top_k}: give 1 or more")
         _require(self.rounds >= 1, f"rounds {self.rounds}: give 1 or more")
-        _require(self.inner_steps >= 0, f"inner-steps {self.inner_steps}: give 0 or more")
+        _require(self.inner_steps is None or self.inner_steps >= 0, f"inner-steps {self.inner_steps}: give 0 or more")
         _require(self.pgd_steps >= 0, f"pgd-steps {self.pgd_steps}: give 0 or more")
         _require(self.top_c >= 1, f"top-c {self.top_c}: give 1 or more")
         _require(self.bind_layers >= 1, f"bind-layers {self.bind_layers}: give 1 or more")
@@ -173,6 +178,12 @@ class ProtectConfig:
                 all(w >= 0 for w in self.weights) and abs(sum(self.weights) - 1) < 1e-6,
                 f"weights {self.weights}: give non-negative weights that sum to 1, one a surrogate",
             )
+
+    def inner_steps_for(self, samples: int) -> int:
+        """Q for a dataset of so many samples."""
+        if self.inner_steps is not None:
+            return self.inner_steps
+        return min(_INNER_STEPS, ceil(_INNER_PASSES * samples / self.inner_batch_size))
 
     @property
     def perturbs_images(self) -> bool:

@@ -162,7 +162,7 @@ def _time_round(items: Sequence[Item], ensemble: Ensemble, config: ProtectConfig
         last = now
 
     # Of two inner steps the second counts: with the first, adapters are put in.
-    optimise(items, ensemble, replace(config, rounds=1, inner_steps=2 if config.inner_steps else 0), told)
+    optimise(items, ensemble, replace(config, rounds=1, inner_steps=0 if config.inner_steps == 0 else 2), told)
     *steps, merge = spent["Adapting"]
     samples = [sample for item in items for sample in item.samples]
     questions = sum(sample.question is not None for sample in samples)
@@ -176,7 +176,7 @@ def _time_round(items: Sequence[Item], ensemble: Ensemble, config: ProtectConfig
 
 def _extrapolated(round_: _Round, data: Dataset, config: ProtectConfig) -> dict[str, float]:
     """Seconds of all rounds on the whole dataset."""
-    seconds = {"Adapting": config.rounds * (config.inner_steps * round_.step + round_.merge)}
+    seconds = {"Adapting": config.rounds * (config.inner_steps_for(len(data.samples)) * round_.step + round_.merge)}
     if config.perturbs_images:
         seconds["Perturbing"] = config.rounds * round_.sample * len(data.samples)
     if config.inserts_triggers:

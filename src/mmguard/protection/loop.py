@@ -54,7 +54,7 @@ def optimise(
     journal, engine = journal or Journal(), engine or LocalEngine()
     groups = list(batches(items, config.batch_size))
     through = [journal.restore(number, group) for number, group in enumerate(groups)]
-    _tell_of_earlier(through, groups, config, advance)
+    _tell_of_earlier(through, groups, _inner_steps(items, config), config, advance)
     with ensemble.adaptable():
         for round_ in range(min(through), config.rounds):
             _adapt(items, ensemble, config, round_, advance, journal)
@@ -70,7 +70,7 @@ def _adapt(
     """The inner problem, or what an earlier run made of it."""
     if (weights := journal.adaptation(round_)) is not None:
         ensemble.readapt(weights)
-        advance("Adapting", config.inner_steps)
+        advance("Adapting", _inner_steps(items, config))
         return
     ensemble.adapt(_inner_batches(items, config, round_, advance), seed=config.seed + round_)
     journal.keep_adaptation(round_, ensemble.adaptation())
@@ -79,18 +79,22 @@ def _adapt(
 def work(items: Sequence[Item], config: ProtectConfig) -> dict[Stage, int]:
     """How much each stage has to do in all, as `optimise` counts it; a stage with nothing to do is not in it."""
     # Putting the adapters to use counts as one more step.
-    units: dict[Stage, int] = {"Adapting": config.rounds * (config.inner_steps + 1)}
+    units: dict[Stage, int] = {"Adapting": config.rounds * (_inner_steps(items, config) + 1)}
     return units | {stage: config.rounds * images for stage, images in workload(items, config).items()}
 
 
 def _tell_of_earlier(
-    through: Sequence[int], groups: Sequence[Sequence[Item]], config: ProtectConfig, advance: Advance
+    through: Sequence[int], groups: Sequence[Sequence[Item]], steps: int, config: ProtectConfig, advance: Advance
 ) -> None:
     """Tells of the rounds that batches are through from an earlier run."""
-    advance("Adapting", min(through) * (config.inner_steps + 1))
+    advance("Adapting", min(through) * (steps + 1))
     for rounds, group in zip(through, groups, strict=True):
         for stage, images in workload(group, config).items():
             advance(stage, rounds * images)
+
+
+def _inner_steps(items: Sequence[Item], config: ProtectConfig) -> int:
+    return config.inner_steps_for(sum(len(item.samples) for item in items))
 
 
 def _inner_batches(
@@ -99,7 +103,7 @@ def _inner_batches(
     """Q random batches of the samples as they are protected now, read one at a time."""
     rng = random.Random(f"{config.seed} inner {round_}")
     flat = [(item, number) for item in items for number in range(len(item.samples))]
-    for _ in range(config.inner_steps):
+    for _ in range(_inner_steps(items, config)):
         examples, images = [], []
         for item, number in rng.sample(flat, min(config.inner_batch_size, len(flat))):
             for original in originals([item], load_picture):
