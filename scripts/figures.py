@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmguard.config import ProtectConfig
 from mmguard.data.readers import read_dataset
 from mmguard.demo import before_after
 from mmguard.pages.charts import Bars, Chart, Interval, bar_chart, interval_chart
@@ -36,7 +37,9 @@ def drawing() -> None:
         image.save(data / "scene.png")
         row = {"file_name": "scene.png", "question": questions[1].text, "answer": questions[1].answer}
         (data / "metadata.jsonl").write_text(json.dumps(row) + "\n")
-        release = protect(data, [SURROGATE], out=Path(scratch) / "release", device="cpu").path
+        release = protect(
+            data, [SURROGATE], ProtectConfig(inner_steps=60), out=Path(scratch) / "release", device="cpu"
+        ).path
         released = read_dataset(release).samples[0]
         before_after(data / "scene.png", released.image, IMAGES / "before-after.png", scale=1)
         write(trace(release, data, SURROGATE, device="cpu"), Path(scratch) / "trace")

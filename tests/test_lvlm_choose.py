@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,13 +27,16 @@ def test_whatever_keeps_the_hub_from_answering_the_zoo_serves(
     assert "does not protect against large models" in choice.reason
 
 
-@pytest.mark.parametrize("weights", ["model.safetensors", "model.safetensors.index.json", "config.json"])
+@pytest.mark.parametrize("weights", ["model.safetensors", "half.safetensors", "config.json"])
 def test_without_the_hub_the_cache_serves_that_has_the_weights(
     weights: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     model = tmp_path / "models--HuggingFaceTB--SmolVLM-256M-Instruct"
     (model / "snapshots" / "abc").mkdir(parents=True)
     (model / "snapshots" / "abc" / weights).touch()
+    if weights == "half.safetensors":  # of two, both of which are needed
+        index = {"weight_map": {"a": weights, "b": "other.safetensors"}}
+        (model / "snapshots" / "abc" / "model.safetensors.index.json").write_text(json.dumps(index))
     (model / "refs").mkdir()
     (model / "refs" / "main").write_text("abc")
 
@@ -43,7 +47,7 @@ def test_without_the_hub_the_cache_serves_that_has_the_weights(
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", look)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
     choice = choose.choose_surrogate("cpu")
-    if weights == "config.json":
+    if weights != "model.safetensors":
         assert choice.name == "zoo:qwen3vl-tiny"
     else:
         assert choice.name == "HuggingFaceTB/SmolVLM-256M-Instruct"

@@ -22,8 +22,8 @@ SURROGATE = "zoo:qwen3vl-tiny"
 ATTACKERS = ("zoo:qwen3vl-tiny", "zoo:llava-tiny")
 """The surrogate's architecture, and another one."""
 
-# Less of everything than the defaults, so that two cores need minutes; the report says how few seeds it has. Long
-# inner adaptation and weak binding are what works on the zoo (docs/benchmarks.md).
+# Less of everything than the defaults, so that two cores need minutes; the report says how few seeds it has. Weak
+# binding is what docs/benchmarks.md was measured with.
 PROTECT = ProtectConfig(
     variant="crs", rounds=2, pgd_steps=3, top_c=6, lambda_bind=0.3, inner_steps=40, inner_lr=3e-3, inner_batch_size=8
 )

@@ -157,10 +157,11 @@ def _text_clauses(measures: Mapping[str, Measure]) -> list[str]:
 def _recovery_clauses(recoveries: Sequence[Recovery]) -> list[str]:
     if not recoveries:
         return []
-    best = max(recoveries, key=lambda one: (one.removed.value, one.recovered.value))
+    best = max(recoveries, key=lambda one: one.removed.value - one.spoiled.value)
     return [
         f"without any training, the attack `{best.attack}` takes {_percent(best.removed)} of the inserted words out "
-        f"and gives {_percent(best.recovered)} of the questions back as they were"
+        f"and gives {_percent(best.recovered)} of the questions back as they were; it would change "
+        f"{_percent(best.spoiled)} of clean ones"
     ]
 
 

@@ -45,7 +45,10 @@ def messages_field(row: dict[str, Any]) -> str | None:
     """The field of a row that holds a conversation, or all of it that people say, if it is a chat row."""
     if field := next((name for name in ("conversations", "messages") if row.get(name) is not None), None):
         return field
-    if any(isinstance(row.get("prompt"), kind) and isinstance(row.get("completion"), kind) for kind in (list, str)):
+    both = row.get("prompt"), row.get("completion")
+    if all(isinstance(one, list) for one in both):
+        return "prompt"
+    if all(isinstance(one, str) for one in both) and row.get("question") is None:
         return "prompt"
     pairs = row.get("texts")
     return "texts" if isinstance(pairs, list) and pairs and all(map(_is_pair, pairs)) else None
@@ -99,7 +102,8 @@ def with_texts(row: dict[str, Any], texts: Sequence[str]) -> list[Any] | str:
 
 def _messages(row: dict[str, Any], field: str, role: str) -> Any:
     """What a field holds; where it is one text, the message that this is."""
-    return [{"role": role, "content": row[field]}] if isinstance(row[field], str) else row[field]
+    is_text = field in ("prompt", "completion") and isinstance(row[field], str)
+    return [{"role": role, "content": row[field]}] if is_text else row[field]
 
 
 def _with_words(message: dict[str, Any], words: str) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -59,6 +61,9 @@ def _source(name: str) -> str | None:
     # No network, offline mode, a proxy that refuses, a gated or missing model: each has its own exception, from
     # whatever HTTP library the hub's client uses, and to each the answer is to go on without the hub.
     except Exception:
-        weights = (try_to_load_from_cache(name, file) for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
-        return "the cache has it" if any(isinstance(file, str) for file in weights) else None
+        files = [SAFE_WEIGHTS_NAME]
+        if isinstance(index := try_to_load_from_cache(name, SAFE_WEIGHTS_INDEX_NAME), str):
+            files = list(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+        here = all(isinstance(try_to_load_from_cache(name, file), str) for file in files)
+        return "the cache has it" if here else None
     return "the hub answers"

@@ -107,7 +107,7 @@ def settings(strength: str, variant: Variant, surrogate: str) -> ProtectConfig:
     if strength not in STRENGTHS:
         raise ConfigError(f"strength {strength}: choose one of {', '.join(STRENGTHS)}")
     chosen = STRENGTHS[strength]
-    # What works on the zoo is not what the paper found for large models (docs/benchmarks.md).
+    # A visitor of the zoo sees how it works, in minutes.
     base = demo.PROTECT if surrogate.startswith("zoo:") else ProtectConfig()
     return replace(base, variant=variant, eps=chosen.eps, trigger_words=chosen.words, rounds=chosen.rounds)
 
