@@ -249,7 +249,7 @@ def changed(questions: Sequence[str], place: int | None) -> list[tuple[Sample, S
 def test_what_comes_back_of_questions(place: int | None, attack: str, recovered: float, removed: float) -> None:
     pairs = changed(["what is on the table?"] * 8, place)
     if attack == "telling-5":  # no word says anything where all answers are different
-        pairs = [tuple(replace(one, answer=one.id) for one in both) for both in pairs]  # type: ignore[misc]
+        pairs = [(replace(ours, answer=ours.id), replace(after, answer=after.id)) for ours, after in pairs]
     (one,) = [one for one in recoveries(pairs, range(8)) if one.attack == attack]
     assert (one.recovered.value, one.removed.value, one.questions) == (recovered, removed, 8)
 

@@ -167,7 +167,7 @@ def shrunk(one: Experiment) -> Experiment:
         surrogates=tuple(model for _ in one.surrogates),
         attackers=(model,),
         protect=replace(
-            one.protect, rounds=1, top_c=2, inner_steps=1, inner_batch_size=1,
+            one.protect, rounds=1, top_c=2, inner_steps=min(1, one.protect.inner_steps_for(2)), inner_batch_size=1,
             pgd_steps=min(1, one.protect.pgd_steps), trigger_words=min(2, one.protect.trigger_words),
             bind_layers=min(2, one.protect.bind_layers),
             fluency=one.protect.fluency and str(tiny.built_language_model()),

@@ -174,17 +174,17 @@ def test_a_batch_in_parts_is_the_same_step(monkeypatch: pytest.MonkeyPatch) -> N
     plain.lora_dropout = 0.0  # other parts draw otherwise
     monkeypatch.setattr(tuning, "lora_config", lambda rank: plain)
     model = load_surrogate(built("qwen3_vl"))
-    images = [photograph(0, 40, 60), photograph(1, 64, 64)]
-    encoded, pixels = batch(model)
-    halves = [
-        (model.encode([one], [image]), model.pixels([image])) for one, image in zip(EXAMPLES, images, strict=True)
-    ]
-    reached = []
-    for parts in ([(encoded, pixels)], halves):
+    examples, images = [*EXAMPLES, EXAMPLES[0]], [photograph(0, 40, 60), photograph(1, 64, 64), photograph(2, 64, 64)]
+
+    def part(some: slice) -> tuple[Any, Any]:
+        return model.encode(examples[some], images[some]), model.pixels(images[some])
+
+    whole, reached = part(slice(3)), []
+    for parts in ([whole], [part(slice(2)), part(slice(2, 3))]):
         with adapted(model, rank=4, seed=0) as adapter:
-            losses = [adapter.step(parts, len(EXAMPLES), lr=1e-3) for _ in range(3)]
+            losses = [adapter.step(parts, len(examples), lr=1e-3) for _ in range(3)]
             with torch.no_grad():
-                reached.append((torch.tensor(losses), model.forward(encoded, pixels).nll))
+                reached.append((torch.tensor(losses), model.forward(*whole).nll))
     torch.testing.assert_close(reached[0], reached[1], rtol=1e-4, atol=1e-4)
 
 

@@ -350,7 +350,7 @@ def test_every_surrogate_is_adapted_at_the_rate_that_suits_it(
     llava: Surrogate, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates: list[float] = []
-    monkeypatch.setattr(Adapter, "step", lambda adapter, encoded, pixels, lr: rates.append(lr))
+    monkeypatch.setattr(Adapter, "step", lambda adapter, parts, samples, lr: rates.append(lr))
     surrogates = [llava, load_surrogate("zoo:llava-tiny", device="cpu")]
     (path, samples), *_ = read_dataset(folder).by_image().items()
     batch = (start(path, samples, FAST, ["red", "blue"]).examples, [load_image(path)])

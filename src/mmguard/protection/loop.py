@@ -103,7 +103,7 @@ def _inner_batches(
     """Q random batches of the samples as they are protected now, read one at a time."""
     rng = random.Random(f"{config.seed} inner {round_}")
     flat = [(item, number) for item in items for number in range(len(item.samples))]
-    for _ in range(_inner_steps(items, config)):
+    for _ in range(config.inner_steps_for(len(flat))):
         examples, images = [], []
         for item, number in rng.sample(flat, min(config.inner_batch_size, len(flat))):
             for original in originals([item], load_picture):

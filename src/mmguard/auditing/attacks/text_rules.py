@@ -23,8 +23,8 @@ _REMOVED_SPACE, _ADDED_SPACE = 0.1, 0.05
 _TELLING = 0.9
 """Share of a phrase's questions that have one answer, from which on it gives the answer away: our choice."""
 
-_MOST_VOTED = 100
-"""Words of the longest question that is compared with others: no two of longer ones have one template."""
+_MOST_VOTED = 500
+"""Words of the longest question that is compared with others: the cost grows with their square."""
 
 _SENTENCE_END = re.compile(r"[.?!]+[\"'”’)\]]*(?=\s|\Z)")
 _LETTERS = re.compile(r"[^\W\d_]+")
@@ -158,7 +158,7 @@ def window_filter(questions: Sequence[str], most: int) -> Callable[[str], str]:
 
     Words that were inserted in one piece, wherever it stands, are such a run where the owner's questions have few
     templates. Where each is worded in its own way, nothing is gained by any cut, and all stays, as it does where there
-    are more than 100 words. The first word always does, and one more.
+    are more than 500 words. The first word always does, and one more.
 
     Args:
         questions: all that were released.
