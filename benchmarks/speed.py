@@ -309,6 +309,7 @@ def steps(arguments: argparse.Namespace) -> list[str]:
         for name in kinds
     ]
     ours = times["PGD step, no binding"] * ProtectConfig.pgd_steps + floor
+    most = ProtectConfig().inner_steps_for(1_000_000)
     return [
         "## One step",
         "",
@@ -318,8 +319,9 @@ def steps(arguments: argparse.Namespace) -> list[str]:
         *table(["", "samples/s", "time ÷ floor", "peak memory ÷ floor"], rows),
         "",
         f"A round of the published error-minimising schedule (one training step, 20 noise steps) costs "
-        f"{minimising / floor:.1f} training steps, a round of ours without trigger search ({ProtectConfig.pgd_steps} "
-        f"noise steps) {ours / floor:.1f}.",
+        f"{minimising / floor:.1f} training steps, the paper's (one training step, {ProtectConfig.pgd_steps} noise steps) "
+        f"without trigger search {ours / floor:.1f}. Our default trains for up to {most} steps of "
+        f"{ProtectConfig.inner_batch_size} samples in a round, however many samples there are.",
         "",
     ]
 

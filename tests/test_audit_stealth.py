@@ -244,14 +244,23 @@ def changed(questions: Sequence[str], place: int | None) -> list[tuple[Sample, S
 
 @pytest.mark.parametrize(
     ("place", "attack", "recovered", "removed"),
-    [(None, "tail", 1, 1), (2, "tail", 0, 0), (2, "window-7", 1, 1), (2, "vocab", 0, 0.5), (2, "telling-5", 0, 0)],
+    [(None, "tail", 1, 1), (2, "tail", 0, 0), (2, "window-7", 1, 1), (2, "vocab", 0, 0.5)],
 )
 def test_what_comes_back_of_questions(place: int | None, attack: str, recovered: float, removed: float) -> None:
     pairs = changed(["what is on the table?"] * 8, place)
-    if attack == "telling-5":  # no word says anything where all answers are different
-        pairs = [(replace(ours, answer=ours.id), replace(after, answer=after.id)) for ours, after in pairs]
     (one,) = [one for one in recoveries(pairs, range(8)) if one.attack == attack]
     assert (one.recovered.value, one.removed.value, one.questions) == (recovered, removed, 8)
+
+
+@pytest.mark.parametrize(("answers", "removed"), [(len(ANIMALS), 0.5), (40, 0), (3, 0)])
+def test_words_that_go_with_one_answer_are_found_by_it(answers: int, removed: float) -> None:
+    pairs = changed(["what is on the table?"] * 40, 2)  # every animal in five of them, every other word in one
+    answered = [
+        (replace(ours, answer=str(n % answers)), replace(after, answer=str(n % answers)))
+        for n, (ours, after) in enumerate(pairs)
+    ]
+    (one,) = [one for one in recoveries(answered, range(40)) if one.attack == "telling-5"]
+    assert (one.removed.value, one.spoiled.value) == (removed, 0)
 
 
 def test_questions_spoiled_are_those_that_would_change_unprotected() -> None:

@@ -192,9 +192,10 @@ def _table(measures: Mapping[str, Measure]) -> str:
 
 def _recovery_table(recoveries: Sequence[Recovery]) -> str:
     lines = [
-        [f"`{one.attack}`", _percent(one.recovered), _percent(one.removed), _percent(one.spoiled)] for one in recoveries
+        [f"`{one.attack}`", str(one.questions), *map(_percent, (one.recovered, one.removed, one.spoiled))]
+        for one in recoveries
     ]
-    return table(["attack", "questions given back", "inserted words removed", "clean questions spoiled"], lines)
+    return table(["attack", "n", "questions given back", "inserted words removed", "clean questions spoiled"], lines)
 
 
 def _most_visible(measures: Mapping[str, Measure]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from mmguard import zoo
+from mmguard.lvlm.weights import hub_commit
 from mmguard.runtime.devices import device_of
 
 _HUB_MODELS = (
@@ -19,8 +20,6 @@ _HUB_MODELS = (
     ("HuggingFaceTB/SmolVLM-500M-Instruct", 5.5),
 )
 _CPU_MODEL = "HuggingFaceTB/SmolVLM-256M-Instruct"
-_HUB_TIMEOUT = 3.0
-"""Seconds. Without a network the answer should not be waited for."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +52,13 @@ def choose_surrogate(device: str = "auto") -> Choice:
 
 def _source(name: str) -> str | None:
     """Why a hub model can be had, in words; None if it cannot."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
+    if hub_commit(name):
+        return "the hub answers"
+    from huggingface_hub import try_to_load_from_cache
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-    try:
-        HfApi().model_info(name, timeout=_HUB_TIMEOUT)
-    # No network, offline mode, a proxy that refuses, a gated or missing model: each has its own exception, from
-    # whatever HTTP library the hub's client uses, and to each the answer is to go on without the hub.
-    except Exception:
-        files = [SAFE_WEIGHTS_NAME]
-        if isinstance(index := try_to_load_from_cache(name, SAFE_WEIGHTS_INDEX_NAME), str):
-            files = list(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
-        here = all(isinstance(try_to_load_from_cache(name, file), str) for file in files)
-        return "the cache has it" if here else None
-    return "the hub answers"
+    files = [SAFE_WEIGHTS_NAME]
+    if isinstance(index := try_to_load_from_cache(name, SAFE_WEIGHTS_INDEX_NAME), str):
+        files = list(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+    here = all(isinstance(try_to_load_from_cache(name, file), str) for file in files)
+    return "the cache has it" if here else None

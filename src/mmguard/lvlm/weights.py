@@ -69,7 +69,7 @@ def weights_digest(name: str) -> str | None:
     elif files[0].is_file():
         folder = files[0].parent
     else:
-        return _hub_commit(name)
+        return hub_commit(name) or _cached_commit(name)
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
@@ -79,16 +79,23 @@ def weights_digest(name: str) -> str | None:
     return digest.hexdigest()
 
 
-def _hub_commit(name: str) -> str | None:
-    from huggingface_hub import HfApi, try_to_load_from_cache
+def hub_commit(name: str) -> str | None:
+    """The newest commit of a model on the hub; None where the hub does not answer or has no such model."""
+    from huggingface_hub import HfApi
 
     try:
         return HfApi().model_info(name, timeout=_HUB_TIMEOUT).sha
-    # No network, offline mode, a gated or missing model, no valid id: each has its own exception, from whatever HTTP
-    # library the hub's client uses, and to each the answer is to look into the cache.
+    # No network, offline mode, a proxy that refuses, a gated or missing model, no valid id: each has its own exception,
+    # from whatever HTTP library the hub's client uses, and to each the answer is to go on without the hub.
     except Exception:
-        try:
-            cached = try_to_load_from_cache(name, "config.json")
-        except ValueError:
-            return None
+        return None
+
+
+def _cached_commit(name: str) -> str | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except ValueError:  # no valid id
+        return None
     return Path(cached).parent.name if isinstance(cached, str) else None
