@@ -319,8 +319,8 @@ def steps(arguments: argparse.Namespace) -> list[str]:
         *table(["", "samples/s", "time ÷ floor", "peak memory ÷ floor"], rows),
         "",
         f"A round of the published error-minimising schedule (one training step, 20 noise steps) costs "
-        f"{minimising / floor:.1f} training steps, the paper's (one training step, {ProtectConfig.pgd_steps} noise steps) "
-        f"without trigger search {ours / floor:.1f}. Our default trains for up to {most} steps of "
+        f"{minimising / floor:.1f} training steps, the paper's (one training step, {ProtectConfig.pgd_steps} noise "
+        f"steps) without trigger search {ours / floor:.1f}. Our default trains for up to {most} steps of "
         f"{ProtectConfig.inner_batch_size} samples in a round, however many samples there are.",
         "",
     ]

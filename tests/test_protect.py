@@ -209,6 +209,15 @@ def test_perturbations_live_in_a_file_until_the_release_is_finished(
     assert left == {"DO_NOT_PUBLISH.txt", "files.csv", "record.json"}
 
 
+def test_the_record_says_how_surrogates_were_adapted(folder: Path, llava: Surrogate, tmp_path: Path) -> None:
+    config = replace(FAST, variant="multimodal", inner_steps=None, rounds=1)
+    record = json.loads((protect(folder, [llava], config, tmp_path / "release").record / "record.json").read_bytes())
+    assert record["config"]["inner_steps"] is record["config"]["inner_lr"] is None
+    assert record["adaptation"] == {"inner_steps": 2, "inner_lr": {llava.name: 1e-4}}  # three passes over four samples
+    protect(folder, [], replace(FAST, variant="random-noise"), tmp_path / "noise")
+    assert json.loads((tmp_path / "noise.record" / "record.json").read_bytes())["adaptation"] == {}
+
+
 def test_what_never_fits_is_said_clearly(folder: Path, llava: Surrogate, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(FAST, variant="multimodal", rounds=1, inner_steps=0)
     ensemble = Ensemble([llava], config)

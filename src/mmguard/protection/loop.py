@@ -54,7 +54,7 @@ def optimise(
     journal, engine = journal or Journal(), engine or LocalEngine()
     groups = list(batches(items, config.batch_size))
     through = [journal.restore(number, group) for number, group in enumerate(groups)]
-    _tell_of_earlier(through, groups, _inner_steps(items, config), config, advance)
+    _tell_of_earlier(through, groups, inner_steps(items, config), config, advance)
     with ensemble.adaptable():
         for round_ in range(min(through), config.rounds):
             _adapt(items, ensemble, config, round_, advance, journal)
@@ -70,7 +70,7 @@ def _adapt(
     """The inner problem, or what an earlier run made of it."""
     if (weights := journal.adaptation(round_)) is not None:
         ensemble.readapt(weights)
-        advance("Adapting", _inner_steps(items, config))
+        advance("Adapting", inner_steps(items, config))
         return
     ensemble.adapt(_inner_batches(items, config, round_, advance), seed=config.seed + round_)
     journal.keep_adaptation(round_, ensemble.adaptation())
@@ -79,7 +79,7 @@ def _adapt(
 def work(items: Sequence[Item], config: ProtectConfig) -> dict[Stage, int]:
     """How much each stage has to do in all, as `optimise` counts it; a stage with nothing to do is not in it."""
     # Putting the adapters to use counts as one more step.
-    units: dict[Stage, int] = {"Adapting": config.rounds * (_inner_steps(items, config) + 1)}
+    units: dict[Stage, int] = {"Adapting": config.rounds * (inner_steps(items, config) + 1)}
     return units | {stage: config.rounds * images for stage, images in workload(items, config).items()}
 
 
@@ -93,7 +93,8 @@ def _tell_of_earlier(
             advance(stage, rounds * images)
 
 
-def _inner_steps(items: Sequence[Item], config: ProtectConfig) -> int:
+def inner_steps(items: Sequence[Item], config: ProtectConfig) -> int:
+    """Q, as `optimise` takes it for these items."""
     return config.inner_steps_for(sum(len(item.samples) for item in items))
 
 

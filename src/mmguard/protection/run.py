@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ from mmguard.protection.batch import Item
 from mmguard.protection.deltas import DeltaFile
 from mmguard.protection.engine import Engine, engine_of
 from mmguard.protection.journal import FileJournal
-from mmguard.protection.loop import optimise, work
+from mmguard.protection.loop import inner_steps, optimise, work
 from mmguard.protection.prepare import (
     begin,
     captions_of,
@@ -106,9 +107,13 @@ def _fill(
     failed = speechless(said, names_of(needed))
     items, unreadable = begin(data, config, ensemble, DeltaFile(writer.deltas), failed, show_progress)
     failed += unreadable
+    adaptation: dict[str, Any] = {}
     if config.optimised and ensemble is not None:
         with stages(work(items, config), show_progress) as told:
             optimise(items, ensemble, config, told, FileJournal(writer.state, config.perturbs_images), engine)
+        # Settings may leave both to the data and the models.
+        rates = {member.surrogate.name: member.inner_lr for member in ensemble.members}
+        adaptation = {"inner_steps": inner_steps(items, config), "inner_lr": rates}
     share(items, config.trigger_scope)
 
     def write(item: Item) -> None:
@@ -131,7 +136,7 @@ def _fill(
             triggers |= {sample.id: trigger for sample, trigger in zip(item.samples, item.triggers, strict=True)}
             places |= {sample.id: place for sample, place in zip(item.samples, item.places, strict=True)}
     captioned = {s.id: s.answer for item in items if item.lost is None for s in item.samples if item.path in said}
-    return writer.finish(triggers, failed, captioned, places)
+    return writer.finish(triggers, failed, captioned, places, adaptation)
 
 
 def default_folder(source: str) -> Path:

@@ -221,6 +221,7 @@ class ReleaseWriter:
         failed: Sequence[Rejection],
         captions: Mapping[str, str] | None = None,
         places: Mapping[str, int | None] | None = None,
+        adaptation: Mapping[str, Any] | None = None,
     ) -> Release:
         """Writes record, card and data files; the release is complete once the record is no longer `unfinished`.
 
@@ -233,6 +234,7 @@ class ReleaseWriter:
             captions: models' captions of pictures without text, by sample id, for the record; they are not released.
             places: after how many words of its question each trigger stands, by sample id; behind all of them if it
                 is None or not given.
+            adaptation: how the surrogates were adapted, for the record.
 
         Raises:
             BudgetError: a trigger is too long, inadmissible, or for a sample without a question (Eq. 16).
@@ -273,6 +275,7 @@ class ReleaseWriter:
         images = [self._written[image] for image in self._names if image in kept]
         record = {**self._header, "images": images, "samples": samples, "left_out": left_out}
         record["captions"] = dict(captions or {})
+        record["adaptation"] = dict(adaptation or {})
         record["pictures"] = summary(images)
         _write_text(self.record / layout.RECORD, json.dumps(record, indent=1) + "\n")
         files = statuses(self.dataset, record)
