@@ -1,7 +1,7 @@
 """Tries perturbations of pictures without words: fine-tunes attackers on each kind.
 
     python scripts/picture_trials.py --task scene-text --attackers zoo:mllama-tiny --seeds 2
-    python scripts/picture_trials.py --kinds none wrong --attackers zoo:qwen3vl-tiny zoo:mllama-tiny --clean 20
+    python scripts/picture_trials.py --kinds wrong --surrogates zoo:mllama-tiny --attackers zoo:mllama-tiny --clean 20
 
 For docs/research-log.md: a lead costs minutes here, an audit of a release hours. All pictures of a task have one size.
 """
@@ -29,7 +29,7 @@ from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
 from mmguard.data.tasks import target_text, user_text
 from mmguard.lvlm.prompt import Example
-from mmguard.lvlm.surrogate import load_surrogate
+from mmguard.lvlm.surrogate import Surrogate, load_surrogate
 from mmguard.perturb.budget import ImageBudget, apply, to_unit
 from mmguard.protection.ensemble import Ensemble
 from mmguard.types import Sample
@@ -111,45 +111,50 @@ def optimised(
 def misleading(
     samples: Sequence[Sample], surrogates: Sequence[str], config: ProtectConfig, budget: ImageBudget
 ) -> Deltas:
-    """For each sample the perturbation that makes surrogates which were adapted on clean pictures give the answer that
-    follows its own in the alphabet: a picture of one thing, by its features, under the name of another."""
-    answers, rng = sorted({one.answer for one in samples}), random.Random(0)
+    """For each sample the perturbation that makes surrogates which were fine-tuned on clean pictures, as attackers are,
+    give the answer that follows its own in the alphabet: a picture of one thing, by its features, under the name of
+    another."""
+    answers = sorted({one.answer for one in samples})
     following = dict(zip(answers, answers[1:] + answers[:1], strict=True))
     images = {one.id: load_image(one.image) for one in samples}
     generator = torch.Generator().manual_seed(0)
     deltas = {one.id: budget.random(images[one.id], generator) for one in samples}
-    ensemble = Ensemble([load_surrogate(name) for name in surrogates], config)
+    rows = [Row(one.id, one.image, user_text(one.question, one.options), target_text(one)) for one in samples]
+    trained = [trained_on(name, rows) for name in surrogates]
+
+    def losses(some: Sequence[Sample], leaves: Sequence[Tensor], answered: dict[str, str]) -> Tensor:
+        examples = [example(one, answered[one.answer]) for one in some]
+        passes = (one.forward(one.encode(examples, leaves), one.pixels(leaves)) for one in trained)
+        return torch.stack([one.nll for one in passes]).mean(0)
 
     def unit(some: Sequence[Sample]) -> list[Tensor]:
         return [to_unit(apply(images[one.id], deltas[one.id])) for one in some]
 
     @torch.no_grad()
-    def loss() -> float:
-        """What the surrogates think of the wrong answers: their mean loss, in nats a token."""
-        total = 0.0
-        for some in batches:
-            examples, now = [example(one, following[one.answer]) for one in some], unit(some)
-            for member, reference in zip(ensemble.members, ensemble.references(examples, now), strict=True):
-                total += member.weight * float(member.objective(examples, now, reference).loss.sum())
-        return total / len(samples)
+    def loss(answered: dict[str, str]) -> float:
+        """What the surrogates think of these answers: their mean loss, in nats a token."""
+        return sum(float(losses(some, unit(some), answered).sum()) for some in batches) / len(samples)
 
+    right = {one: one for one in answers}
     batches = [samples[start : start + config.batch_size] for start in range(0, len(samples), config.batch_size)]
-    with ensemble.adaptable():
-        steps = config.rounds * config.inner_steps
-        clean = drawn(samples, steps, config.inner_batch_size, rng, lambda one: to_unit(images[one.id]))
-        ensemble.adapt(clean, seed=0)
-        with ensemble.adapted():
-            before = loss()
-            for some in batches:
-                examples = [example(one, following[one.answer]) for one in some]
-                for _ in range(config.rounds * config.pgd_steps):
-                    leaves = [leaf.requires_grad_(True) for leaf in unit(some)]
-                    ensemble.backward(examples, leaves, ensemble.references(examples, leaves))
-                    for one, leaf in zip(some, leaves, strict=True):
-                        if leaf.grad is not None:
-                            deltas[one.id] = budget.descend(images[one.id], deltas[one.id], leaf.grad)
-            print(f"surrogates' loss of the wrong answers: {before:.2f} before, {loss():.2f} after", flush=True)
+    before = loss(following), loss(right)
+    for some in batches:
+        for _ in range(config.rounds * config.pgd_steps):
+            leaves = [leaf.requires_grad_(True) for leaf in unit(some)]
+            losses(some, leaves, following).sum().backward()
+            for one, leaf in zip(some, leaves, strict=True):
+                if leaf.grad is not None:
+                    deltas[one.id] = budget.descend(images[one.id], deltas[one.id], leaf.grad)
+    after = loss(following), loss(right)
+    for answer, was, now in zip(("wrong", "right"), before, after, strict=True):
+        print(f"surrogates' loss of the {answer} answers: {was:.2f} before, {now:.2f} after", flush=True)
     return deltas
+
+
+def trained_on(name: str, rows: Sequence[Row]) -> Surrogate:
+    """A model after an attacker's fine-tuning, of another seed than those of the attackers below."""
+    attacker = fine_tune(name, rows, "lora", AuditConfig(), seed=100)
+    return Surrogate(name, attacker.model.merge_and_unload(), attacker.processor)
 
 
 def protected(samples: Sequence[Sample], deltas: Deltas, budget: ImageBudget, folder: Path) -> list[Path]:
