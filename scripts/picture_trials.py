@@ -154,7 +154,7 @@ def misleading(
 def trained_on(name: str, rows: Sequence[Row]) -> Surrogate:
     """A model after an attacker's fine-tuning, of another seed than those of the attackers below."""
     attacker = fine_tune(name, rows, "lora", AuditConfig(), seed=100)
-    return Surrogate(name, attacker.model.merge_and_unload(), attacker.processor)
+    return Surrogate(name, attacker.model, attacker.processor)
 
 
 def protected(samples: Sequence[Sample], deltas: Deltas, budget: ImageBudget, folder: Path) -> list[Path]:
