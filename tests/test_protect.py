@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 import tiny
-from mmguard.config import ProtectConfig
+from mmguard.config import ProtectConfig, Variant
 from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
 from mmguard.errors import ConfigError, DataError, ReleaseError, SurrogateError
@@ -29,6 +29,7 @@ from mmguard.perturb.budget import to_unit
 from mmguard.perturb.jpeg import seen
 from mmguard.perturb.objective import Objective
 from mmguard.protection.batch import Item
+from mmguard.protection.decoys import assign
 from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.loop import batches, optimise, start
 from mmguard.protection.run import protect
@@ -37,7 +38,7 @@ from mmguard.release.verify import verify
 from mmguard.release.writer import ReleaseWriter
 
 FAST = ProtectConfig(rounds=2, inner_steps=1, pgd_steps=2, top_c=4, eps=6, trigger_words=2, batch_size=4)
-OPTIMISED = ("bph", "crs", "bph-max", "crs-max", "image", "text", "multimodal")
+OPTIMISED = ("bph", "crs", "bph-max", "crs-max", "image", "text", "multimodal", "mislead")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Surrogate:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three images of different sizes, one of them with two questions."""
+    """Three images of different sizes, one of them with two questions; two answers."""
     root = tmp_path / "data"
     (root / "images").mkdir(parents=True)
     rows = []
@@ -56,8 +57,9 @@ def folder(tmp_path: Path) -> Path:
             0, 256, (*size[::-1], 3), generator=torch.Generator().manual_seed(number), dtype=torch.uint8
         )
         Image.fromarray(pixels.numpy()).save(root / "images" / f"{number}.png")
+        color = "blue" if number == 2 else "red"
         for turn in range(2 if number == 1 else 1):
-            rows.append({"file_name": f"images/{number}.png", "question": f"what is on side {turn}?", "answer": "red"})
+            rows.append({"file_name": f"images/{number}.png", "question": f"what is on side {turn}?", "answer": color})
     (root / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
 
@@ -163,7 +165,7 @@ def test_the_trigger_that_tells_its_answer_best_is_shared(folder: Path) -> None:
 def ensemble_loss(items: list[Item], ensemble: Ensemble) -> float:
     total = 0.0
     for item in items:
-        for example in item.examples:
+        for example in item.aims:
             references = ensemble.references([example], [to_unit(item.original())])
             for member, reference in zip(ensemble.members, references, strict=True):
                 with torch.no_grad():
@@ -185,9 +187,31 @@ def test_the_loss_that_is_optimised_falls(variant: str, family: str, folder: Pat
     items = [
         start(path, samples, config, ensemble.vocabulary()) for path, samples in read_dataset(folder).by_image().items()
     ]
+    if config.misleads:
+        assign(items)
     before = ensemble_loss(items, ensemble)
     optimise(items, ensemble, config)
     assert ensemble_loss(items, ensemble) < before
+
+
+@pytest.mark.parametrize("variant", ["image", "mislead"])
+def test_surrogates_that_are_to_mislead_learn_the_clean_data(
+    variant: Variant, folder: Path, llava: Surrogate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, Tensor]] = []
+    adapt = Ensemble.adapt
+
+    def spy(self: Ensemble, batches: Any, seed: int) -> None:
+        batches = list(batches)
+        seen.extend((one.answer, image) for some, images in batches for one, image in zip(some, images, strict=True))
+        adapt(self, batches, seed)
+
+    monkeypatch.setattr(Ensemble, "adapt", spy)
+    protect(folder, [llava], replace(FAST, variant=variant), tmp_path / "release")
+    clean = {path: to_unit(load_image(path)) for path in read_dataset(folder).by_image()}
+    known = [(answer, any(torch.equal(image, one) for one in clean.values())) for answer, image in seen]
+    assert {answer for answer, _ in known} == {"red", "blue"}
+    assert {whole for _, whole in known} == {variant == "mislead"}
 
 
 def test_perturbations_live_in_a_file_until_the_release_is_finished(

@@ -549,5 +549,5 @@ def pictures_of_noise(folder: Path, number: int, jpeg: Sequence[int] = ()) -> li
         generator = torch.Generator().manual_seed(k)
         name = f"{k}.{'jpg' if k in jpeg else 'png'}"
         to_pil_image(torch.randint(0, 256, (3, 32 + k, 40), generator=generator, dtype=torch.uint8)).save(folder / name)
-        rows.append({"file_name": name, "question": f"what is number {k}?", "answer": "red"})
+        rows.append({"file_name": name, "question": f"what is number {k}?", "answer": "blue" if k == 1 else "red"})
     return rows

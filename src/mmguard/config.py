@@ -11,9 +11,12 @@ from typing import Any, Literal, get_args
 
 from mmguard.errors import ConfigError
 
-Variant = Literal["bph", "crs", "bph-max", "crs-max", "image", "text", "multimodal", "random-noise", "random-words"]
+Variant = Literal[
+    "bph", "crs", "bph-max", "crs-max", "image", "text", "multimodal", "mislead", "random-noise", "random-words"
+]
 """What is optimised. `bph` and `crs` are the paper's methods, `-max` their adversarial forms; `image`, `text` and
-`multimodal` are its baselines without binding; `random-noise` and `random-words` are controls, not protections."""
+`multimodal` are its baselines without binding; `mislead` is ours, of pictures that look like another answer's to models
+that were trained on the originals; `random-noise` and `random-words` are controls, not protections."""
 
 Recipe = Literal["lora", "lora-r8", "lora-r16", "lora-r64", "dora", "qlora", "projector", "projector+lora", "full"]
 """How an attacker fine-tunes (`auditing/recipes.py`): adapters of a given rank, adapters on 4-bit weights, the
@@ -46,6 +49,9 @@ LPIPS: tuple[str, ...] = get_args(Lpips)
 
 _INNER_STEPS, _INNER_PASSES = 60, 3
 """As many steps as worked (docs/results/inner-steps.md), but of a small dataset no more than an attacker makes."""
+_KNOWING_STEPS, _KNOWING_PASSES = 400, 6
+"""The same for surrogates that are to know the clean data: what they do not see in it, nobody can mislead them about
+(docs/research-log.md)."""
 
 
 def field_help(config: type) -> dict[str, str]:
@@ -99,7 +105,8 @@ class ProtectConfig:
     """Outer rounds (R)."""
     inner_steps: int | None = None
     """Supervised steps that adapt each surrogate in every round (Q); if not given, 60, or as many as see each sample
-    three times where these are fewer. The paper takes 1, which did little here (docs/results/inner-steps.md)."""
+    three times where these are fewer (`mislead`: 400, or six times). The paper takes 1, which did little here
+    (docs/results/inner-steps.md)."""
     pgd_steps: int = 5
     """Gradient steps on the image in every round, each of 1/255."""
     top_c: int = 16
@@ -183,7 +190,8 @@ class ProtectConfig:
         """Q for a dataset of so many samples."""
         if self.inner_steps is not None:
             return self.inner_steps
-        return min(_INNER_STEPS, ceil(_INNER_PASSES * samples / self.inner_batch_size))
+        steps, passes = (_KNOWING_STEPS, _KNOWING_PASSES) if self.misleads else (_INNER_STEPS, _INNER_PASSES)
+        return min(steps, ceil(passes * samples / self.inner_batch_size))
 
     @property
     def perturbs_images(self) -> bool:
@@ -193,7 +201,7 @@ class ProtectConfig:
     @property
     def inserts_triggers(self) -> bool:
         """Whether this variant inserts words into questions."""
-        return self.trigger_words > 0 and self.variant not in ("image", "random-noise")
+        return self.trigger_words > 0 and self.variant not in ("image", "mislead", "random-noise")
 
     @property
     def optimised(self) -> bool:
@@ -211,6 +219,11 @@ class ProtectConfig:
         if self.variant.startswith("bph"):
             return "bph"
         return "crs" if self.variant.startswith("crs") else None
+
+    @property
+    def misleads(self) -> bool:
+        """Whether surrogates learn the clean data, and pictures are then made to look like those of another answer."""
+        return self.variant == "mislead"
 
     @property
     def maximises(self) -> bool:

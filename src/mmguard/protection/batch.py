@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -44,6 +44,8 @@ class Item:
     """What a reader of the released file sees: JPEG changes pictures once more."""
     lost: SampleError | None = None
     """Why nothing further is done with it, if so: its original could not be read any more, or no loss be computed."""
+    decoys: list[str] = field(default_factory=list)
+    """What each sample is to be mistaken for, as a target; `mislead` only."""
 
     @property
     def examples(self) -> list[Example]:
@@ -52,6 +54,13 @@ class Item:
             Example(sample.question, target_text(sample), sample.options, trigger, place)
             for sample, trigger, place in zip(self.samples, self.triggers, self.places, strict=True)
         ]
+
+    @property
+    def aims(self) -> list[Example]:
+        """What the outer problem has surrogates find likely: the samples, or these with the decoys for targets."""
+        if not self.decoys:
+            return self.examples
+        return [replace(one, answer=decoy) for one, decoy in zip(self.examples, self.decoys, strict=True)]
 
     @property
     def pixels(self) -> int:
@@ -235,7 +244,7 @@ class _Part:
 
 
 def _parts(batch: Sequence[Item], originals: Sequence[Tensor], ensemble: Ensemble, size: int) -> list[_Part]:
-    rows = [(k, example) for k, item in enumerate(batch) for example in item.examples]
+    rows = [(k, example) for k, item in enumerate(batch) for example in item.aims]
     units = [to_unit(image) for image in originals]
     parts = []
     for start in range(0, len(rows), size):

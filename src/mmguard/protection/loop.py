@@ -101,7 +101,8 @@ def inner_steps(items: Sequence[Item], config: ProtectConfig) -> int:
 def _inner_batches(
     items: Sequence[Item], config: ProtectConfig, round_: int, advance: Advance
 ) -> Iterator[tuple[list[Example], list[Tensor]]]:
-    """Q random batches of the samples as they are protected now, read one at a time."""
+    """Q random batches of the samples as they are protected now, or, of surrogates that are to know the clean data, as
+    they were; read one at a time."""
     rng = random.Random(f"{config.seed} inner {round_}")
     flat = [(item, number) for item in items for number in range(len(item.samples))]
     for _ in range(config.inner_steps_for(len(flat))):
@@ -109,7 +110,10 @@ def _inner_batches(
         for item, number in rng.sample(flat, min(config.inner_batch_size, len(flat))):
             for original in originals([item], load_picture):
                 examples.append(item.examples[number])
-                images.append(item.seen(original.image, to_unit(apply(original.image, item.delta))))
+                if config.misleads:
+                    images.append(to_unit(original.image))
+                else:
+                    images.append(item.seen(original.image, to_unit(apply(original.image, item.delta))))
         if examples:
             yield examples, images
         advance("Adapting", 1)

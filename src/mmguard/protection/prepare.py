@@ -12,6 +12,7 @@ from mmguard.lvlm.captions import captions
 from mmguard.lvlm.choose import Choice, choose_surrogate
 from mmguard.lvlm.language import load_language_model
 from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.protection import decoys
 from mmguard.protection.batch import Item
 from mmguard.protection.deltas import DeltaFile
 from mmguard.protection.ensemble import Ensemble
@@ -127,6 +128,7 @@ def begin(
         show_progress: show a bar, or tell a function.
 
     Raises:
+        ConfigError: pictures shall mislead, and there is one answer in all.
         DataError: no image can be read.
         ReleaseError: the file cannot be written.
     """
@@ -149,6 +151,8 @@ def begin(
             advance(1)
     if not items:
         raise nothing_left(data, [*lost, *failed])
+    if config.misleads:
+        decoys.assign(items)
     if deltas is not None and config.perturbs_images:
         for item, delta in zip(items, deltas.mapped(), strict=True):
             item.delta = delta
