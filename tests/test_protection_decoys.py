@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmguard.config import ProtectConfig
 from mmguard.errors import ConfigError
 from mmguard.lvlm.prompt import Example
 from mmguard.protection.batch import Item
 from mmguard.protection.decoys import assign
-from mmguard.types import Sample
+from mmguard.protection.prepare import require_something_to_do
+from mmguard.types import Dataset, Sample
 
 
 def item(*asked: tuple[str | None, str, tuple[str, ...]]) -> Item:
@@ -49,6 +51,15 @@ def test_the_decoy_of_an_option_is_the_next() -> None:
     assert all(isinstance(one, Example) and one.options == three for one in items[0].aims)
 
 
-def test_nothing_is_mistaken_for_itself() -> None:
-    with pytest.raises(ConfigError, match="the only answer is 'yes': choose another variant"):
-        assign([item(("is it?", "yes", ())), item(("was it?", "yes", ()))])
+def test_a_dataset_with_one_answer_is_refused() -> None:
+    config = ProtectConfig(variant="mislead")
+
+    def data(*samples: Sample) -> Dataset:
+        return Dataset(Path(), [], list(samples))
+
+    same = item(("is it?", "yes", ()), ("was it?", "yes", ())).samples
+    with pytest.raises(ConfigError, match=r"the answer is always 'yes'.* take more samples or another variant"):
+        require_something_to_do(data(*same), config)
+    require_something_to_do(data(*same), ProtectConfig(variant="image"))
+    for other in (("is it?", "no", ()), ("is it?", "yes", ("yes", "no")), (None, "", ())):
+        require_something_to_do(data(*same, *item(other).samples), config)

@@ -7,22 +7,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from mmguard.data.tasks import target_text
-from mmguard.errors import ConfigError
 from mmguard.protection.batch import Item
 
 
 def assign(items: Sequence[Item]) -> None:
     """Gives every sample the next option; without options the answer that follows its own among those to the same
-    question, or among all where there is no other. In place.
+    question, or among all where there is no other; its own where there is none at all. In place.
 
     The same answer to a question always has the same decoy: what is mistaken now for this and now for that would only
     teach a model to see less in pictures.
 
     Args:
         items: the whole dataset.
-
-    Raises:
-        ConfigError: samples without options have one answer in all.
     """
     asked: dict[str | None, set[str]] = defaultdict(set)
     for item in items:
@@ -30,8 +26,6 @@ def assign(items: Sequence[Item]) -> None:
             if not sample.options:
                 asked[sample.question].add(target_text(sample))
     every = _following(set().union(*asked.values()))
-    if len(every) == 1:
-        raise ConfigError(f"variant mislead: the only answer is {next(iter(every))!r}: choose another variant")
     following = {question: _following(answers) for question, answers in asked.items()}
     for item in items:
         item.decoys = []

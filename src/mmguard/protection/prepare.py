@@ -25,10 +25,10 @@ Named = TypeVar("Named", str, str | Surrogate)
 
 
 def require_something_to_do(data: Dataset, config: ProtectConfig) -> None:
-    """Refuses a run that would change nothing.
+    """Refuses a run that would change nothing, or nothing for the worse.
 
     Raises:
-        ConfigError: neither images nor questions would be changed.
+        ConfigError: neither images nor questions would be changed, or pictures are to mislead and have one answer.
     """
     if not config.perturbs_images and not config.inserts_triggers:
         raise ConfigError(
@@ -39,6 +39,13 @@ def require_something_to_do(data: Dataset, config: ProtectConfig) -> None:
         raise ConfigError(
             f"variant {config.variant} protects questions, and {data.root} has captions only, which are targets: "
             "choose a variant that perturbs images"
+        )
+    # A picture without text gets its answer later.
+    open_ended = all(sample.answer and not sample.options for sample in data.samples)
+    if config.misleads and open_ended and len({sample.answer for sample in data.samples}) == 1:
+        raise ConfigError(
+            f"variant mislead: the answer is always {data.samples[0].answer!r}, and there is no other to mistake a "
+            "picture for: take more samples or another variant"
         )
 
 
@@ -128,7 +135,6 @@ def begin(
         show_progress: show a bar, or tell a function.
 
     Raises:
-        ConfigError: pictures shall mislead, and there is one answer in all.
         DataError: no image can be read.
         ReleaseError: the file cannot be written.
     """
