@@ -30,7 +30,7 @@ from mmguard.perturb.jpeg import seen
 from mmguard.perturb.objective import Objective
 from mmguard.protection.batch import Item
 from mmguard.protection.decoys import assign
-from mmguard.protection.ensemble import Ensemble
+from mmguard.protection.ensemble import Ensemble, Rate
 from mmguard.protection.loop import batches, optimise, start
 from mmguard.protection.run import protect
 from mmguard.protection.sharing import share
@@ -199,15 +199,19 @@ def test_surrogates_that_are_to_mislead_learn_the_clean_data(
     variant: Variant, folder: Path, llava: Surrogate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, Tensor]] = []
+    rates: list[list[float]] = []
     adapt = Ensemble.adapt
 
-    def spy(self: Ensemble, batches: Any, seed: int) -> None:
+    def spy(self: Ensemble, batches: Any, seed: int, rate: Rate) -> None:
         batches = list(batches)
         seen.extend((one.answer, image) for some, images in batches for one, image in zip(some, images, strict=True))
-        adapt(self, batches, seed)
+        rates.append([rate(step) for step in range(len(batches))])
+        adapt(self, batches, seed, rate)
 
     monkeypatch.setattr(Ensemble, "adapt", spy)
-    protect(folder, [llava], replace(FAST, variant=variant), tmp_path / "release")
+    protect(folder, [llava], replace(FAST, variant=variant, inner_steps=12), tmp_path / "release")
+    learned = [0.5, 1, 1, 0.98, 0.9, 0.79, 0.65, 0.5, 0.35, 0.21, 0.1, 0.02] if variant == "mislead" else [1] * 12
+    assert [[round(one, 2) for one in some] for some in rates] == [learned] * 2
     clean = {path: to_unit(load_image(path)) for path in read_dataset(folder).by_image()}
     known = [(answer, any(torch.equal(image, one) for one in clean.values())) for answer, image in seen]
     assert {answer for answer, _ in known} == {"red", "blue"}

@@ -39,6 +39,15 @@ _INNER_LR = 1e-4
 """Learning rate of an adaptation, for models that recommend none; the paper's are 1e-5 to 1e-4."""
 
 
+Rate = Callable[[int], float]
+"""A factor of learning rates in each step, by its number from 0."""
+
+
+def constant_rate(step: int) -> float:
+    """1 in every step."""
+    return 1.0
+
+
 class Ensemble:
     """ℓ_prot = Σ_m ω_m ℓ_joint^(m) (Eq. 31).
 
@@ -193,23 +202,31 @@ class Ensemble:
                 self._adapters.append(stack.enter_context(adapted(member.surrogate, self._config.inner_rank, seed=0)))
             yield
 
-    def adapt(self, batches: Iterable[tuple[Sequence[Example], Sequence[Tensor]]], seed: int) -> None:
+    def adapt(
+        self,
+        batches: Iterable[tuple[Sequence[Example], Sequence[Tensor]]],
+        seed: int,
+        rate: Rate = constant_rate,
+    ) -> None:
         """Inside `adaptable`: adapts every member afresh by one supervised step a batch (inner problem).
 
         Args:
             batches: examples and protected images of each of the Q steps; read one at a time.
             seed: of adapters and dropout.
+            rate: what the learning rates are multiplied with in each step.
 
         Raises:
             SurrogateError: memory is not enough for a batch.
         """
         for adapter in self._adapters:
             adapter.reset(seed)
-        for examples, images in batches:
+        for step, (examples, images) in enumerate(batches):
             for member, adapter in zip(self.members, self._adapters, strict=True):
-                self._step(member, adapter, examples, images)
+                self._step(member, adapter, examples, images, member.inner_lr * rate(step))
 
-    def _step(self, member: Member, adapter: Adapter, examples: Sequence[Example], images: Sequence[Tensor]) -> None:
+    def _step(
+        self, member: Member, adapter: Adapter, examples: Sequence[Example], images: Sequence[Tensor], lr: float
+    ) -> None:
         """One supervised step of one member; where memory is not enough, with activations computed twice, then in parts
         of half the samples, a quarter…"""
         surrogate = member.surrogate
@@ -220,7 +237,7 @@ class Ensemble:
                 for k in range(0, len(examples), size)
             )
             try:
-                adapter.step(parts, len(examples), member.inner_lr)
+                adapter.step(parts, len(examples), lr)
                 return
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):

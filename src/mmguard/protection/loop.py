@@ -6,12 +6,13 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import partial
+from math import ceil, cos, pi
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mmguard.config import ProtectConfig
+from mmguard.config import AuditConfig, ProtectConfig
 from mmguard.data.carrier import carrier_for
 from mmguard.data.images import Picture, load_picture
 from mmguard.data.text import place_within
@@ -23,7 +24,7 @@ from mmguard.perturb import trigger as hotflip
 from mmguard.perturb.budget import ImageBudget, apply, to_unit
 from mmguard.protection.batch import Item, Stage, originals, workload
 from mmguard.protection.engine import Advance, Engine, LocalEngine
-from mmguard.protection.ensemble import Ensemble
+from mmguard.protection.ensemble import Ensemble, Rate, constant_rate
 from mmguard.protection.journal import Journal
 from mmguard.types import Sample
 
@@ -72,8 +73,21 @@ def _adapt(
         ensemble.readapt(weights)
         advance("Adapting", inner_steps(items, config))
         return
-    ensemble.adapt(_inner_batches(items, config, round_, advance), seed=config.seed + round_)
+    rate = attackers_rate(inner_steps(items, config)) if config.misleads else constant_rate
+    ensemble.adapt(_inner_batches(items, config, round_, advance), config.seed + round_, rate)
     journal.keep_adaptation(round_, ensemble.adaptation())
+
+
+def attackers_rate(steps: int) -> Rate:
+    """Warm-up and cosine over so many steps: so a surrogate comes to know data better than at a constant rate."""
+    warm_up = ceil(AuditConfig.warmup * steps)
+
+    def rate(step: int) -> float:
+        if step < warm_up:
+            return (step + 1) / warm_up
+        return 0.5 * (1 + cos(pi * (step - warm_up) / (steps - warm_up)))
+
+    return rate
 
 
 def work(items: Sequence[Item], config: ProtectConfig) -> dict[Stage, int]:
