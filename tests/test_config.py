@@ -56,7 +56,15 @@ def test_settings_out_of_range_are_named(kind: Any, name: str, values: tuple[Any
 
 @pytest.mark.parametrize(
     ("samples", "given", "steps"),
-    [(10_000, {}, 60), (160, {}, 60), (20, {}, 8), (1, {}, 1), (20, {"inner_steps": 99}, 99)],
+    [
+        (10_000, {}, 60),
+        (160, {}, 60),
+        (20, {}, 8),
+        (1, {}, 1),
+        (20, {"inner_steps": 99}, 99),
+        (10_000, {"variant": "mislead"}, 400),
+        (300, {"variant": "mislead"}, 225),
+    ],
 )
-def test_surrogates_see_no_sample_more_often_than_attackers_do(samples: int, given: dict[str, int], steps: int) -> None:
+def test_surrogates_see_no_sample_more_often_than_attackers_do(samples: int, given: dict[str, Any], steps: int) -> None:
     assert ProtectConfig(**given).inner_steps_for(samples) == steps

@@ -188,7 +188,7 @@ def test_the_loss_that_is_optimised_falls(variant: str, family: str, folder: Pat
         start(path, samples, config, ensemble.vocabulary()) for path, samples in read_dataset(folder).by_image().items()
     ]
     if config.misleads:
-        assign(items)
+        assign(items, [one for item in items for one in item.samples])
     before = ensemble_loss(items, ensemble)
     optimise(items, ensemble, config)
     assert ensemble_loss(items, ensemble) < before
@@ -212,10 +212,25 @@ def test_surrogates_that_are_to_mislead_learn_the_clean_data(
     protect(folder, [llava], replace(FAST, variant=variant, inner_steps=12), tmp_path / "release")
     learned = [0.5, 1, 1, 0.98, 0.9, 0.79, 0.65, 0.5, 0.35, 0.21, 0.1, 0.02] if variant == "mislead" else [1] * 12
     assert [[round(one, 2) for one in some] for some in rates] == [learned] * 2
-    clean = {path: to_unit(load_image(path)) for path in read_dataset(folder).by_image()}
-    known = [(answer, any(torch.equal(image, one) for one in clean.values())) for answer, image in seen]
-    assert {answer for answer, _ in known} == {"red", "blue"}
-    assert {whole for _, whole in known} == {variant == "mislead"}
+    clean = [(sample.answer, to_unit(load_image(sample.image))) for sample in read_dataset(folder).samples]
+    known = [any(answer == own and torch.equal(image, one) for own, one in clean) for answer, image in seen]
+    assert set(known) == {variant == "mislead"}
+
+
+def test_pictures_are_moved_towards_their_decoys(
+    folder: Path, llava: Surrogate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aims: set[tuple[str | None, int, str]] = set()
+    backward = Ensemble.backward
+
+    def spy(self: Ensemble, examples: Any, images: Any, references: Any) -> None:
+        aims.update((one.question, image.shape[1], one.answer) for one, image in zip(examples, images, strict=True))
+        backward(self, examples, images, references)
+
+    monkeypatch.setattr(Ensemble, "backward", spy)
+    protect(folder, [llava], replace(FAST, variant="mislead"), tmp_path / "release")
+    first, second = (f"what is on side {turn}?" for turn in range(2))
+    assert aims == {(first, 40, "blue"), (first, 32, "blue"), (second, 32, "blue"), (first, 64, "red")}
 
 
 def test_perturbations_live_in_a_file_until_the_release_is_finished(

@@ -12,10 +12,11 @@ from mmguard.bench.results import Outcome, Results
 
 LEGEND = (
     "Accuracies in percent on clean test data, means over seeds; differences in points with 95 % bootstrap intervals "
-    "over seeds and test items. *Control*: what the release changes is changed as much at random: noise for `image`, "
-    "words for `text`, both for the others. *Drop*: clean − release. *Control cost*: clean − control; above 5 points "
-    "the attacker is *brittle*, and its numbers are no evidence. *Beyond control*: control − release. *G*: the share "
-    "of the fine-tuning gain that the release removes beyond the control; *G of all* counts brittle attackers, too."
+    "over seeds and test items. *Control*: what the release changes is changed as much at random: noise for `image` "
+    "and `mislead`, words for `text`, both for the others. *Drop*: clean − release. *Control cost*: clean − control; "
+    "above 5 points the attacker is *brittle*, and its numbers are no evidence. *Beyond control*: control − release. "
+    "*G*: the share of the fine-tuning gain that the release removes beyond the control; *G of all* counts brittle "
+    "attackers, too."
 )
 _ZOO = (
     "The zoo's tiny models demonstrate the method; nothing here predicts how large models fare. Random words and noise "

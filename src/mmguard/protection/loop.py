@@ -73,13 +73,13 @@ def _adapt(
         ensemble.readapt(weights)
         advance("Adapting", inner_steps(items, config))
         return
-    rate = attackers_rate(inner_steps(items, config)) if config.misleads else constant_rate
+    rate = warm_up_and_cosine(inner_steps(items, config)) if config.misleads else constant_rate
     ensemble.adapt(_inner_batches(items, config, round_, advance), config.seed + round_, rate)
     journal.keep_adaptation(round_, ensemble.adaptation())
 
 
-def attackers_rate(steps: int) -> Rate:
-    """Warm-up and cosine over so many steps: so a surrogate comes to know data better than at a constant rate."""
+def warm_up_and_cosine(steps: int) -> Rate:
+    """Up in a tenth of so many steps, down in the others: a surrogate comes to know data better (research log)."""
     warm_up = ceil(AuditConfig.warmup * steps)
 
     def rate(step: int) -> float:

@@ -12,8 +12,8 @@ from mmguard.lvlm.captions import captions
 from mmguard.lvlm.choose import Choice, choose_surrogate
 from mmguard.lvlm.language import load_language_model
 from mmguard.lvlm.surrogate import Surrogate, load_surrogate
-from mmguard.protection import decoys
 from mmguard.protection.batch import Item
+from mmguard.protection.decoys import decoys
 from mmguard.protection.deltas import DeltaFile
 from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.loop import start
@@ -25,10 +25,10 @@ Named = TypeVar("Named", str, str | Surrogate)
 
 
 def require_something_to_do(data: Dataset, config: ProtectConfig) -> None:
-    """Refuses a run that would change nothing, or nothing for the worse.
+    """Refuses a run that would change nothing, or whose pictures could be mistaken for nothing else.
 
     Raises:
-        ConfigError: neither images nor questions would be changed, or pictures are to mislead and have one answer.
+        ConfigError: neither images nor questions would be changed, or there is one answer in all for `mislead`.
     """
     if not config.perturbs_images and not config.inserts_triggers:
         raise ConfigError(
@@ -41,8 +41,8 @@ def require_something_to_do(data: Dataset, config: ProtectConfig) -> None:
             "choose a variant that perturbs images"
         )
     # A picture without text gets its answer later.
-    open_ended = all(sample.answer and not sample.options for sample in data.samples)
-    if config.misleads and open_ended and len({sample.answer for sample in data.samples}) == 1:
+    known = all(sample.answer for sample in data.samples)
+    if config.misleads and known and not decoys(data.samples):
         raise ConfigError(
             f"variant mislead: the answer is always {data.samples[0].answer!r}, and there is no other to mistake a "
             "picture for: take more samples or another variant"
@@ -157,8 +157,6 @@ def begin(
             advance(1)
     if not items:
         raise nothing_left(data, [*lost, *failed])
-    if config.misleads:
-        decoys.assign(items)
     if deltas is not None and config.perturbs_images:
         for item, delta in zip(items, deltas.mapped(), strict=True):
             item.delta = delta

@@ -20,6 +20,7 @@ from mmguard.pages.render import render
 from mmguard.perturb.budget import apply
 from mmguard.perturb.trigger import Trigger
 from mmguard.protection.batch import Item
+from mmguard.protection.decoys import assign
 from mmguard.protection.loop import optimise, work
 from mmguard.protection.prepare import (
     begin,
@@ -105,7 +106,9 @@ def preview(
     config = config or ProtectConfig()
     data = read_dataset(dataset, split, samples if limit is None else min(samples, limit))
     data = replace(data, samples=data.samples[:samples])
-    require_something_to_do(data, config)
+    # The whole dataset says what pictures can be mistaken for.
+    every = read_dataset(dataset, split, limit).samples if config.misleads else data.samples
+    require_something_to_do(replace(data, samples=every), config)
     folder = Path(out).resolve() if out is not None else None
     if folder is not None:
         require_apart(folder, data)
@@ -115,6 +118,9 @@ def preview(
     said = captions_of(data, ensemble, config, show_progress)
     failed = speechless(said, names_of(needed))
     items, unreadable = begin(with_captions(data, said), config, ensemble, None, failed, show_progress)
+    if config.misleads:
+        captioned = [one for item in items for one in item.samples]
+        assign(items, [*(one for one in every if one.answer), *captioned])
     if config.optimised and ensemble is not None:
         with stages(work(items, config), show_progress) as advance:
             optimise(items, ensemble, config, advance)

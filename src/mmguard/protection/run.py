@@ -17,6 +17,7 @@ from mmguard.lvlm.captions import with_captions
 from mmguard.lvlm.surrogate import Surrogate
 from mmguard.perturb.trigger import Trigger
 from mmguard.protection.batch import Item
+from mmguard.protection.decoys import assign
 from mmguard.protection.deltas import DeltaFile
 from mmguard.protection.engine import Engine, engine_of
 from mmguard.protection.journal import FileJournal
@@ -107,6 +108,8 @@ def _fill(
     failed = speechless(said, names_of(needed))
     items, unreadable = begin(data, config, ensemble, DeltaFile(writer.deltas), failed, show_progress)
     failed += unreadable
+    if config.misleads:
+        assign(items, data.samples)
     adaptation: dict[str, Any] = {}
     if config.optimised and ensemble is not None:
         with stages(work(items, config), show_progress) as told:

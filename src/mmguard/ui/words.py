@@ -30,8 +30,6 @@ VARIANTS: dict[Variant, str] = {
     "crs-max": "Distract and resist: as Distract, and the data is made hard to learn (a thief may notice)",
     "bph-max": "Shortcut and resist: as Shortcut, and the data is made hard to learn (a thief may notice)",
     "image": "Pictures only: questions stay as they are; alone, we measured no effect",
-    "mislead": "Misleading pictures: pictures look like others to the model that is imitated, and to few others; "
-    "questions stay as they are",
     "text": "Words only: pictures stay as they are",
 }
 
