@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -31,6 +31,7 @@ from mmguard.data.tasks import target_text, user_text
 from mmguard.lvlm.prompt import Example
 from mmguard.lvlm.surrogate import Surrogate, load_surrogate
 from mmguard.perturb.budget import ImageBudget, apply, to_unit
+from mmguard.protection.decoys import decoys
 from mmguard.protection.ensemble import Ensemble
 from mmguard.types import Sample
 
@@ -112,18 +113,16 @@ def misleading(
     samples: Sequence[Sample], surrogates: Sequence[str], config: ProtectConfig, budget: ImageBudget
 ) -> Deltas:
     """For each sample the perturbation that makes surrogates which were fine-tuned on clean pictures, as attackers are,
-    give the answer that follows its own in the alphabet: a picture of one thing, by its features, under the name of
-    another."""
-    answers = sorted({one.answer for one in samples})
-    following = dict(zip(answers, answers[1:] + answers[:1], strict=True))
+    give its decoy: a picture of one thing, by its features, under the name of another."""
+    right, wrong = {one.id: target_text(one) for one in samples}, decoys(samples)
     images = {one.id: load_image(one.image) for one in samples}
     generator = torch.Generator().manual_seed(0)
     deltas = {one.id: budget.random(images[one.id], generator) for one in samples}
     rows = [Row(one.id, one.image, user_text(one.question, one.options), target_text(one)) for one in samples]
     trained = [trained_on(name, rows) for name in surrogates]
 
-    def losses(some: Sequence[Sample], leaves: Sequence[Tensor], answered: dict[str, str]) -> Tensor:
-        examples = [example(one, answered[one.answer]) for one in some]
+    def losses(some: Sequence[Sample], leaves: Sequence[Tensor], answered: Mapping[str, str]) -> Tensor:
+        examples = [example(one, answered[one.id]) for one in some]
         passes = (one.forward(one.encode(examples, leaves), one.pixels(leaves)) for one in trained)
         return torch.stack([one.nll for one in passes]).mean(0)
 
@@ -131,21 +130,20 @@ def misleading(
         return [to_unit(apply(images[one.id], deltas[one.id])) for one in some]
 
     @torch.no_grad()
-    def loss(answered: dict[str, str]) -> float:
-        """What the surrogates think of these answers: their mean loss, in nats a token."""
+    def loss(answered: Mapping[str, str]) -> float:
+        """What the surrogates think of these answers, by sample: their mean loss, in nats a token."""
         return sum(float(losses(some, unit(some), answered).sum()) for some in batches) / len(samples)
 
-    right = {one: one for one in answers}
     batches = [samples[start : start + config.batch_size] for start in range(0, len(samples), config.batch_size)]
-    before = loss(following), loss(right)
+    before = loss(wrong), loss(right)
     for some in batches:
         for _ in range(config.rounds * config.pgd_steps):
             leaves = [leaf.requires_grad_(True) for leaf in unit(some)]
-            losses(some, leaves, following).sum().backward()
+            losses(some, leaves, wrong).sum().backward()
             for one, leaf in zip(some, leaves, strict=True):
                 if leaf.grad is not None:
                     deltas[one.id] = budget.descend(images[one.id], deltas[one.id], leaf.grad)
-    after = loss(following), loss(right)
+    after = loss(wrong), loss(right)
     for answer, was, now in zip(("wrong", "right"), before, after, strict=True):
         print(f"surrogates' loss of the {answer} answers: {was:.2f} before, {now:.2f} after", flush=True)
     return deltas
@@ -180,7 +178,7 @@ def main() -> None:
     parser.add_argument("--eps", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--train", type=int, default=300, help="training pictures")
-    parser.add_argument("--inner-steps", type=int, default=60, help="steps of the surrogates' adaptation in each round")
+    parser.add_argument("--inner-steps", type=int, default=60, help="of own and any, in each round")
     parser.add_argument("--out", type=Path, default=Path("out/picture-trials"))
     given = parser.parse_args()
     original = read_dataset(f"drawings:{given.task}:train:300").samples[: given.train]

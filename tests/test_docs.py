@@ -189,6 +189,8 @@ def test_charts_show_what_was_measured() -> None:
         mean = one["audit"]["headline"]["gain_removed"]
         task = one["settings"]["dataset"].partition(":train")[0]
         assert shown[f"{task}, {one['settings']['protect.variant']}"] == tuple(mean.values())
+    drawn = (figures.IMAGES / "gain-removed.svg").read_text(encoding="utf-8")
+    assert all(f"<!-- {label} -->" in drawn for label in shown)
 
 
 def test_the_citation_is_of_this_version() -> None:
