@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -38,8 +38,6 @@ from mmguard.types import Sample
 Deltas = dict[str, Tensor]
 """A perturbation for each sample, by its id; int8 `(3, H, W)`."""
 
-Batch = tuple[list[Example], list[Tensor]]
-
 
 def random_signs(samples: Sequence[Sample], budget: ImageBudget) -> dict[str, Tensor]:
     """The strongest noise of the budget, one for each answer."""
@@ -58,15 +56,6 @@ def shown(image: Tensor, delta: Tensor, budget: ImageBudget) -> Tensor:
 
 def example(sample: Sample, answer: str) -> Example:
     return Example(sample.question, target_text(replace(sample, answer=answer)), sample.options, ())
-
-
-def drawn(
-    samples: Sequence[Sample], steps: int, size: int, rng: random.Random, seen: Callable[[Sample], Tensor]
-) -> Iterator[Batch]:
-    """Batches to adapt surrogates on, with right answers; `seen` says what they are shown of a sample."""
-    for _ in range(steps):
-        some = rng.sample(list(samples), size)
-        yield [example(one, one.answer) for one in some], [seen(one) for one in some]
 
 
 def by_sample(samples: Sequence[Sample], by_answer: dict[str, Tensor]) -> Deltas:
@@ -93,10 +82,11 @@ def optimised(
         by_answer[sample.answer].append(sample)
     with ensemble.adaptable():
         for round_ in range(config.rounds):
-            inner = drawn(
-                samples, config.inner_steps, config.inner_batch_size, rng, lambda one: placed(one, one.answer)
+            batches = (rng.sample(list(samples), config.inner_batch_size) for _ in range(config.inner_steps))
+            ensemble.adapt(
+                (([example(o, o.answer) for o in some], [placed(o, o.answer) for o in some]) for some in batches),
+                seed=round_,
             )
-            ensemble.adapt(inner, seed=round_)
             with ensemble.adapted():
                 for _, answer in product(range(config.pgd_steps), sorted(deltas)):
                     some = rng.sample(list(samples) if foreign else by_answer[answer], config.batch_size)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import string
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def decoys(samples: Sequence[Sample]) -> dict[str, str]:
     return {sample: decoy for sample, decoy in found.items() if decoy is not None}
 
 
-def _after(answer: str, ranked: Sequence[str]) -> Iterable[str]:
-    """All answers, from the one that follows this round to itself."""
-    start = ranked.index(answer) + 1
-    return [*ranked[start:], *ranked[:start]]
+def _after(answer: str, ranked: Sequence[str]) -> Iterator[str]:
+    """All answers, from the one that follows this round to itself, one at a time: there may be as many as samples."""
+    start = bisect_right(ranked, answer)
+    return (ranked[(start + n) % len(ranked)] for n in range(len(ranked)))
