@@ -156,6 +156,33 @@ def test_runs_on_the_same_data_are_taken_from_other_experiments(
     assert runs_of(with_({"data sha256": {**data, "control": "other"}})) == everything | {"clean": 0}
 
 
+def test_runs_under_attack_are_taken_from_other_experiments(
+    bench: Bench, fake: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "weights_digest", lambda name: f"weights of {name}")
+    one = next(one for one in bench.experiments if one.protect.variant == "bph")
+    one = replace(one, attackers=("fake",), audit=replace(AUDIT, attacks=("tail", "mix-50")))
+    other = replace(one, protect=replace(one.protect, variant="crs"))
+    assert make(replace(bench, experiments=(one,)), tmp_path / "before").complete
+    (line,) = read_lines(tmp_path / "before" / "results.jsonl")
+
+    def under(change: dict[str, Any]) -> dict[str, set[str | None]]:
+        """Under which attacks an arm is run for another release, if what is known had been made otherwise."""
+        evidence = replace(line.evidence, provenance={**line.evidence.provenance, **change})
+        here, made = tmp_path / f"after {len(list(tmp_path.iterdir()))}", {}
+        assert make(replace(bench, experiments=(one, other)), here, lines=[replace(line, evidence=evidence)]).complete
+        for path in (here / "runs").glob("*.json"):
+            run_ = json.loads(path.read_text(encoding="utf-8"))
+            made.setdefault(run_["arm"], set()).add(run_.get("attack"))
+        return made
+
+    release = {"release": {None, "tail", "mix-50"}}
+    assert under({}) == release
+    assert under({"attack versions": {}}) == release | {
+        "clean": {"tail"}, "control": {"tail", "mix-50"}, "clean-part": {"mix-50"}
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("content", ["{", "{}", "[1]", None])
 def test_a_file_that_holds_no_results_is_named(content: str | None, bench: Bench, tmp_path: Path) -> None:
     file = tmp_path / "results.jsonl"

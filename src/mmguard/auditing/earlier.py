@@ -3,13 +3,15 @@ a dataset, on all machines, and need not be run for each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import cast
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
 
+from mmguard.auditing.attacks import attack_named
 from mmguard.auditing.evidence import Evidence
 from mmguard.auditing.plan import Plan
 from mmguard.auditing.runs import Result, Run
-from mmguard.auditing.selection import MixedArm
+from mmguard.auditing.selection import MixedArm, Sifted
+from mmguard.auditing.stats import FloatArray, Scores
 from mmguard.config import Recipe
 
 _SETTINGS = ("epochs", "batch_size", "lr", "lora_rank", "warmup", "max_new_tokens", "eval_batch_size")
@@ -17,10 +19,11 @@ _SETTINGS = ("epochs", "batch_size", "lr", "lora_rank", "warmup", "max_new_token
 
 
 def results_of(evidence: Iterable[Evidence], plan: Plan) -> dict[Run, Result]:
-    """What evidence of other audits says of runs without attacks that a plan has, too.
+    """What evidence of other audits says of runs that a plan has, too.
 
     Only what was made by the same attacker with the same weights, recipe, seed and settings, from the same data, judged
-    by the same test, with the same versions on the same kind of device counts, and is known to.
+    by the same test, with the same versions on the same kind of device counts, and is known to. Runs under an attack
+    that has a model are made again.
 
     Args:
         evidence: of other audits.
@@ -38,12 +41,33 @@ def results_of(evidence: Iterable[Evidence], plan: Plan) -> dict[Run, Result]:
             continue
         for scores in one.scores:
             weights = here["weights"].get(scores.attacker)
-            if scores.attack is not None or weights is None or there["weights"].get(scores.attacker) != weights:
+            if weights is None or there["weights"].get(scores.attacker) != weights:
+                continue
+            if scores.attack is not None and not _same_attack(scores.attack, there, here):
                 continue
             found[Run(scores.attacker)] = Result(scores.zero_shot)
             for arm, by_seed in scores.by_arm.items():
-                if there["data sha256"].get(arm) == here["data sha256"].get(arm):
-                    for seed, row in zip(there["seeds"], by_seed, strict=True):
-                        run = Run(scores.attacker, cast("Recipe", scores.recipe), cast("MixedArm", arm), seed)
-                        found[run] = Result(row)
+                if _same_data(arm, scores.attack, there, here):
+                    found |= dict(_runs(one, scores, cast("MixedArm", arm), by_seed))
     return {run: result for run, result in found.items() if run in runs}
+
+
+def _same_attack(name: str, there: Any, here: Any) -> bool:
+    """Whether an attack does the same in both audits; the first that were made do not name what it depends on."""
+    return there.get("attack versions") == here["attack versions"] and not attack_named(name).models
+
+
+def _same_data(arm: str, attack: str | None, there: Any, here: Any) -> bool:
+    mixes = attack is not None and attack_named(attack).selection.clean_percent is not None
+    arms = {"clean" if arm == "clean-part" else arm} | ({"clean"} if mixes else set())
+    return all(there["data sha256"].get(one) == here["data sha256"].get(one) is not None for one in arms)
+
+
+def _runs(one: Evidence, scores: Scores, arm: MixedArm, by_seed: FloatArray) -> Iterator[tuple[Run, Result]]:
+    """The runs of an arm, and what filters did in the mean."""
+    key = scores.attacker, scores.recipe, scores.attack, arm
+    known = (f for f in one.sifted if (f.attacker, f.recipe, f.attack, f.arm) == key)
+    sifted = next((Sifted(f.dropped, f.auc) for f in known), None)
+    for seed, row in zip(one.provenance["seeds"], by_seed, strict=True):
+        run = Run.under(scores.attacker, cast("Recipe", scores.recipe), arm, seed, scores.attack)
+        yield run, Result(row, (), sifted)
