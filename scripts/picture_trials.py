@@ -15,15 +15,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from statistics import mean
+from typing import Any, Literal
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, cosine_similarity
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from mmguard.auditing.arms import ImageStore, Row
 from mmguard.auditing.attackers import fine_tune
 from mmguard.auditing.attacks import attack_named
 from mmguard.auditing.evaluate import evaluate
+from mmguard.auditing.training import projectors
 from mmguard.config import AuditConfig, ProtectConfig
 from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
@@ -34,6 +39,8 @@ from mmguard.perturb.budget import ImageBudget, apply, to_unit
 from mmguard.protection.decoys import decoys
 from mmguard.protection.ensemble import Ensemble
 from mmguard.types import Sample
+
+Aim = Literal["answers", "features", "gradients"]
 
 Deltas = dict[str, Tensor]
 """A perturbation for each sample, by its id; int8 `(3, H, W)`."""
@@ -89,7 +96,8 @@ def optimised(
             )
             with ensemble.adapted():
                 for _, answer in product(range(config.pgd_steps), sorted(deltas)):
-                    some = rng.sample(list(samples) if foreign else by_answer[answer], config.batch_size)
+                    shared = list(samples) if foreign else by_answer[answer]
+                    some = rng.sample(shared, min(config.batch_size, len(shared)))
                     leaves = [placed(one, answer).requires_grad_(True) for one in some]
                     examples = [example(one, answer) for one in some]
                     ensemble.backward(examples, leaves, ensemble.references(examples, leaves))
@@ -100,43 +108,132 @@ def optimised(
 
 
 def misleading(
-    samples: Sequence[Sample], surrogates: Sequence[str], config: ProtectConfig, budget: ImageBudget
+    samples: Sequence[Sample],
+    surrogates: Sequence[str],
+    config: ProtectConfig,
+    budget: ImageBudget,
+    robust: Sequence[str],
+    aim: Aim = "answers",
 ) -> Deltas:
     """For each sample the perturbation that makes surrogates which were fine-tuned on clean pictures, as attackers are,
-    give its decoy: a picture of one thing, by its features, under the name of another."""
+    give its decoy: a picture of one thing, by its features, under the name of another.
+
+    Args:
+        samples: all of the training data.
+        surrogates: names of models.
+        config: batch size, rounds and steps.
+        budget: of every picture.
+        robust: attacks on images of which one is drawn for every picture in every step, or none.
+        aim: what is moved: the `answers` of the surrogates to the decoys; the image `features` that the language model
+            is given to those of a picture with the decoy for answer; or, with the right answer, the `gradients` of all
+            matrices to those that teach the decoys (gradient matching).
+    """
     right, wrong = {one.id: target_text(one) for one in samples}, decoys(samples)
     images = {one.id: load_image(one.image) for one in samples}
-    generator = torch.Generator().manual_seed(0)
+    rng, generator = random.Random(0), torch.Generator().manual_seed(0)
     deltas = {one.id: budget.random(images[one.id], generator) for one in samples}
     rows = [Row(one.id, one.image, user_text(one.question, one.options), target_text(one)) for one in samples]
     trained = [trained_on(name, rows) for name in surrogates]
+    views = [attack_named(name).image for name in robust]
+    like = {one.id: rng.choice([o for o in samples if right[o.id] == wrong[one.id]] or [one]) for one in samples}
 
     def losses(some: Sequence[Sample], leaves: Sequence[Tensor], answered: Mapping[str, str]) -> Tensor:
         examples = [example(one, answered[one.id]) for one in some]
         passes = (one.forward(one.encode(examples, leaves), one.pixels(leaves)) for one in trained)
         return torch.stack([one.nll for one in passes]).mean(0)
 
+    def distance(some: Sequence[Sample], leaves: Sequence[Tensor]) -> Tensor:
+        """From the image features of others, by the square and relative to these."""
+        others = [to_unit(images[like[one.id].id]) for one in some]
+        examples = [example(one, right[one.id]) for one in some]
+        parts = []
+        for one in trained:
+            with torch.no_grad():
+                target = features(one, examples, others)
+            parts.append((features(one, examples, leaves) - target).square().sum() / target.square().sum())
+        return torch.stack(parts).mean() * len(some)
+
+    def alignment(some: Sequence[Sample], leaves: Sequence[Tensor]) -> Tensor:
+        """Of what these pictures teach under their right answers with what all would teach under the decoys."""
+        examples = [example(one, right[one.id]) for one in some]
+        cosines = []
+        for one, weights, towards in zip(trained, learning, lessons, strict=True):
+            nll = one.forward(one.encode(examples, leaves), one.pixels(leaves)).nll.mean()
+            taught = torch.autograd.grad(nll, weights, create_graph=True, allow_unused=True, materialize_grads=True)
+            cosines.append(cosine_similarity(flat(taught), towards, dim=0))
+        return torch.stack(cosines).mean() * len(some)
+
     def unit(some: Sequence[Sample]) -> list[Tensor]:
         return [to_unit(apply(images[one.id], deltas[one.id])) for one in some]
 
+    def seen(leaf: Tensor) -> Tensor:
+        view = rng.choice([None, *views])
+        return leaf if view is None else view(leaf, generator).clamp(0, 1)
+
     @torch.no_grad()
-    def loss(answered: Mapping[str, str]) -> float:
-        """What the surrogates think of these answers, by sample: their mean loss, in nats a token."""
-        return sum(float(losses(some, unit(some), answered).sum()) for some in batches) / len(samples)
+    def now() -> list[float]:
+        """The surrogates' mean loss of wrong and right answers, in nats a token, and the distance."""
+        found = ((losses(o, unit(o), wrong), losses(o, unit(o), right), distance(o, unit(o))) for o in batches)
+        return [sum(float(part.sum()) for part in parts) / len(samples) for parts in zip(*found, strict=True)]
 
     batches = [samples[start : start + config.batch_size] for start in range(0, len(samples), config.batch_size)]
-    before = loss(wrong), loss(right)
+    learning = [[w for w in one.model.parameters() if w.ndim == 2] for one in trained] if aim == "gradients" else []
+    lessons = []
+    for one, weights in zip(trained, learning, strict=False):
+        one.model.set_attn_implementation("eager")  # a gradient's gradient has no fused kernel
+        for weight in weights:
+            weight.requires_grad_(True)
+        for some in batches:
+            losses(some, unit(some), wrong).sum().backward(inputs=weights)
+        lessons.append(flat([torch.zeros_like(w) if w.grad is None else w.grad for w in weights]))
+    pursued: dict[Aim, Callable[[Sequence[Sample], Sequence[Tensor]], Tensor]] = {
+        "answers": lambda some, leaves: losses(some, leaves, wrong).sum(),
+        "features": distance,
+        "gradients": lambda some, leaves: -alignment(some, leaves),
+    }
+    before = now()
     for some in batches:
         for _ in range(config.rounds * config.pgd_steps):
             leaves = [leaf.requires_grad_(True) for leaf in unit(some)]
-            losses(some, leaves, wrong).sum().backward()
+            shown_as = [seen(leaf) for leaf in leaves]
+            pursued[aim](some, shown_as).backward(inputs=leaves)
             for one, leaf in zip(some, leaves, strict=True):
                 if leaf.grad is not None:
                     deltas[one.id] = budget.descend(images[one.id], deltas[one.id], leaf.grad)
-    after = loss(wrong), loss(right)
-    for answer, was, now in zip(("wrong", "right"), before, after, strict=True):
-        print(f"surrogates' loss of the {answer} answers: {was:.2f} before, {now:.2f} after", flush=True)
+    told = ("loss of the wrong answers", "loss of the right answers", "distance from the features of decoys")
+    for what, was, is_ in zip(told, before, now(), strict=True):
+        print(f"surrogates' {what}: {was:.2f} before, {is_:.2f} after", flush=True)
     return deltas
+
+
+def flat(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([part.flatten() for part in parts])
+
+
+def features(surrogate: Surrogate, examples: Sequence[Example], images: Sequence[Tensor]) -> Tensor:
+    """What the language model is given of images, flat."""
+    found: list[Tensor] = []
+
+    def hook(module: nn.Module, args: Any, output: Tensor | list[Tensor]) -> None:
+        found.extend(one.flatten() for one in (output if isinstance(output, list) else [output]))
+
+    handles = [module.register_forward_hook(hook) for module in projectors(surrogate.model, surrogate.name)]
+    surrogate.forward(surrogate.encode(examples, images), surrogate.pixels(images))
+    for handle in handles:
+        handle.remove()
+    return torch.cat(found)
+
+
+class Textured(ImageBudget):
+    """The same budget in the mean square, more of it where a picture is busy and less where it is flat."""
+
+    def project(self, image: Tensor, delta: Tensor) -> Tensor:
+        light = image.float().mean(0, keepdim=True)[None]
+        level, square = (avg_pool2d(x, 7, 1, 3, count_include_pad=False) for x in (light, light.square()))
+        busy = 2 + (square - level.square()).clamp(min=0).sqrt()[0]
+        reach = (self.eps * busy / busy.square().mean().sqrt()).clamp(self.eps / 2, 2 * self.eps).round()
+        free = ImageBudget(2 * self.eps)
+        return free.project(image, delta.to(torch.int16).clamp(-reach.to(torch.int16), reach.to(torch.int16)))
 
 
 def trained_on(name: str, rows: Sequence[Row]) -> Surrogate:
@@ -148,11 +245,14 @@ def trained_on(name: str, rows: Sequence[Row]) -> Surrogate:
 def protected(samples: Sequence[Sample], deltas: Deltas, budget: ImageBudget, folder: Path) -> list[Path]:
     """The pictures with their perturbations, as files."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
+    paths, ratios = [], []
     for number, sample in enumerate(samples):
         image, delta = load_image(sample.image), deltas[sample.id]
+        changed = shown(image, delta, budget)
+        ratios.append(float(peak_signal_noise_ratio(to_unit(changed), to_unit(image), data_range=1.0)))
         paths.append(folder / f"{number}.png")
-        Image.fromarray(shown(image, delta, budget).permute(1, 2, 0).numpy()).save(paths[-1])
+        Image.fromarray(changed.permute(1, 2, 0).numpy()).save(paths[-1])
+    print(f"{folder.name}: PSNR {mean(ratios):.1f} dB", flush=True)
     return paths
 
 
@@ -166,19 +266,22 @@ def main() -> None:
     parser.add_argument("--attacks", nargs="+", default=["none"])
     parser.add_argument("--clean", type=int, default=0, help="percent of the samples that stay as they are")
     parser.add_argument("--eps", type=int, default=8)
+    parser.add_argument("--textured", action="store_true", help="more budget where pictures are busy")
+    parser.add_argument("--robust", nargs="*", default=[], help="image attacks that wrong… are made against")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--train", type=int, default=300, help="training pictures")
+    parser.add_argument("--pgd-steps", type=int, default=16, help="in each of three rounds")
     parser.add_argument("--inner-steps", type=int, default=60, help="of own and any, in each round")
     parser.add_argument("--out", type=Path, default=Path("out/picture-trials"))
     given = parser.parse_args()
     original = read_dataset(f"drawings:{given.task}:train:300").samples[: given.train]
     test = read_dataset(f"drawings:{given.task}:test:400").samples
-    budget = ImageBudget(given.eps)
+    budget = (Textured if given.textured else ImageBudget)(given.eps)
     config = ProtectConfig(
         variant="image",
         eps=given.eps,
         rounds=3,
-        pgd_steps=16,
+        pgd_steps=given.pgd_steps,
         inner_steps=given.inner_steps,
         inner_lr=3e-3,
         inner_batch_size=8,
@@ -188,7 +291,9 @@ def main() -> None:
         "random": lambda: by_sample(original, random_signs(original, budget)),
         "own": lambda: optimised(original, given.surrogates, config, budget, foreign=False),
         "any": lambda: optimised(original, given.surrogates, config, budget, foreign=True),
-        "wrong": lambda: misleading(original, given.surrogates, config, budget),
+        "wrong": lambda: misleading(original, given.surrogates, config, budget, given.robust),
+        "collide": lambda: misleading(original, given.surrogates, config, budget, given.robust, "features"),
+        "match": lambda: misleading(original, given.surrogates, config, budget, given.robust, "gradients"),
     }
     pictures = {"none": [one.image for one in original]}
     for kind in set(given.kinds) - {"none"}:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,6 +12,16 @@ from mmguard.auditing import attacks
 from mmguard.auditing.attacks import SHORTHANDS, attack_named, families, resolve
 from mmguard.auditing.report import NOT_TESTED, not_tested
 from mmguard.errors import ConfigError
+
+CODE = "0107f6c45f38fece28e831f7cd612ea2dc10a727823bd35a6b5f8349ea6646b0"
+"""Of the modules that decide what an attack does."""
+
+
+def test_results_of_another_attack_do_not_count() -> None:
+    package = Path(attacks.__file__).parents[1]
+    files = [*package.glob("attacks/*.py"), *(package / f"{name}.py" for name in ("features", "filters", "training"))]
+    found = hashlib.sha256("".join(file.read_text(encoding="utf-8") for file in sorted(files)).encode()).hexdigest()
+    assert found == CODE, "if an attack does something else now, raise ATTACK_REVISION (auditing/runs.py); mend CODE"
 
 
 def test_a_name_and_its_strength() -> None:

@@ -105,6 +105,15 @@ def test_a_template_that_never_ends_a_turn_gets_an_end(models):
     assert render(processor, "is it?", "red") == ("USER: <image>\nis it? ASSISTANT:", " red</s>")
 
 
+def test_an_answer_is_not_taken_for_what_the_template_writes_around_it(models):
+    processor = load_attacker(str(models["glm4v"]), "cpu").processor
+    template = processor.chat_template
+    processor.chat_template = template.replace("{{ message['content'] }}", "<think></think>\n{{ message['content'] }}")
+    assert processor.chat_template != template
+    said = render(processor, "is it?", "k")[1]
+    assert said.startswith("<think></think>\nk")
+
+
 def test_a_beginning_that_the_template_omits_is_added(models):
     processor = load_attacker(str(models["llava_next"]), "cpu").processor
     processor.tokenizer.bos_token = "<s>"

@@ -177,10 +177,34 @@ def test_runs_under_attack_are_taken_from_other_experiments(
         return made
 
     release = {"release": {None, "tail", "mix-50"}}
-    assert under({}) == release
+    assert under({"commits": ["an earlier one"]}) == release
+    found = json.loads((tmp_path / "after 1" / "results.json").read_text(encoding="utf-8"))["experiments"][1]
+    assert "an earlier one" in found["audit"]["provenance"]["commits"]
     assert under({"attack versions": {}}) == release | {
         "clean": {"tail"}, "control": {"tail", "mix-50"}, "clean-part": {"mix-50"}
     }  # fmt: skip
+
+
+def test_attacks_that_are_not_asked_for_may_be_unknown(bench: Bench, fake: list, tmp_path: Path) -> None:
+    one = replace(bench.experiments[1], attackers=("fake",), audit=replace(AUDIT, attacks=("tail",)))
+    assert make(replace(bench, experiments=(one,)), tmp_path / "before").complete
+    (line,) = read_lines(tmp_path / "before" / "results.jsonl")
+    scores = tuple(replace(one, attack=one.attack and "of-another-version") for one in line.evidence.scores)
+    foreign = replace(line, evidence=replace(line.evidence, scores=scores, attacks=("of-another-version",)))
+    assert make(replace(bench, experiments=(one,)), tmp_path / "after", lines=[foreign]).complete
+
+
+def test_what_a_shorthand_meant_or_code_did_before_does_not_count(bench: Bench, fake: list, tmp_path: Path) -> None:
+    one = replace(bench.experiments[1], attackers=("fake",), audit=replace(AUDIT, attacks=("tail",)))
+    bench = replace(bench, experiments=(one,))
+    assert make(bench, tmp_path).complete
+    (line,) = read_lines(tmp_path / "results.jsonl")
+    assert list(known([line], bench)) == [one]
+    for evidence in (
+        replace(line.evidence, attacks=("tail", "punct")),
+        replace(line.evidence, provenance={**line.evidence.provenance, "revision": 0}),
+    ):
+        assert not known([replace(line, evidence=evidence)], bench)
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[1]", None])

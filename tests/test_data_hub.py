@@ -76,6 +76,16 @@ def test_rows_and_original_bytes(hub: dict[str, Any], tmp_path: Path) -> None:
     assert len(read_dataset("owner/name", split="train", limit=1).samples) == 2
 
 
+def test_a_second_picture_in_bytes_is_not_released(hub: dict[str, Any], tmp_path: Path) -> None:
+    red = jpeg("red")
+    columns = {"image": [{"bytes": red}] * 2, "caption": ["a", "b"], "thumbnail": [red, b"no picture"]}
+    hub["owner/name"] = {"train": datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())}
+    dataset = read_dataset("owner/name", split="train")
+    assert [sample.answer for sample in dataset.samples] == ["b"]
+    assert [one.reason[:13] for one in dataset.rejected] == ["has 2 images:"]
+    assert repr(red)[2:-1] not in (dataset.root / "metadata.jsonl").read_text(encoding="utf-8")
+
+
 def test_lists_of_pictures(hub: dict[str, Any]) -> None:
     red = {"bytes": jpeg("red"), "path": None}
     rows = {"images": [[red], [], [red, red]], "question": ["a", "b", "c"], "answer": ["x", "y", "z"]}

@@ -100,6 +100,13 @@ def test_what_an_encoder_leaves_of_a_picture_is_seen_by_workers_too(
     assert side_by_side.pictures["formats"]["JPEG"] == 1
 
 
+def test_workers_leave_pictures_alone_as_one_does(data: Path, llava: str, tmp_path: Path, started: None) -> None:
+    config = replace(CONFIG, rounds=1, variant="text")
+    local = protected(data, llava, tmp_path / "local" / "release", EngineConfig(), config)
+    side_by_side = protected(data, llava, tmp_path / "ray" / "release", TWO, config)
+    assert contents(local.path) == contents(side_by_side.path)
+
+
 def test_workers_mislead_as_one_does(data: Path, llava: str, tmp_path: Path, started: None) -> None:
     config = replace(CONFIG, rounds=1, variant="mislead")
     local = protected(data, llava, tmp_path / "local" / "release", EngineConfig(), config)

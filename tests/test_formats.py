@@ -205,6 +205,18 @@ def test_llama_factory(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     require_round_trip(root, tmp_path / "out", recorded=False)
 
 
+@pytest.mark.parametrize("text", ["Picture 1: <image>\nwhat is it?", "look at <image> and say what it is"])
+@pytest.mark.parametrize("place", ["end", "inside"])
+def test_a_tag_amid_the_text_is_no_word_of_the_question(tmp_path: Path, text: str, place: str) -> None:
+    root = tmp_path / "data"
+    pictures(root / "images", NAMES[0])
+    turns = [{"from": "human", "value": text}, {"from": "gpt", "value": "x"}]
+    (root / "chat.json").write_text(json.dumps([{"image": NAMES[0], "conversations": turns}]), encoding="utf-8")
+    config = ProtectConfig(variant="random-words", trigger_words=2, trigger_place=place)
+    protect(root, ["zoo:qwen3vl-micro"], config, tmp_path / "out", device="cpu")
+    assert verify(tmp_path / "out", root).problems == []
+
+
 def test_conversations_in_json_lines(tmp_path: Path) -> None:
     root = tmp_path / "data"
     pictures(root, *NAMES[:2])
@@ -546,6 +558,30 @@ def test_parquet_of_bare_bytes_and_conversations(tmp_path: Path) -> None:
     require_round_trip(file, tmp_path / "out", recorded=False)
 
 
+def test_parquet_is_read_and_written_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrow cannot hold 2 GiB of pictures at once, and released ones are larger than the owner's."""
+    rows = [{"question": "is it?", "answer": str(number)} for number in range(40)]
+    cells = [{"bytes": encoded(number), "path": f"{number}.jpg"} for number in range(40)]
+    file = tmp_path / "data" / "train.parquet"
+    file.parent.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows).add_column(1, "picture", pa.array(cells, STRUCT)), file)
+
+    def read(stored: pq.ParquetFile, columns: Sequence[str]) -> pa.Table:
+        assert "picture" not in columns
+        return whole(stored, columns=columns)
+
+    whole = pq.ParquetFile.read
+    with monkeypatch.context() as patch:
+        patch.setattr(pq.ParquetFile, "read", read)
+        patch.setattr("mmguard.data.formats.parquet._GROUP_BYTES", 2000)
+        release(file, tmp_path / "out", lost=17)
+    after = pq.ParquetFile(tmp_path / "out" / "train.parquet")
+    groups = [after.metadata.row_group(number).num_rows for number in range(after.num_row_groups)]
+    assert groups == [16, 15, 8]
+    assert after.read()["answer"].to_pylist() == [str(number) for number in range(40) if number != 17]
+    require_round_trip(file, tmp_path / "out", recorded=False)
+
+
 @pytest.mark.parametrize("kind", [pa.list_, pa.large_list])
 def test_parquet_of_lists_of_pictures(tmp_path: Path, kind: Callable[[pa.DataType], pa.DataType]) -> None:
     """As TRL has them: `images`, a list, with a conversation. Rows with another number of pictures are left out."""
@@ -631,11 +667,11 @@ def test_splits_of_parquet_load_as_those_of_the_original(tmp_path: Path, bare: b
 
 
 def test_a_parquet_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write_table(*_: Any, **__: Any) -> None:
+    def write_table(*_: Any) -> None:
         raise pa.ArrowCapacityError("array cannot contain more than 2147483646 bytes")
 
     root = splits(tmp_path / "data", train=[encoded(0)])
-    monkeypatch.setattr(pq, "write_table", write_table)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", write_table)
     with pytest.raises(ReleaseError, match=r"train-00000-of-00001\.parquet: its release .*split it into smaller files"):
         protect(root, [], NOISE, tmp_path / "out")
 

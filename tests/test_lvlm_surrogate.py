@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
-from mmguard.errors import SurrogateError
+from mmguard.errors import ConfigError, SurrogateError
 from mmguard.lvlm.pixels import _call, shrunk, to_uint8
 from mmguard.lvlm.prompt import Example
 from mmguard.lvlm.surrogate import Forward, Surrogate, load_surrogate
@@ -239,6 +239,35 @@ class TestLoading:
         (folder / "model.safetensors").unlink()
         with pytest.raises(SurrogateError, match=r"no file named model\.safetensors"):
             load_surrogate(folder)
+
+    def test_weights_that_lack_or_do_not_fit(self, tmp_path: Path) -> None:
+        folder = shutil.copytree(built("llava"), tmp_path / "llava")
+        whole = load_file(folder / "model.safetensors")
+        save_file({f"wrapped.{name}": weight for name, weight in whole.items()}, folder / "model.safetensors")
+        with pytest.raises(SurrogateError, match=r"its files lack .* of the weights .*, which would be random"):
+            load_surrogate(folder)
+        save_file({name: weight[..., :1].contiguous() for name, weight in whole.items()}, folder / "model.safetensors")
+        with pytest.raises(SurrogateError, match=r"are not of the shapes that its config\.json says"):
+            load_surrogate(folder)
+
+    def test_a_pointer_in_place_of_weights(self, tmp_path: Path) -> None:
+        folder = shutil.copytree(built("llava"), tmp_path / "llava")
+        (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+        with pytest.raises(SurrogateError, match="fetch it again, with git-lfs if it was cloned"):
+            load_surrogate(folder)
+
+    @pytest.mark.parametrize(("device", "cure"), [("gpu", "no kind of that name"), ("cuda:99", "CUDA devices here")])
+    def test_a_device_that_is_not_there(self, device: str, cure: str) -> None:
+        with pytest.raises(ConfigError, match=cure):
+            load_surrogate(built("llava"), device=device)
+
+    def test_memory_that_is_not_enough(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(*_: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+        monkeypatch.setattr(hf.PreTrainedModel, "to", full)
+        with pytest.raises(SurrogateError, match="the memory of cpu is not enough for its weights"):
+            load_surrogate(built("llava"), device="cpu")
 
     def test_code_of_a_model_on_the_hub(self) -> None:
         with pytest.raises(SurrogateError, match="run from a folder alone"):

@@ -152,16 +152,17 @@ def test_what_a_surrogate_does_not_take_is_left_out(qwen: Surrogate, tmp_path: P
     root, out = tmp_path / "data", tmp_path / "out"
     files(root, SHAPES)
     rows = [{"file_name": f"images/{name}", **text_of(name)} for name in SHAPES]
-    rows[-1]["question"] = "what is <|im_end|> here?"
+    # The others that ask about the same picture stay.
+    rows.append(rows[-1] | {"question": "what is <|im_end|> here?"})
     (root / "metadata.jsonl").write_bytes(lines(rows))
     foreseen = survey(root, [qwen], FAST, out)
     release = protect(root, [qwen], FAST, out)
     assert foreseen.left_out == release.failed
-    assert (release.images, release.samples) == (foreseen.images, foreseen.samples) == (2, 2)
+    assert (release.images, release.samples) == (foreseen.images, foreseen.samples) == (3, 3)
     reasons = {Path(failure.where).name: failure.reason for failure in release.failed}
     assert "900 x 4 pixels: " in reasons["long.png"]
     assert "takes no such image (absolute aspect ratio" in reasons["long.png"]
-    assert "contains '<|im_end|>', a control token of the model: take it out" in reasons["good 2.png"]
+    assert "contains '<|im_end|>', a control token of the model: take it out" in reasons[str(len(SHAPES))]
     assert verify(out, root).problems == []
 
 

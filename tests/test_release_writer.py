@@ -290,6 +290,19 @@ def test_folders_with_something_in_them_are_refused(dataset: Dataset, tmp_path: 
         ReleaseWriter(tmp_path / "file", dataset, CONFIG, [])
 
 
+def test_a_commit_that_the_hub_did_not_tell_at_first_changes_nothing(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(commit: str | None) -> None:
+        monkeypatch.setattr("mmguard.release.writer.origin", lambda *_: {"weights": {"a/b": commit}})
+        ReleaseWriter(tmp_path / "out", dataset, CONFIG, []).close()
+
+    begin(None)
+    begin("1234")
+    with pytest.raises(ReleaseError, match=r"a/b: 1234, now 5678\. Run again as before \(with --offline"):
+        begin("5678")
+
+
 def test_an_unfinished_release_is_taken_over(dataset: Dataset, tmp_path: Path) -> None:
     first = ReleaseWriter(tmp_path / "out", dataset, CONFIG, [])
     first.write_image(dataset.samples[0].image, shifted(dataset.samples[0].image, 1))

@@ -34,6 +34,7 @@ from mmguard.auditing.training import (
 )
 from mmguard.config import AuditConfig, Recipe
 from mmguard.errors import SurrogateError
+from mmguard.lvlm.prompt import ANSWER, asked, conversation
 from mmguard.lvlm.surrogate import admissible_words, load_processor, load_surrogate
 from mmguard.lvlm.weights import recommended
 
@@ -251,22 +252,19 @@ def render(processor: Any, text: str, target: str) -> tuple[str, str]:
     Raises:
         SurrogateError: the processor has no chat template that shows the answer.
     """
-    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
-    answer = {"role": "assistant", "content": [{"type": "text", "text": target}]}
     try:
-        prompt = processor.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
-        both = processor.apply_chat_template([user, answer], tokenize=False)
+        prompt = processor.apply_chat_template([asked(text)], tokenize=False, add_generation_prompt=True)
+        both = conversation(processor, text, ANSWER)
     except ValueError as error:
         raise SurrogateError(
             f"{type(processor).__name__}: no chat template ({error}); choose an instruct model"
         ) from error
     # As TRL does: some templates open the answer otherwise in a finished exchange than in one to be answered.
     prompt = "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, both, strict=False)))
-    completion = both[len(prompt) :]
-    start = completion.find(target.strip())
-    if start < 0:
+    before, shown, after = both[len(prompt) :].partition(ANSWER)
+    if not shown:
         raise SurrogateError(f"{type(processor).__name__}: its chat template does not show the assistant's answer")
-    said, rest = completion[: start + len(target.strip())], completion[start + len(target.strip()) :].lstrip()
+    said, rest = before + target.strip(), after.lstrip()
     ends = sorted(processor.tokenizer.all_special_tokens, key=len, reverse=True)
     end = next((token for token in ends if rest.startswith(token)), processor.tokenizer.eos_token or "")
     return _begin(processor.tokenizer) * (not prompt.startswith(_begin(processor.tokenizer))) + prompt, said + end

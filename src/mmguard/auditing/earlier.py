@@ -43,18 +43,22 @@ def results_of(evidence: Iterable[Evidence], plan: Plan) -> dict[Run, Result]:
             weights = here["weights"].get(scores.attacker)
             if weights is None or there["weights"].get(scores.attacker) != weights:
                 continue
-            if scores.attack is not None and not _same_attack(scores.attack, there, here):
+            if scores.attack is not None and not _same_attack(scores.attack, plan, there):
                 continue
-            found[Run(scores.attacker)] = Result(scores.zero_shot)
+            found[Run(scores.attacker)] = Result(scores.zero_shot, commits=_commits(one))
             for arm, by_seed in scores.by_arm.items():
                 if _same_data(arm, scores.attack, there, here):
                     found |= dict(_runs(one, scores, cast("MixedArm", arm), by_seed))
     return {run: result for run, result in found.items() if run in runs}
 
 
-def _same_attack(name: str, there: Any, here: Any) -> bool:
-    """Whether an attack does the same in both audits; the first that were made do not name what it depends on."""
-    return there.get("attack versions") == here["attack versions"] and not attack_named(name).models
+def _same_attack(name: str, plan: Plan, there: Any) -> bool:
+    """Whether a plan has an attack that did the same there; the first audits do not name what that depends on.
+
+    Others are not even looked up: there they may have been known by names that mean nothing here.
+    """
+    same = there.get("attack versions") == plan.provenance["attack versions"]
+    return name in plan.attacks and same and not attack_named(name).models
 
 
 def _same_data(arm: str, attack: str | None, there: Any, here: Any) -> bool:
@@ -70,4 +74,9 @@ def _runs(one: Evidence, scores: Scores, arm: MixedArm, by_seed: FloatArray) -> 
     sifted = next((Sifted(f.dropped, f.auc) for f in known), None)
     for seed, row in zip(one.provenance["seeds"], by_seed, strict=True):
         run = Run.under(scores.attacker, cast("Recipe", scores.recipe), arm, seed, scores.attack)
-        yield run, Result(row, (), sifted)
+        yield run, Result(row, (), sifted, _commits(one))
+
+
+def _commits(one: Evidence) -> tuple[str, ...]:
+    """What the runs of an audit were made with; the first audits named only what gathered them."""
+    return tuple(one.provenance.get("commits") or [one.provenance.get("commit") or "unknown"])

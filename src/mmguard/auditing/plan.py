@@ -12,7 +12,16 @@ from mmguard.auditing.arms import ARMS, Arm, Pairing, pair, pixel_digest, with_c
 from mmguard.auditing.attackers import default_attackers, refusals
 from mmguard.auditing.attacks import attack_named, resolve
 from mmguard.auditing.best_of import choosing_half
-from mmguard.auditing.runs import ATTACK_PACKAGES, FILTER_PACKAGES, PACKAGES, REVISION, Run, Runner, Shelf
+from mmguard.auditing.runs import (
+    ATTACK_PACKAGES,
+    ATTACK_REVISION,
+    FILTER_PACKAGES,
+    PACKAGES,
+    REVISION,
+    Run,
+    Runner,
+    Shelf,
+)
 from mmguard.auditing.selection import MixedArm, clean_places
 from mmguard.config import AuditConfig
 from mmguard.data.readers import read_dataset
@@ -293,7 +302,7 @@ def _provenance(plan: Plan, released: Dataset) -> dict[str, Any]:
     pairing, samples = plan.runner.pairing, plan.runner.samples
     return {
         "versions": versions(*PACKAGES),
-        "attack versions": versions(*ATTACK_PACKAGES, *FILTER_PACKAGES) if plan.attacks else {},
+        "attack versions": {"revision": ATTACK_REVISION, **versions(*ATTACK_PACKAGES, *FILTER_PACKAGES)},
         "revision": REVISION,
         "commit": commit(),
         "device": device_of(plan.runner.device).type,

@@ -201,9 +201,13 @@ class _Results:
             sifted=tuple(self._sifted(scores)),
             failures=tuple(dict.fromkeys(failures)),
             warnings=plan.warnings,
-            provenance=plan.provenance,
+            provenance={**plan.provenance, "commits": self._commits()},
             losses=tuple(curve for one in scores if one.attack is None for curve in self._losses(one)),
         )
+
+    def _commits(self) -> list[str]:
+        """What the runs were made with, some perhaps earlier or elsewhere."""
+        return sorted({commit for result in self._results.values() for commit in result.commits})
 
     def _entries(self, attack: str | None, failures: list[Failure]) -> Iterator[Scores]:
         """The scores of all attackers and recipes under an attack; of those that have none, the failures."""

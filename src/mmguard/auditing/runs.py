@@ -44,6 +44,9 @@ PURIFY_PACKAGES = ("diffusers",)
 REVISION = 1
 """Of the code of runs: raised when a change alters what comes of one, so that results from before do not count."""
 
+ATTACK_REVISION = 1
+"""The same of the code of attacks alone."""
+
 _TRAINING_SHARE = 0.9
 """What part of a run is training; the rest is answering the test. For the progress bar only."""
 
@@ -96,6 +99,8 @@ class Result:
     """Training loss of every step, in nats a token; none of the untouched model, and of runs that did not keep it."""
     sifted: Sifted | None = None
     """What a filter did to the training data; None without one."""
+    commits: tuple[str, ...] = ()
+    """The state of our own code that it was made with, or several of which it is one."""
 
 
 @dataclass
@@ -158,7 +163,8 @@ class Runner:
                 training=attack.training,
                 validate=self._validate,
             )
-        return Result(evaluate(attacker, self.samples, self.config, self._store), tuple(losses), sifted)
+        scores = evaluate(attacker, self.samples, self.config, self._store)
+        return Result(scores, tuple(losses), sifted, (commit() or "unknown",))
 
     def _training_data(self, run: Run, attack: Attack, store: ImageStore) -> tuple[list[Row], Sifted | None]:
         """The rows that a run is trained on, and what a filter did to them."""
@@ -211,7 +217,7 @@ class Runner:
         packages = [*PACKAGES, *ATTACK_PACKAGES]
         packages += FILTER_PACKAGES if attack.selection.judge else ()
         packages += PURIFY_PACKAGES if attack.models and attack.image else ()
-        description |= {"attack": run.attack, "versions": versions(*packages)}
+        description |= {"attack": run.attack, "attack revision": ATTACK_REVISION, "versions": versions(*packages)}
         if attack.models:
             description["attack weights"] = {name: self.weights_digest(name) for name in attack.models}
         if attack.selection.clean_percent is not None:
@@ -254,7 +260,8 @@ class Shelf:
             stored = json.loads(self._path(description).read_text(encoding="utf-8"))
             if {key: stored[key] for key in description} == description:
                 sifted = Sifted(**stored["sifted"]) if "sifted" in stored else None
-                return Result(np.array(stored["scores"], dtype=np.float64), tuple(stored.get("losses", ())), sifted)
+                scores, losses = np.array(stored["scores"], dtype=np.float64), tuple(stored.get("losses", ()))
+                return Result(scores, losses, sifted, (stored.get("commit") or "unknown",))
         except (OSError, ValueError, KeyError, TypeError):
             pass  # not made yet, or cut off while it was being written: made again either way
         return None

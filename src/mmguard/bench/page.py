@@ -16,7 +16,8 @@ LEGEND = (
     "and `mislead`, words for `text`, both for the others. *Drop*: clean − release. *Control cost*: clean − control; "
     "above 5 points the attacker is *brittle*, and its numbers are no evidence. *Beyond control*: control − release. "
     "*G*: the share of the fine-tuning gain that the release removes beyond the control; *G of all* counts brittle "
-    "attackers, too."
+    "attackers, too. Each row is one release: what another run of the same protection would have come to, with another "
+    "seed, the intervals do not say."
 )
 _ZOO = (
     "The zoo's tiny models demonstrate the method; nothing here predicts how large models fare. Random words and noise "
@@ -207,8 +208,8 @@ def provenance(results: Results) -> Iterable[str]:
     # Of every experiment: some may have been made elsewhere, or earlier.
     made = [report.provenance for _, report in finished(results)]
     yield from dict.fromkeys(", ".join(map(" ".join, one.get("versions", {}).items())) for one in made)
-    commits = " and ".join(dict.fromkeys(str(one.get("commit") or "unknown") for one in made))
-    yield f"commit {commits or 'unknown'}; hashes of data, weights and releases are in the .json file beside this page"
+    commits = dict.fromkeys(commit for one in made for commit in one.get("commits") or [one.get("commit") or "unknown"])
+    yield f"commit {' and '.join(commits)}; hashes of data, weights and releases are in the .json file beside this page"
 
 
 def _cells(one: Experiment, columns: Iterable[str]) -> tuple[str, ...]:

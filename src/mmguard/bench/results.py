@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmguard.auditing.attacks import resolve
 from mmguard.auditing.evidence import Evidence
 from mmguard.auditing.report import AuditReport
+from mmguard.auditing.runs import REVISION
 from mmguard.bench.config import Bench, Experiment, default_settings
 from mmguard.errors import DataError
 from mmguard.runtime.provenance import commit
@@ -110,10 +112,11 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def known(lines: Iterable[Line], bench: Bench) -> dict[Experiment, Line]:
-    """The experiments of a benchmark that lines hold, without failures.
+    """The experiments of a benchmark that lines hold, without failures, under the attacks that the file means today.
 
     A setting that was not there yet when a line was written counts as having had its default. Weights of models, data
-    and versions may have changed since: the line says what they were, and the report repeats it.
+    and versions may have changed since: the line says what they were, and the report repeats it. What came of runs
+    of an earlier revision does not count.
     """
     found: dict[Experiment, Line] = {}
     defaults = _plain(default_settings())
@@ -121,9 +124,17 @@ def known(lines: Iterable[Line], bench: Bench) -> dict[Experiment, Line]:
     for line in lines:
         stored = defaults | line.settings
         for one, settings in wanted.items():
-            if not line.evidence.failures and settings == {key: stored.get(key) for key in settings}:
+            same = settings == {key: stored.get(key) for key in settings} and _same_runs(one, line.evidence)
+            if same and not line.evidence.failures:
                 found[one] = line
     return found
+
+
+def _same_runs(one: Experiment, evidence: Evidence) -> bool:
+    """Whether an experiment's attacks are those of the evidence: what a shorthand stands for may have changed."""
+    attacks = tuple(attack.name for attack in resolve(one.audit.attacks))
+    # Which the first results do not name.
+    return evidence.attacks == attacks and evidence.provenance.get("revision", 1) == REVISION
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

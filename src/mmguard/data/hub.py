@@ -16,6 +16,7 @@ import datasets
 from PIL import Image
 
 from mmguard.data.cache import root
+from mmguard.data.formats.contained import plain
 from mmguard.errors import DataError
 
 _CURE = "give a local folder with metadata.jsonl or a LLaVA JSON file, or easy-vqa, which needs no download"
@@ -100,7 +101,11 @@ def _write(folder: Path, rows: Iterable[dict[str, Any]], image: str, split: str)
             stored: dict[str, Any] = {}
             if content:  # of several pictures only their number, so that the row is left out for it
                 stored = {"file_name": content if isinstance(content, list) else _store(folder, content)}
-            metadata.write(json.dumps({**stored, **row, **stored, "split": split}, default=str) + "\n")
+            try:
+                line = json.dumps({**stored, **row, **stored, "split": split}, default=plain)
+            except ValueError:  # a second picture, in bytes: left out, too
+                line = json.dumps({"file_name": [None, None], "split": split})
+            metadata.write(line + "\n")
 
 
 def _store(folder: Path, content: dict[str, Any]) -> str:

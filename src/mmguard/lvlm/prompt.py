@@ -26,7 +26,9 @@ from mmguard.lvlm.pixels import blank, layout
 from mmguard.types import TokenRoles
 
 # Private use characters: no dataset and no template has them.
-_QUESTION, _USER, _ANSWER = "\ue000", "\ue001", "\ue002"
+_QUESTION, _USER = "\ue000", "\ue001"
+ANSWER = "\ue002"
+"""Stands for an answer, to find its place in what a chat template makes of it."""
 
 Span = tuple[int, int]
 """First character and the one after the last."""
@@ -75,12 +77,35 @@ class Encoded:
         return Encoded({key: value.to(device) for key, value in self.inputs.items()}, self.labels.to(device), roles)
 
 
-def conversation(user: str, answer: str) -> list[dict[str, Any]]:
-    """One turn of a chat: image and text from the user, the answer from the assistant."""
-    return [
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": user}]},
-        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
-    ]
+def asked(user: str) -> dict[str, Any]:
+    """The user's turn of a chat: image and text."""
+    return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": user}]}
+
+
+def conversation(processor: Any, user: str, answer: str) -> str:
+    """One exchange by the model's own chat template, image placeholder not yet expanded.
+
+    The assistant's turn is given in parts, as the user's, or as plain text to templates that would print a list as
+    Python does (GLM-4.1V's).
+
+    Args:
+        processor: a Hugging Face multimodal processor.
+        user: text of the user's turn.
+        answer: the assistant's turn.
+
+    Raises:
+        ValueError: there is no chat template.
+    """
+
+    def rendered(content: Any) -> str:
+        turns = [asked(user), {"role": "assistant", "content": content}]
+        text: str = processor.apply_chat_template(turns, tokenize=False)
+        return text
+
+    def parts(text: str) -> list[dict[str, str]]:
+        return [{"type": "text", "text": text}]
+
+    return rendered(parts(answer) if ANSWER in rendered(parts(ANSWER)) else answer)
 
 
 def takes_suffix(processor: Any) -> bool:
@@ -270,8 +295,7 @@ def _render(processor: Any, user: str, answer: str) -> str:
     if takes_suffix(processor):
         # What it adds by itself is written out here, so that question and answer are found in what it tokenises.
         return f"{processor.image_token}{user}\n{answer}{processor.tokenizer.eos_token}"
-    rendered: str = processor.apply_chat_template(conversation(user, answer))
-    return rendered
+    return conversation(processor, user, answer)
 
 
 def _encoded(processor: Any, image_token: int, done: _Processed) -> Encoded:
@@ -303,7 +327,7 @@ def _roles(
 
 def _drafts(processor: Any, control: Collection[str], examples: Sequence[Example]) -> list[_Draft]:
     """The rendered conversations; examples that differ in their words alone, as in the trigger search, once for all."""
-    frame = _render(processor, _USER, _ANSWER)
+    frame = _render(processor, _USER, ANSWER)
     rendered: dict[tuple[Example, bool], _Draft] = {}
     drafts = []
     for example in examples:
@@ -341,7 +365,7 @@ class _Draft:
                 )
         text = _render(processor, user, example.answer)
         head, _, rest = frame.partition(_USER)
-        middle, _, tail = rest.partition(_ANSWER)
+        middle, _, tail = rest.partition(ANSWER)
         # Templates may strip texts; which way this one does is what makes the pieces add up to its output.
         for kept_user in _strippings(user):
             for kept_answer in _strippings(example.answer):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -34,7 +35,7 @@ from mmguard.lvlm.energy import energy_per_image_token
 from mmguard.lvlm.pixels import Size, differentiable_pixels, shrunk, shrunk_size
 from mmguard.lvlm.prefix import Prefix, empty_cache
 from mmguard.lvlm.prompt import Encoded, Example, Reworded, encode, takes_suffix
-from mmguard.runtime.devices import device_of
+from mmguard.runtime.devices import device_of, require_usable
 from mmguard.runtime.memory import is_out_of_memory
 from mmguard.types import TokenRoles
 
@@ -406,10 +407,12 @@ def load_surrogate(
         quantization_config: hold the weights of linear layers in 4 or 8 bits.
 
     Raises:
-        SurrogateError: there is no such model, it cannot be fetched, or it cannot serve as surrogate.
+        ConfigError: there is no such device.
+        SurrogateError: there is no such model, it cannot be fetched or is not whole, it cannot serve as surrogate, or
+            memory is not enough for it.
     """
     name = str(name)
-    place = device_of(device)
+    place = require_usable(device_of(device))
     dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
     source = _source(name)
     _require_code_that_stays(name, source, trust_remote_code)
@@ -419,17 +422,37 @@ def load_surrogate(
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not own_code:
         raise SurrogateError(f"{name}: not an image-text model ({config.model_type}): choose one that takes images")
     processor = load_processor(name, trust_remote_code)
-    model = _load(
+    model, found = _load(
         name,
         AutoModelForImageTextToText,
         source,
+        output_loading_info=True,
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
         dtype=dtype,
         attn_implementation=IMPLEMENTATION,
         quantization_config=quantization_config,
     )
-    return Surrogate(name, model.to(place), processor)
+    _require_all_weights(name, model, found["missing_keys"])
+    try:
+        model = model.to(place)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise SurrogateError(
+            f"{name}: the memory of {place} is not enough for its weights: take a smaller model or another device"
+        ) from error
+    return Surrogate(name, model, processor)
+
+
+def _require_all_weights(name: str, model: Any, missing: Iterable[str]) -> None:
+    """Refuses files of another layout than the model's: transformers makes up what they lack at random."""
+    own = dict(model.named_parameters())  # of weights that two parts share, one name
+    if lacking := sorted(own.keys() & set(missing)):
+        raise SurrogateError(
+            f"{name}: its files lack {len(lacking)} of the weights ({lacking[0]}…), which would be random: save the "
+            "model again with save_pretrained, after merging adapters, if it has any"
+        )
 
 
 def load_processor(name: str, trust_remote_code: bool = False) -> Any:
@@ -500,6 +523,13 @@ def _load(name: str, auto: Any, source: str, **kwargs: Any) -> Any:
         raise SurrogateError(
             f"{name}: transformers {transformers.__version__} cannot build it; update transformers, or allow "
             f"its own code to run if it brings some (trust_remote_code). Cause: {error}"
+        ) from error
+    except (RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise SurrogateError(f"{name}: memory is not enough to load it: take a smaller model") from error
+        raise SurrogateError(
+            f"{name}: its weights cannot be read, or are not of the shapes that its config.json says: fetch it again, "
+            f"with git-lfs if it was cloned. Cause: {' '.join(str(error).split())[:300]}"
         ) from error
 
 

@@ -11,6 +11,7 @@ from mmguard.errors import ConfigError, DataError, SampleError
 from mmguard.lvlm.captions import captions
 from mmguard.lvlm.choose import Choice, choose_surrogate
 from mmguard.lvlm.language import load_language_model
+from mmguard.lvlm.prompt import Example
 from mmguard.lvlm.surrogate import Surrogate, load_surrogate
 from mmguard.protection.batch import Item
 from mmguard.protection.decoys import decoys
@@ -19,7 +20,7 @@ from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.loop import start
 from mmguard.runtime.devices import device_of
 from mmguard.runtime.progress import Told, progress
-from mmguard.types import Dataset, Rejection
+from mmguard.types import Dataset, Rejection, Sample
 
 Named = TypeVar("Named", str, str | Surrogate)
 
@@ -116,6 +117,44 @@ def nothing_left(data: Dataset, lost: Sequence[Rejection]) -> DataError:
     return DataError(f"{data.root}: none of its {len(lost)} images can be protected: {reasons}")
 
 
+def refusals(
+    samples: Sequence[Sample], examples: Sequence[Example], size: Sequence[int], ensemble: Ensemble
+) -> list[Rejection]:
+    """The samples of an image that a surrogate does not take for what they say; none if it takes all.
+
+    Args:
+        samples: of one image.
+        examples: of each.
+        size: `(H, W)` of the image.
+        ensemble: the surrogates.
+
+    Raises:
+        SampleError: not one of them is taken.
+    """
+    height, width = size
+    try:
+        ensemble.require_takes(examples, (height, width))
+        return []
+    except SampleError as error:
+        reason = error
+    found = []
+    for sample, example in zip(samples, examples, strict=True):
+        try:
+            ensemble.require_takes([example], (height, width))
+        except SampleError as error:
+            found.append(Rejection(sample.id, str(error)))
+    if not _others(samples, found):
+        raise reason
+    return found
+
+
+def _others(samples: Sequence[Sample], refused: Sequence[Rejection]) -> list[Sample]:
+    """The samples of rows of which none is refused: a conversation is released whole, or not at all."""
+    ids = {rejection.where for rejection in refused}
+    rows = {sample.row for sample in samples if sample.id in ids}
+    return [sample for sample in samples if sample.row not in rows]
+
+
 def begin(
     data: Dataset,
     config: ProtectConfig,
@@ -146,7 +185,10 @@ def begin(
             try:
                 item = start(path, samples, config, vocabulary)
                 if ensemble is not None and config.optimised:
-                    ensemble.require_takes(item.examples, (item.delta.shape[1], item.delta.shape[2]))
+                    refused = refusals(item.samples, item.examples, item.delta.shape[1:], ensemble)
+                    failed += refused
+                    if refused:
+                        item = start(path, _others(samples, refused), config, vocabulary)
                 if deltas is not None:
                     if config.perturbs_images:
                         deltas.append(item.delta)

@@ -142,7 +142,7 @@ class RayEngine:
                 elif task is not None and outcomes is not None:
                     left -= 1
                     job = task[0]
-                    _put(job[1], outcomes)
+                    _put(job[1], outcomes, config)
                     for stage, images in workload(job[1], config).items():
                         advance(stage, images)
                     yield job
@@ -199,10 +199,11 @@ class RayEngine:
         return task, outcomes
 
 
-def _put(batch: Sequence[Item], outcomes: Sequence[Outcome]) -> None:
+def _put(batch: Sequence[Item], outcomes: Sequence[Outcome], config: ProtectConfig) -> None:
     """Puts what a worker made of a batch into its items."""
     for item, (delta, triggers, lost) in zip(remaining(batch), outcomes, strict=True):
-        item.delta.copy_(delta)
+        if config.perturbs_images:  # else all of δ is one zero
+            item.delta.copy_(delta)
         item.triggers, item.lost = triggers, lost
 
 

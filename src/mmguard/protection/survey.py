@@ -19,7 +19,7 @@ from mmguard.lvlm.prompt import Example
 from mmguard.lvlm.surrogate import Surrogate
 from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.estimate import Estimate, estimate
-from mmguard.protection.prepare import chosen, ensemble_of, names_of, nothing_left, require_something_to_do
+from mmguard.protection.prepare import chosen, ensemble_of, names_of, nothing_left, refusals, require_something_to_do
 from mmguard.protection.run import WRITERS, default_folder
 from mmguard.release.writer import require_place
 from mmguard.runtime.devices import device_of
@@ -98,7 +98,9 @@ def survey(
     pixels = {path: height * width for path, (height, width) in sizes.items() if str(path) not in lost}
     if not pixels:
         raise nothing_left(data, unreadable)
-    readable = replace(data, samples=[sample for sample in data.samples if sample.image in pixels])
+    rows = {sample.row for sample in data.samples if sample.id in lost}
+    taken = [sample for sample in data.samples if sample.image in pixels and sample.row not in rows]
+    readable = replace(data, samples=taken)
     cost = estimate(readable, pixels, ensemble, config, show_progress)
     asked = [sample for sample in readable.samples if sample.question is not None]
     wordless = {sample.image for sample in readable.samples if not sample.answer}
@@ -144,14 +146,14 @@ def _examine(data: Dataset, show_progress: bool) -> tuple[dict[Path, tuple[int, 
 
 
 def _refused(data: Dataset, sizes: Mapping[Path, tuple[int, int]], ensemble: Ensemble) -> list[Rejection]:
-    """The images that a surrogate does not take, for their shape or for what their samples say."""
+    """What a surrogate does not take: images for their shape, samples for what they say."""
     refused = []
     for path, samples in data.by_image().items():
         # Pictures without text get one from the surrogate itself.
         examples = [Example(s.question, target_text(s) or "a picture", s.options) for s in samples]
         try:
             if path in sizes:
-                ensemble.require_takes(examples, sizes[path])
+                refused += refusals(samples, examples, sizes[path], ensemble)
         except SampleError as error:
             refused.append(Rejection(str(path), str(error)))
     return refused

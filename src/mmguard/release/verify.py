@@ -269,7 +269,9 @@ def _check_words(
             result.problems.append(
                 f"{where} (id {sample.id}): {len(words)} words inserted, the budget is {result.trigger_words}"
             )
-        if sample.id in recorded and after != insert_trigger(before, *_placed(before, *recorded[sample.id])):
+        # Words are counted in the question, which in a conversation is the text without the picture's tag.
+        asked = sample.question or before
+        if sample.id in recorded and after != insert_trigger(before, *_placed(asked, *recorded[sample.id])):
             result.problems.append(f"{where} (id {sample.id}): the inserted words are not those recorded")
 
 

@@ -403,13 +403,19 @@ def _require_free(release: Path, record: Path) -> None:
             raise ReleaseError(f"{folder}: is not empty: choose another folder, or remove it")
 
 
+_WEIGHTS = "weights."
+
+
 def _require_same_origin(release: Path, made_from: Mapping[str, Any]) -> None:
     """Refuses to go on with a release that was begun with other settings, surrogates, data or versions."""
     unfinished = layout.record_folder(release) / layout.UNFINISHED
     before: dict[str, Any] = json.loads(unfinished.read_text(encoding="utf-8") or "{}") if unfinished.is_file() else {}
     if changed := _differences(before, made_from):
+        as_before = "as before"
+        if all(one.startswith(_WEIGHTS) for one in changed):
+            as_before += " (with --offline, if the cache still has the former weights)"
         raise ReleaseError(
-            f"{release}: holds an unfinished release, and not of the same: {'; '.join(changed)}. Run again as before "
+            f"{release}: holds an unfinished release, and not of the same: {'; '.join(changed)}. Run again {as_before} "
             f"to finish it, choose another folder, or remove {release} and {unfinished.parent} to begin anew"
         )
 
@@ -421,7 +427,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], within: str 
         one, other = before.get(name), now.get(name)
         if isinstance(one, Mapping) and isinstance(other, Mapping):
             found += _differences(one, other, f"{within}{name}.")
-        elif one != other:
+        elif one != other and not (within == _WEIGHTS and one is None):  # the hub did not say then
             found.append("the data has changed" if name == "data" else f"{within}{name}: {one}, now {other}")
     return sorted(found)
 

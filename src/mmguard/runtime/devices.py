@@ -15,12 +15,34 @@ _auto: ContextVar[str | torch.device] = ContextVar("auto", default="auto")
 
 def device_of(name: str | torch.device) -> torch.device:
     """The device of a name; `auto` is what `auto_means` says, else the first CUDA device if there is one, else the
-    CPU."""
+    CPU.
+
+    Raises:
+        ConfigError: no device is called so.
+    """
     if name == "auto":
         name = _auto.get()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"device {name}: there is no kind of that name: take auto, cpu, cuda, cuda:1 or mps"
+        ) from error
+
+
+def require_usable(place: torch.device) -> torch.device:
+    """The device, if it is there.
+
+    Raises:
+        ConfigError: it is a GPU, and there is none, or none of that number.
+    """
+    if place.type == "cuda" and (place.index or 0) >= (there := torch.cuda.device_count()):
+        raise ConfigError(
+            f"device {place}: PyTorch finds {there} CUDA devices here: take auto or cpu, or mend the driver"
+        )
+    return place
 
 
 def require_first(name: str | torch.device) -> None:

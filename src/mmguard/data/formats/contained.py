@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from PIL import Image
 
@@ -61,3 +62,16 @@ def is_picture(content: bytes) -> bool:
 def content_digest(content: bytes) -> str:
     """Hash of bytes, as hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """What JSON has not: bytes as a list, which is no text that could get words inserted, and the rest as text.
+
+    Raises:
+        ValueError: the bytes are a picture.
+    """
+    if not isinstance(value, bytes):
+        return str(value)
+    if is_picture(value):
+        raise ValueError("holds a second picture, which would be released as it is: keep only one column of pictures")
+    return [f"sha256:{content_digest(value)}"]

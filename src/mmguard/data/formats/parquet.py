@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmguard.data.formats.base import Format, Released, by_place, suffixed, target
-from mmguard.data.formats.contained import content_digest, is_picture, is_safe, unpacked
+from mmguard.data.formats.contained import content_digest, is_picture, is_safe, plain, unpacked
 from mmguard.data.sources import Row, Source
 from mmguard.errors import DataError, ReleaseError
 from mmguard.runtime.durable import replacing
@@ -26,6 +26,12 @@ from mmguard.types import Dataset, Rejection
 
 _SHARD = re.compile(r"(\w+?)-\d+-of-\d+|(train|validation|test)")
 """Names of shards that say which split they hold."""
+
+_ROWS = 16
+"""Read at a time."""
+
+_GROUP_BYTES = 2**30
+"""Of a row group, at most about this: readers hold one at a time, and Arrow no more than 2 GiB of pictures."""
 
 _NAMES = "names.json"
 """In the unpacked folder of each shard: the name of each row's picture, null where there is none, a list of nulls where
@@ -49,13 +55,13 @@ def read(folder: Path, files: Sequence[Path]) -> Source:
             place = _place(folder, file, number)
             try:
                 # As JSON has it: dates become text here, and stay what they are in the release.
-                plain = json.loads(json.dumps({**extra, **row}, default=_plain))
+                readable = json.loads(json.dumps({**extra, **row}, default=plain))
             except ValueError as error:
                 rows.append((place, Rejection(place, str(error))))
                 continue
             if isinstance(name, str):
                 name = f"{_shard(folder, file)}/{name}"
-            rows.append((place, {**plain, column: name} if name else plain))
+            rows.append((place, {**readable, column: name} if name else readable))
     name = str(files[0] if len(files) == 1 else folder)
     return Source(name, folder, column, rows, (), "parquet", tuple(files), root, named)
 
@@ -72,7 +78,7 @@ def write(dataset: Dataset, released: Sequence[Released], out: Path) -> None:
         ours = {n: kept[place] for n in range(layout.num_rows) if (place := _place(dataset.root, file, n)) in kept}
         if ours:
             with _writing(file):
-                _write_shard(_changed(_table(file), dataset.image_field, ours), layout, target(dataset, file, out))
+                _write_shard(file, dataset.image_field, ours, target(dataset, file, out))
 
 
 def _changed(table: pa.Table, column: str, released: Mapping[int, Released]) -> pa.Table:
@@ -85,17 +91,25 @@ def _changed(table: pa.Table, column: str, released: Mapping[int, Released]) -> 
     return table
 
 
-def _write_shard(table: pa.Table, layout: pq.FileMetaData, path: Path) -> None:
-    """Writes a table with the compression and row groups of the owner's file, which has rows."""
-    group = layout.row_group(0)
-    compression = group.column(0).compression
-    with replacing(path) as partial:
-        pq.write_table(
-            table,
-            partial,
-            compression="NONE" if compression == "UNCOMPRESSED" else compression,
-            row_group_size=group.num_rows or None,
-        )
+def _write_shard(file: Path, column: str, released: Mapping[int, Released], path: Path) -> None:
+    """Writes a shard with the compression and row groups of the owner's file, which has rows, though smaller groups
+    where pictures have grown so much that readers could not hold one."""
+    stored = pq.ParquetFile(file)
+    group = stored.metadata.row_group(0)
+    size, compression = max(1, group.num_rows), group.column(0).compression
+    compression = "NONE" if compression == "UNCOMPRESSED" else compression
+    with replacing(path) as partial, pq.ParquetWriter(partial, stored.schema_arrow, compression=compression) as writer:
+        waiting, first = stored.schema_arrow.empty_table(), 0
+        for batch in stored.iter_batches(_ROWS):
+            ours = {n - first: one for n, one in released.items() if first <= n < first + batch.num_rows}
+            first += batch.num_rows
+            if ours:
+                waiting = pa.concat_tables([waiting, _changed(pa.Table.from_batches([batch]), column, ours)])
+            while waiting.num_rows >= size or waiting.nbytes >= _GROUP_BYTES:
+                writer.write_table(waiting.slice(0, size))
+                waiting = waiting.slice(size)
+        if waiting.num_rows:
+            writer.write_table(waiting)
 
 
 def _pictures(folder: Path, files: Sequence[Path], column: str) -> Iterator[tuple[str, bytes]]:
@@ -106,7 +120,7 @@ def _pictures(folder: Path, files: Sequence[Path], column: str) -> Iterator[tupl
         """Digest by name."""
         known: dict[str, str] = {}
         """Name by digest, of pictures without a name of their own."""
-        for number, cell in enumerate(_table(file, only=column)[column]):
+        for number, cell in enumerate(_cells(file, column)):
             found = _contents(cell.as_py())
             if len(found) > 1:
                 names.append([None] * len(found))
@@ -136,15 +150,6 @@ def _contents(cell: Any) -> list[tuple[bytes | None, str | None]]:
     if isinstance(cell, list):
         return [content for one in cell for content in _contents(one)]
     return [(cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)]
-
-
-def _plain(value: Any) -> Any:
-    """What JSON has not: bytes as a list, which is no text that could get words inserted, and the rest as text."""
-    if not isinstance(value, bytes):
-        return str(value)
-    if is_picture(value):
-        raise ValueError("holds a second picture, which would be released as it is: keep only one column of pictures")
-    return [f"sha256:{content_digest(value)}"]
 
 
 def _picture(old: Any, new: Released) -> Any:
@@ -190,13 +195,20 @@ def _may_hold(type_: pa.DataType) -> bool:
     return pa.types.is_binary(type_) or pa.types.is_large_binary(type_)
 
 
-def _table(file: Path, only: str | None = None, without: str | None = None) -> pa.Table:
+def _table(file: Path, without: str) -> pa.Table:
     with _reading(file):
         stored = pq.ParquetFile(file)
-        names = [name for name in stored.schema_arrow.names if name != without and only in (None, name)]
-        if only is not None and not names:
-            raise DataError(f"{file}: has no column {only}, which other shards have: remove the file")
-        return stored.read(columns=names)
+        return stored.read(columns=[name for name in stored.schema_arrow.names if name != without])
+
+
+def _cells(file: Path, column: str) -> Iterator[pa.Scalar]:
+    """The pictures of a shard, read a few rows at a time: Arrow cannot hold more than 2 GiB of them at once."""
+    with _reading(file):
+        stored = pq.ParquetFile(file)
+        if column not in stored.schema_arrow.names:
+            raise DataError(f"{file}: has no column {column}, which other shards have: remove the file")
+        for batch in stored.iter_batches(_ROWS, columns=[column]):
+            yield from batch[column]
 
 
 @contextmanager
