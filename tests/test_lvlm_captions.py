@@ -14,7 +14,7 @@ from mmguard.auditing.plan import plan_audit
 from mmguard.config import ProtectConfig
 from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
-from mmguard.errors import DataError
+from mmguard.errors import DataError, SurrogateError
 from mmguard.lvlm import captions as module
 from mmguard.lvlm.captions import captions
 from mmguard.lvlm.prompt import Example
@@ -47,6 +47,26 @@ def test_captions_do_not_depend_on_the_batch(family: str, photos: Path, monkeypa
     said = captions(model, paths)
     assert sorted(said) == paths[:3]
     assert said == captions(model, paths, batch_size=1)
+
+
+def test_where_memory_is_not_enough_fewer_are_captioned_at_a_time(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MAX_TOKENS", 4)
+    model = load_surrogate(tiny.built("llava"), device="cpu")
+    paths = sorted(photos.iterdir())
+    said, whole, most = captions(model, paths), module._said, 1
+
+    def limited(model: object, images: list[torch.Tensor], length: int) -> list[str]:
+        if len(images) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return whole(model, images, length)
+
+    monkeypatch.setattr(module, "_said", limited)
+    assert captions(model, paths) == said
+    most = 0
+    with pytest.raises(SurrogateError, match="memory is not enough to caption one picture at a time"):
+        captions(model, paths)
 
 
 def test_a_caption_is_what_the_model_finds_likeliest(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

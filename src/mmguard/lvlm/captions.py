@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from mmguard.data.images import load_image
-from mmguard.errors import SampleError
+from mmguard.errors import SampleError, SurrogateError
 from mmguard.lvlm.generation import greedy
 from mmguard.lvlm.prompt import Encoded, Example
 from mmguard.lvlm.surrogate import Surrogate
+from mmguard.runtime.memory import is_out_of_memory, release_memory
 from mmguard.types import Dataset
 
 _MAX_TOKENS = 48
@@ -31,6 +32,9 @@ def captions(model: Surrogate, paths: Sequence[Path], batch_size: int = 16) -> d
     Returns:
         The captions, white space folded, by path; "" where the model says nothing. Pictures that cannot be read, or
         that the model does not take, are not in it.
+
+    Raises:
+        SurrogateError: memory is not enough for one picture.
     """
     said: dict[Path, str] = {}
     for start in range(0, len(paths), batch_size):
@@ -44,7 +48,7 @@ def captions(model: Surrogate, paths: Sequence[Path], batch_size: int = 16) -> d
             except SampleError:  # whoever needs the picture itself reports it
                 continue
         for length, group in by_length.items():
-            said.update(zip(group, _said(model, [images[path] for path in group], length), strict=True))
+            said.update(zip(group, _fitted(model, [images[path] for path in group], length), strict=True))
     return said
 
 
@@ -69,6 +73,23 @@ def _encoded(model: Surrogate, images: Sequence[Tensor]) -> Encoded:
 
 def _prompt_length(encoded: Encoded) -> int:
     return int(encoded.roles.answer[0].nonzero()[0])
+
+
+def _fitted(model: Surrogate, images: Sequence[Tensor], length: int) -> list[str]:
+    """As `_said`; where memory is not enough, half of the pictures at a time, a quarter…"""
+    try:
+        return _said(model, images, length)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(images) == 1:
+            raise SurrogateError(
+                f"{model.name}: memory is not enough to caption one picture at a time: take a smaller surrogate or "
+                "max-pixels, or a device with more memory"
+            ) from error
+    release_memory()
+    half = len(images) // 2
+    return _fitted(model, images[:half], length) + _fitted(model, images[half:], length)
 
 
 def _said(model: Surrogate, images: Sequence[Tensor], length: int) -> list[str]:
