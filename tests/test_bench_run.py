@@ -276,6 +276,14 @@ def test_what_is_different_is_made_anew_and_nothing_else(
     assert {arm for _, arm, _ in fake} == made
 
 
+def test_releases_of_other_seeds_share_the_controls(bench: Bench, fake: list, tmp_path: Path) -> None:
+    one = replace(bench.experiments[1], attackers=("fake",))
+    other = replace(one, protect=replace(one.protect, seed=1))
+    assert make(replace(bench, experiments=(one, other)), tmp_path).complete
+    made = {arm: sum(made == arm for _, made, _ in fake) for arm in ("clean", "control", "release")}
+    assert made == {"clean": AUDIT.seeds, "control": AUDIT.seeds, "release": 2 * AUDIT.seeds}
+
+
 def test_attacks_are_added_to_what_is_there(bench: Bench, fake: list, tmp_path: Path) -> None:
     one = replace(bench.experiments[1], attackers=("fake",))
     make(replace(bench, experiments=(one,)), tmp_path)

@@ -154,13 +154,14 @@ def survey(bench: Bench, out: Path, device: str = "auto", lines: Sequence[Line] 
 def _model(one: Experiment, bench: Bench) -> Experiment:
     """The experiment whose release the controls are made from.
 
-    All variants of a budget, whatever their surrogates, are held against the same controls, which are made from the
-    first that changes images and texts: `control` for those that change both, `random-noise` and `random-words` for
+    All variants of a budget, whatever their surrogates and seeds, are held against the same controls, which are made
+    from the first that changes images and texts: `control` for those that change both, `random-noise` and `random-words` for
     those that change one.
     """
 
     def as_ours(other: Experiment) -> Experiment:
-        return replace(other, surrogates=one.surrogates, protect=replace(other.protect, variant=one.protect.variant))
+        protect = replace(other.protect, variant=one.protect.variant, seed=one.protect.seed)
+        return replace(other, surrogates=one.surrogates, protect=protect)
 
     alike = [
         other
