@@ -155,8 +155,8 @@ def _model(one: Experiment, bench: Bench) -> Experiment:
     """The experiment whose release the controls are made from.
 
     All variants of a budget, whatever their surrogates and seeds, are held against the same controls, which are made
-    from the first that changes images and texts: `control` for those that change both, `random-noise` and `random-words` for
-    those that change one.
+    from the first that changes images and texts: `control` for those that change both, `random-noise` and
+    `random-words` for those that change one.
     """
 
     def as_ours(other: Experiment) -> Experiment:
