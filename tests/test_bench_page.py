@@ -12,6 +12,7 @@ from mmguard.auditing.best_of import WorstCase
 from mmguard.auditing.report import AuditReport, Failure
 from mmguard.auditing.stats import Scores, analyse
 from mmguard.bench.config import Bench, Experiment
+from mmguard.bench.html import to_html
 from mmguard.bench.page import means, page
 from mmguard.bench.results import Outcome, Results
 from mmguard.config import AuditConfig, ProtectConfig
@@ -72,6 +73,21 @@ def test_tables_and_means() -> None:
     assert [[*line[2:6], line[-1]] for line in brittle] == [["0.0", "100.0", "50.0", "0.0", "brittle"]]
     assert "- protect.rounds: 7" in text
     assert "protect.eps" not in text
+
+
+def test_releases_of_one_setting_have_a_mean_that_goes_by_how_they_differ() -> None:
+    one = bench(("cats",)).experiments[0]
+    toy = replace(
+        bench(("cats",)),
+        experiments=tuple(replace(one, protect=replace(one.protect, seed=seed)) for seed in range(3)),
+    )
+    found = [{"a": (40, 40, right)} for right in (20, 24, 28)]
+    results = Results(toy, tuple(Outcome(e, {}, report(r)) for e, r in zip(toy.experiments, found, strict=True)))
+    (line,) = rows(means(results).split("### Means over releases")[1], "cats")
+    # Lost are 50, 40 and 30 %: the standard error is 10 / sqrt(3), and Student's quantile of two degrees 4.303.
+    assert line == ["cats", "bph", "3", "40.0 (15.2 to 64.8)", "0.40 (0.15 to 0.65)"]
+    assert "Means over releases" not in means(replace(results, bench=bench(("cats", "dogs"))))
+    assert "Means over releases" in to_html(results)
 
 
 def test_attacks_have_a_table_of_means_and_a_section() -> None:

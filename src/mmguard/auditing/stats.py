@@ -1,7 +1,7 @@
 """What an audit's answers say, and how surely: point estimates, bootstrap intervals, and which attackers
 count.
 
-Pure numpy. An item's score is from 0 to 1, and an accuracy is a mean of scores, whether the metric is hard (right or
+An item's score is from 0 to 1, and an accuracy is a mean of scores, whether the metric is hard (right or
 wrong) or soft (VQA accuracy, ANLS). Accuracies and differences are shares here; the report turns them into points.
 
 **The bootstrap.** Two things are random: the seed of the fine-tuning run and the test items. Both are
@@ -201,6 +201,19 @@ def mean_of_independent(estimates: Sequence[Estimate]) -> Estimate:
     value, low, high = np.array([(one.value, one.low, one.high) for one in estimates]).T
     mean, n = float(value.mean()), len(estimates)
     return Estimate(mean, mean - float(np.linalg.norm(value - low)) / n, mean + float(np.linalg.norm(high - value)) / n)
+
+
+def mean_of_repetitions(values: Sequence[float]) -> Estimate:
+    """The mean of what repetitions of one thing came to, with Student's interval, which is wide for few of them.
+
+    Args:
+        values: at least two.
+    """
+    from scipy.stats import t as student  # slow to import, and seldom needed
+
+    n, mean = len(values), float(np.mean(values))
+    reach = float(student.ppf(0.975, n - 1) * np.std(values, ddof=1)) / n**0.5
+    return Estimate(mean, mean - reach, mean + reach)
 
 
 def _draw(entry: Scores, groups: Sequence[int] | None, resamples: int, seed: int, number: int) -> dict[str, FloatArray]:

@@ -17,6 +17,7 @@ from mmguard.bench.page import (
     means_table,
     not_tested,
     provenance,
+    releases_table,
     reports,
     worst_table,
 )
@@ -35,6 +36,7 @@ def to_html(results: Results) -> str:
         verdict=verdict(results),
         charts=[*_doses(results), *_effects(results)],
         means=means_table(results),
+        releases=releases_table(results),
         worst=worst_table(results),
         legend=LEGEND,
         findings=[

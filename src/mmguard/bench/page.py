@@ -6,7 +6,14 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from mmguard.auditing.markdown import bullets, table
 from mmguard.auditing.report import AuditReport, sections
-from mmguard.auditing.stats import MIN_SEEDS, Estimate, Finding, Headline, mean_of_independent
+from mmguard.auditing.stats import (
+    MIN_SEEDS,
+    Estimate,
+    Finding,
+    Headline,
+    mean_of_independent,
+    mean_of_repetitions,
+)
 from mmguard.bench.config import Experiment, default_settings, plain
 from mmguard.bench.results import Outcome, Results
 
@@ -44,6 +51,8 @@ def means(results: Results) -> str:
     """The headlines: `means_table` and, where attacks were made, `worst_table` under their headings."""
     head, lines = means_table(results)
     parts = ["## Means over attackers that are not brittle", table(head, lines) if lines else "No results."]
+    if (repeated := releases_table(results))[1]:
+        parts += ["### Means over releases that differ by their seed alone", table(*repeated)]
     if (worst := worst_table(results))[1]:
         parts += ["### In the worst case, where each chooses the best recipe and attack", table(*worst)]
     return "\n\n".join(parts)
@@ -55,6 +64,28 @@ def means_table(results: Results) -> tuple[list[str], list[list[str]]]:
     Where there are several datasets, their mean follows, each counting the same.
     """
     return _means(results, [(one, report, report.headline) for one, report in finished(results)])
+
+
+def releases_table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Head and lines: for each dataset and setting that was protected with several seeds, the mean over releases.
+
+    Intervals go by how releases differ (Student's t), and count no other uncertainty twice: what attackers' seeds do is
+    part of how they differ.
+    """
+    columns = {key: name for key, name in results.bench.columns.items() if key != "protect.seed"}
+    groups: dict[tuple[str, ...], list[tuple[float, float]]] = {}
+    for one, report in finished(results):
+        lost, gain = report.headline.beyond_control, report.headline.gain_removed
+        if lost is not None and gain is not None:
+            setting = one.experiment.dataset, *_cells(one.experiment, columns)
+            groups.setdefault(setting, []).append((lost.value, gain.value))
+    lines = []
+    if "protect.seed" in results.bench.columns:
+        for setting, found in groups.items():
+            if len(found) > 1:
+                lost_, gain_ = (mean_of_repetitions(values) for values in zip(*found, strict=True))
+                lines.append([*setting, str(len(found)), _points(lost_), _share(gain_)])
+    return ["dataset", *columns.values(), "releases", "beyond control", "G"], lines
 
 
 def worst_table(results: Results) -> tuple[list[str], list[list[str]]]:
