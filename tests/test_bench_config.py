@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import tiny
+from mmguard.auditing.attacks import resolve
 from mmguard.bench.config import Bench, Experiment, load_bench
 from mmguard.bench.run import run_bench
 from mmguard.config import AuditConfig, ProtectConfig
@@ -173,7 +174,8 @@ def shrunk(one: Experiment) -> Experiment:
             fluency=one.protect.fluency and str(tiny.built_language_model()),
         ),
         audit=replace(
-            one.audit, seeds=1, epochs=1, max_new_tokens=2, recipes=one.audit.recipes[:1]
+            one.audit, seeds=1, epochs=1, max_new_tokens=2, recipes=one.audit.recipes[:1],
+            attacks=tuple(attack.name for attack in resolve(one.audit.attacks)[:2]),
         ),
     )  # fmt: skip
 

@@ -148,10 +148,10 @@ def test_runs_on_the_same_data_are_taken_from_other_experiments(
         {"versions": {}},
         {"device": "cuda"},
         {"test sha256": "other"},
-        {"revision": 0},
         {"config": one.audit.__dict__ | {"lr": 0.5}},
     ):
         assert runs_of(with_(change)) == everything
+    assert runs_of(with_({"revision": 0})) == everything | {"release": 4 * AUDIT.seeds}
     data = lines[0].evidence.provenance["data sha256"]
     assert runs_of(with_({"data sha256": {**data, "control": "other"}})) == everything | {"clean": 0}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -99,7 +100,7 @@ def test_people_get_tables(mixed: Path, tmp_path: Path, model: str) -> None:
     text = " ".join(out.split())
     for said in ("images without a question │ 1 ", "questions that get a trigger │ 3 ", "captions left untouched │ 2 "):
         assert said in text
-    assert "broken.png" in text.replace("│ │ ", "")
+    assert "broken.png" in re.sub(r"[│\s]", "", out)  # a long path is broken anywhere
     assert "about" in text
     assert "Dry run: nothing was written. One round was timed on" in text
 

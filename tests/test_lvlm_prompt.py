@@ -109,10 +109,8 @@ def test_token_ids_are_those_of_the_models_own_processor(family: str) -> None:
         assert torch.equal(encoded.labels, expected.pop("labels"))
     else:
         content = [{"type": "image", "image": pil(image)}, {"type": "text", "text": user}]
-        chat = [
-            {"role": "user", "content": content},
-            {"role": "assistant", "content": [{"type": "text", "text": "A"}]},
-        ]
+        answer = "A" if family == "glm4v" else [{"type": "text", "text": "A"}]  # whose template prints it as it is
+        chat = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
         expected = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
 
     pixels = surrogate(family).pixels([image])

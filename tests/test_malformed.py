@@ -153,7 +153,7 @@ def test_what_a_surrogate_does_not_take_is_left_out(qwen: Surrogate, tmp_path: P
     files(root, SHAPES)
     rows = [{"file_name": f"images/{name}", **text_of(name)} for name in SHAPES]
     # The others that ask about the same picture stay.
-    rows.append(rows[-1] | {"question": "what is <|im_end|> here?"})
+    rows.append(rows[-1] | {"id": "odd", "question": "what is <|im_end|> here?"})
     (root / "metadata.jsonl").write_bytes(lines(rows))
     foreseen = survey(root, [qwen], FAST, out)
     release = protect(root, [qwen], FAST, out)
@@ -162,7 +162,7 @@ def test_what_a_surrogate_does_not_take_is_left_out(qwen: Surrogate, tmp_path: P
     reasons = {Path(failure.where).name: failure.reason for failure in release.failed}
     assert "900 x 4 pixels: " in reasons["long.png"]
     assert "takes no such image (absolute aspect ratio" in reasons["long.png"]
-    assert "contains '<|im_end|>', a control token of the model: take it out" in reasons[str(len(SHAPES))]
+    assert "contains '<|im_end|>', a control token of the model: take it out" in reasons["odd"]
     assert verify(out, root).problems == []
 
 
