@@ -9,6 +9,7 @@ from typing import Any, cast
 from mmguard.auditing.attacks import attack_named
 from mmguard.auditing.evidence import Evidence
 from mmguard.auditing.plan import Plan
+from mmguard.auditing.report import commits_of
 from mmguard.auditing.runs import Result, Run
 from mmguard.auditing.selection import MixedArm, Sifted
 from mmguard.auditing.stats import FloatArray, Scores
@@ -45,7 +46,7 @@ def results_of(evidence: Iterable[Evidence], plan: Plan) -> dict[Run, Result]:
                 continue
             if scores.attack is not None and not _same_attack(scores.attack, plan, there):
                 continue
-            found[Run(scores.attacker)] = Result(scores.zero_shot, commits=_commits(one))
+            found[Run(scores.attacker)] = Result(scores.zero_shot, commits=commits_of(there))
             for arm, by_seed in scores.by_arm.items():
                 if _same_data(arm, scores.attack, there, here):
                     found |= dict(_runs(one, scores, cast("MixedArm", arm), by_seed))
@@ -74,9 +75,4 @@ def _runs(one: Evidence, scores: Scores, arm: MixedArm, by_seed: FloatArray) -> 
     sifted = next((Sifted(f.dropped, f.auc) for f in known), None)
     for seed, row in zip(one.provenance["seeds"], by_seed, strict=True):
         run = Run.under(scores.attacker, cast("Recipe", scores.recipe), arm, seed, scores.attack)
-        yield run, Result(row, (), sifted, _commits(one))
-
-
-def _commits(one: Evidence) -> tuple[str, ...]:
-    """What the runs of an audit were made with; the first audits named only what gathered them."""
-    return tuple(one.provenance.get("commits") or [one.provenance.get("commit") or "unknown"])
+        yield run, Result(row, (), sifted, commits_of(one.provenance))

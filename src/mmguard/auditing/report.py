@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,11 @@ class Filtered:
     """Share of the samples."""
     auc: float | None
     """How well it tells changed samples from clean ones; None where the data is not a mixture of both."""
+
+
+def commits_of(provenance: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the runs of an audit were made with; the first audits named only what gathered them."""
+    return tuple(provenance.get("commits") or [provenance.get("commit") or "unknown"])
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from mmguard.auditing.markdown import bullets, table
-from mmguard.auditing.report import AuditReport, sections
+from mmguard.auditing.report import AuditReport, commits_of, sections
 from mmguard.auditing.stats import (
     MIN_SEEDS,
     Estimate,
@@ -239,7 +239,7 @@ def provenance(results: Results) -> Iterable[str]:
     # Of every experiment: some may have been made elsewhere, or earlier.
     made = [report.provenance for _, report in finished(results)]
     yield from dict.fromkeys(", ".join(map(" ".join, one.get("versions", {}).items())) for one in made)
-    commits = dict.fromkeys(commit for one in made for commit in one.get("commits") or [one.get("commit") or "unknown"])
+    commits = dict.fromkeys(commit for one in made for commit in commits_of(one))
     yield f"commit {' and '.join(commits)}; hashes of data, weights and releases are in the .json file beside this page"
 
 

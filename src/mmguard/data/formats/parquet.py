@@ -99,17 +99,21 @@ def _write_shard(file: Path, column: str, released: Mapping[int, Released], path
     size, compression = max(1, group.num_rows), group.column(0).compression
     compression = "NONE" if compression == "UNCOMPRESSED" else compression
     with replacing(path) as partial, pq.ParquetWriter(partial, stored.schema_arrow, compression=compression) as writer:
-        waiting, first = stored.schema_arrow.empty_table(), 0
+        waiting: list[pa.Table] = []
+        rows = held = first = 0
         for batch in stored.iter_batches(_ROWS):
-            ours = {n - first: one for n, one in released.items() if first <= n < first + batch.num_rows}
+            ours = {n: released[first + n] for n in range(batch.num_rows) if first + n in released}
             first += batch.num_rows
             if ours:
-                waiting = pa.concat_tables([waiting, _changed(pa.Table.from_batches([batch]), column, ours)])
-            while waiting.num_rows >= size or waiting.nbytes >= _GROUP_BYTES:
-                writer.write_table(waiting.slice(0, size))
-                waiting = waiting.slice(size)
-        if waiting.num_rows:
-            writer.write_table(waiting)
+                waiting.append(_changed(pa.Table.from_batches([batch]), column, ours))
+                rows, held = rows + waiting[-1].num_rows, held + waiting[-1].nbytes
+            while rows >= size or held >= _GROUP_BYTES:
+                table = pa.concat_tables(waiting)
+                writer.write_table(table.slice(0, size))
+                waiting = [table.slice(size)]
+                rows, held = waiting[0].num_rows, waiting[0].nbytes
+        if rows:
+            writer.write_table(pa.concat_tables(waiting))
 
 
 def _pictures(folder: Path, files: Sequence[Path], column: str) -> Iterator[tuple[str, bytes]]:
