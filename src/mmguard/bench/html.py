@@ -70,11 +70,12 @@ def _heads(results: Results) -> list[tuple[Experiment, Headline]]:
 def _doses(results: Results) -> Iterator[Chart]:
     """What is removed over the one numeric setting that varies, if there is just one; a line for whatever else varies.
 
-    Two charts: of G, the share of the fine-tuning gain that is removed, and of the points themselves.
+    Seeds are numbers, but no doses. Two charts: of G, the share of the fine-tuning gain that is removed, and of the points themselves.
     """
     bench = results.bench
     varied = [key for key in bench.experiments[0].settings if len({one.settings[key] for one in bench.experiments}) > 1]
-    numeric = [key for key in varied if all(_is_number(one.settings[key]) for one in bench.experiments)]
+    doses = [key for key in varied if not key.endswith(".seed")]
+    numeric = [key for key in doses if all(_is_number(one.settings[key]) for one in bench.experiments)]
     if len(numeric) != 1:
         return
     (dose,) = numeric
