@@ -68,7 +68,7 @@ def test_no_curve_where_none_or_several_vary() -> None:
 
 
 def test_seeds_are_no_doses() -> None:
-    assert "over seed" not in to_html(filled(sweep(seed=[0, 1, 2])))
+    assert "G in percent over" not in to_html(filled(sweep(seed=[0, 1, 2])))
 
 
 def test_points_of_who_learns_nothing_are_left_out() -> None:
