@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import datasets
@@ -28,15 +29,19 @@ class Hub:
 
     def __init__(self, **repos: list[str]) -> None:
         self.files = {name.replace("__", "/"): files for name, files in repos.items()}
-        self.private: dict[str, bool] = {}
+        self.private: dict[str, bool | None] = dict.fromkeys(self.files, False)
+        self.commits = 0
 
-    def create_repo(self, repo: str, *, repo_type: str, private: bool, exist_ok: bool) -> str:
+    def create_repo(self, repo: str, *, repo_type: str, private: bool | None, exist_ok: bool) -> str:
         assert (repo_type, exist_ok) == ("dataset", True)
         if "/" not in repo:
             raise ValueError(f"{repo} is no owner/name")
         self.files.setdefault(repo, [".gitattributes"])
         self.private.setdefault(repo, private)
         return f"https://hub/datasets/{repo}"
+
+    def dataset_info(self, repo: str) -> SimpleNamespace:
+        return SimpleNamespace(private=bool(self.private[repo]))
 
     def list_repo_files(self, repo: str, *, repo_type: str) -> list[str]:
         return list(self.files[repo])
@@ -45,6 +50,7 @@ class Hub:
         self, repo: str, operations: list[CommitOperationAdd], *, repo_type: str, commit_message: str
     ) -> None:
         assert all(Path(str(operation.path_or_fileobj)).is_file() for operation in operations)
+        self.commits += 1
         self.files[repo] += [operation.path_in_repo for operation in operations]
 
     @property
@@ -70,8 +76,36 @@ def test_all_of_a_release_and_nothing_else(release: Path, private: bool) -> None
     hub = Hub()
     assert publish(release, "me/photos", private, hub.api) == "https://hub/datasets/me/photos"
     assert sorted(hub.files["me/photos"]) == [".gitattributes", *FILES]
-    assert hub.private == {"me/photos": private}
+    assert hub.private == {"me/photos": private or None}  # the owner's own default, and not public by force
     publish(release, "me/photos", private, hub.api)  # again, over itself
+
+
+def test_nothing_private_goes_where_others_see_it(release: Path) -> None:
+    hub = Hub(me__photos=[".gitattributes"])
+    with pytest.raises(ReleaseError, match=r"me/photos: is there already, and public: make it private"):
+        publish(release, "me/photos", private=True, api=hub.api)
+    assert hub.files["me/photos"] == [".gitattributes"]
+    hub.private["me/photos"] = True
+    publish(release, "me/photos", private=True, api=hub.api)
+    assert sorted(hub.files["me/photos"]) == [".gitattributes", *FILES]
+
+
+def test_many_files_go_in_several_commits(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub()
+    monkeypatch.setattr(module, "_FILES_A_COMMIT", 3)
+    publish(release, "me/photos", api=hub.api)
+    assert hub.commits == 2
+    assert sorted(hub.files["me/photos"]) == [".gitattributes", *FILES]
+
+
+def test_more_files_than_the_hub_takes_in_a_folder_are_not_sent(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub()
+    monkeypatch.setattr(module, "_MOST_IN_A_FOLDER", 3)
+    publish(release, "me/photos", api=hub.api)  # three at the top, one further down
+    monkeypatch.setattr(module, "_MOST_IN_A_FOLDER", 2)
+    with pytest.raises(ReleaseError, match=r"has 3 files, and the hub takes 2 in a folder: protect .*Parquet"):
+        publish(release, "me/others", api=hub.api)
+    assert list(hub.files) == ["me/photos"]
 
 
 def test_to_any_file_system(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

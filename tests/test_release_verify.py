@@ -72,6 +72,24 @@ def check(base: Path, recorded: bool, **arguments: Any) -> Verification:
     return verify(base / "out", base / "data", **arguments)
 
 
+def test_a_copy_from_the_hub_is_verified_against_the_record_at_home(base: Path) -> None:
+    copy = base / "from the hub"
+    shutil.move(base / "out", copy)
+    for name in (".gitattributes", ".cache/huggingface/download/a.png.metadata", ".git/config"):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).touch()
+    alone = verify(copy, base / "data", eps=EPS, trigger_words=WORDS)
+    assert alone.ok, alone.problems
+    assert "no record could be read" in alone.notes[0]
+    known = verify(copy, base / "data", record=base / "out.record")
+    assert known.ok, known.problems
+    assert (known.eps, known.eps_from, known.notes) == (EPS, "record", [])
+    (copy / ".gitattributes2").touch()
+    assert verify(copy, base / "data").problems[-1] == ".gitattributes2: does not belong to the release"
+    with pytest.raises(ReleaseError, match=r"data: has no record\.json: give the folder"):
+        verify(copy, base / "data", record=base / "data")
+
+
 def rows_of(base: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (base / "out" / "metadata.jsonl").read_text().splitlines()]
 

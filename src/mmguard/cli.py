@@ -200,6 +200,9 @@ def verify(
     trigger_words: Annotated[int | None, typer.Option(help="Text budget; from the record if not given.")] = None,
     split: Split = None,
     limit: Limit = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Private folder of the release; the one beside it if not given.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Re-read a release from disk and check it against the original: budgets, sizes, texts, ids."""
@@ -207,8 +210,9 @@ def verify(
         from mmguard.release.verify import verify as run
 
         result = run(
-            release, original, eps=eps, trigger_words=trigger_words, split=split, limit=limit, show_progress=not as_json
-        )
+            release, original, eps=eps, trigger_words=trigger_words, split=split, limit=limit, record=record,
+            show_progress=not as_json,
+        )  # fmt: skip
         if as_json:
             _print_json(result.to_dict())
         else:
@@ -235,7 +239,7 @@ def publish(
             metavar="TO", help="Dataset of the Hugging Face hub, OWNER/NAME, or the URL of a folder (s3://, gs://…)."
         ),
     ],
-    private: Annotated[bool, typer.Option("--private", help="Create it so that only its owner sees it.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Only where none but its owner sees it.")] = False,
     as_json: Json = False,
 ) -> None:
     """Upload a release to the Hugging Face hub or another store, and nothing of its record."""

@@ -30,6 +30,8 @@ STATE = "state"
 """In the record folder until the release is complete: how far its optimisation is."""
 LOCK = "lock"
 """In the record folder: held by the process that writes the release."""
+OF_THE_HUB = ".gitattributes"
+"""What the hub adds to a dataset."""
 
 
 def record_folder(release: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,11 @@ from mmguard.errors import DataError, ReleaseError
 from mmguard.release import layout
 
 _PRIVATE = (layout.RECORD, layout.WARNING, layout.UNFINISHED, layout.DELTAS, layout.LOCK)
-_OF_THE_HUB = ".gitattributes"
+
+_MOST_IN_A_FOLDER = 10_000
+"""Files in one folder that the hub takes."""
+_FILES_A_COMMIT = 500
+"""A commit of more may run into the hub's time limit."""
 
 
 def publish(release: str | Path, to: str, private: bool = False, api: HfApi | None = None) -> str:
@@ -24,7 +29,8 @@ def publish(release: str | Path, to: str, private: bool = False, api: HfApi | No
         release: the released folder; its record is not read, and nothing of it is uploaded.
         to: `owner/name` on the hub, which is created if it is not there; or the URL of a folder in any file system that
             fsspec knows (`s3://`, `gs://`, `file://`…), with the credentials that its package finds.
-        private: create it so that only its owner sees it; one that is there stays as it is. For the hub alone.
+        private: create it so that only its owner sees it, and upload nothing if others see one that is there; if not
+            given, the owner's own default decides. For the hub alone.
         api: client of the hub, with its credentials; the usual one if not given.
 
     Returns:
@@ -32,7 +38,8 @@ def publish(release: str | Path, to: str, private: bool = False, api: HfApi | No
 
     Raises:
         ReleaseError: the folder is no finished release, holds anything that does not belong to it, or is a record;
-            where it is to go there are other files, which a history may keep; or it cannot be written there.
+            where it is to go there are other files, which a history may keep; others can see what is to be private; the
+            hub does not take so many files in a folder; or it cannot be written there.
     """
     folder = Path(release).resolve()
     files = _files(folder)
@@ -44,17 +51,25 @@ def publish(release: str | Path, to: str, private: bool = False, api: HfApi | No
 
 
 def _to_hub(folder: Path, files: Sequence[str], repo: str, private: bool, api: HfApi) -> str:
+    _require_few_in_a_folder(folder, files)
     try:
-        url = str(api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True))
-        _require_no_others(repo, set(api.list_repo_files(repo, repo_type="dataset")) - {*files, _OF_THE_HUB})
+        # None and not False, which would ask for a public one even of those whose default is private.
+        url = str(api.create_repo(repo, repo_type="dataset", private=private or None, exist_ok=True))
+        if private and not api.dataset_info(repo).private:
+            raise ReleaseError(
+                f"{repo}: is there already, and public: make it private in its settings, or publish under a new name"
+            )
+        _require_no_others(repo, set(api.list_repo_files(repo, repo_type="dataset")) - {*files, layout.OF_THE_HUB})
         # File by file, not the folder: exactly what was looked at.
         add = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in files]
-        api.create_commit(repo, add, repo_type="dataset", commit_message="Add data")
+        for start in range(0, len(add), _FILES_A_COMMIT):
+            some = add[start : start + _FILES_A_COMMIT]
+            api.create_commit(repo, some, repo_type="dataset", commit_message="Add data")
     # Of networks, permissions and names; ValueError is the hub's word for a bad name.
     except (OSError, ValueError) as error:
         raise ReleaseError(
             f"{repo}: cannot be uploaded to ({error}): run `hf auth login` with a token that may write, or correct the "
-            "name; what was uploaded so far stays"
+            "name; what was uploaded so far stays, and publishing again goes on from there"
         ) from error
     return url
 
@@ -79,6 +94,15 @@ def _to_url(folder: Path, files: Sequence[str], url: str) -> str:
             "stays"
         ) from error
     return url
+
+
+def _require_few_in_a_folder(release: Path, files: Sequence[str]) -> None:
+    ((largest, count),) = Counter(name.rpartition("/")[0] for name in files).most_common(1)
+    if count > _MOST_IN_A_FOLDER:
+        raise ReleaseError(
+            f"{release / largest}: has {count:,} files, and the hub takes {_MOST_IN_A_FOLDER:,} in a folder: protect the "
+            "dataset as Parquet (`datasets` writes it), or with its pictures in several folders; or publish elsewhere"
+        )
 
 
 def _require_no_others(place: str, others: set[str]) -> None:

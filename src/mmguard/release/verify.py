@@ -23,6 +23,9 @@ from mmguard.release.pictures import deviations, misnamed
 from mmguard.runtime.progress import Advance, Told, progress
 from mmguard.types import Dataset, Rejection, Sample
 
+_OF_DOWNLOADS = (".cache/huggingface/", ".git/")
+"""Folders that `hf download` and `git clone` put beside the files of a dataset."""
+
 
 @dataclass
 class Verification:
@@ -68,6 +71,7 @@ def verify(
     trigger_words: int | None = None,
     split: str | None = None,
     limit: int | None = None,
+    record: Path | None = None,
     show_progress: bool | Told = False,
 ) -> Verification:
     """Checks that a release is the original dataset, changed within its budgets and in nothing else.
@@ -75,9 +79,9 @@ def verify(
     Re-reads every file: each image has the original's size, `‖δ‖∞ ≤ ε_x` exactly as it is decoded (Eq. 13), and
     the original's opacity, low bits, grayness and metadata as far as its format holds them; in each question the
     owner's words stand untouched with at most ε_t admissible words among them (Eq. 16); answers and all other fields
-    are identical; every id is there once, in order; nothing else lies in the folder. Where nothing at all differs,
-    that is a problem, too. Where the private record lies beside the release, files and words must also be those that
-    were recorded; where none does, a note says so.
+    are identical; every id is there once, in order; nothing else lies in the folder, but what the hub and git put into
+    copies that were downloaded. Where nothing at all differs, that is a problem, too. Where there is a private record,
+    files and words must also be those that were recorded; where there is none, a note says so.
 
     Args:
         release: the released folder.
@@ -86,31 +90,34 @@ def verify(
         trigger_words: budget in words; likewise.
         split: the split that was protected; if not given, the record's.
         limit: the number of images that were protected; if not given, the record's.
+        record: the private folder of the release, for a copy that lies elsewhere; if not given, the one beside it.
         show_progress: a bar with the time that remains, on standard error; or a function that is told how far it is.
 
     Raises:
-        ReleaseError: `release` is no folder with a dataset of a known format.
+        ReleaseError: `release` is no folder with a dataset of a known format, or `record` is none of a release.
         DataError: the original cannot be read.
     """
     release = Path(release).resolve()
     source = _open(release)
     problems: list[str] = []
-    record_file = layout.record_folder(release) / layout.RECORD
-    record = _read_record(record_file, problems)
+    record_file = (record or layout.record_folder(release)) / layout.RECORD
+    if record is not None and not record_file.is_file():
+        raise ReleaseError(f"{record}: has no {layout.RECORD}: give the folder `….record` that `mmguard protect` wrote")
+    recorded = _read_record(record_file, problems)
     if not isinstance(original, Dataset):
         original = read_dataset(
             original,
-            split=split if split is not None else record.split,
-            limit=limit if limit is not None else record.limit,
+            split=split if split is not None else recorded.split,
+            limit=limit if limit is not None else recorded.limit,
         )
-    result = _start(record, eps, trigger_words)
+    result = _start(recorded, eps, trigger_words)
     result.problems += problems
-    if not record.budgets:
+    if not recorded.budgets:
         result.notes.append(
             f"{record_file}: no record could be read, so that files and words were not compared with it; budgets: "
             f"{result.eps}/255 from {result.eps_from}, {result.trigger_words} words from {result.trigger_words_from}"
         )
-    _check_rows(source, original, record, result, show_progress)
+    _check_rows(source, original, recorded, result, show_progress)
     if result.images and not (result.max_eps or result.max_words):
         result.problems.append(f"{source.name}: no picture and no question differs from the original: nothing protects")
     return result
@@ -313,6 +320,8 @@ def _check_images(
 def _check_no_other_files(release: Path, wanted: set[Path], result: Verification) -> None:
     for file in sorted(release.rglob("*")):
         name = file.relative_to(release).as_posix()
+        if name == layout.OF_THE_HUB or name.startswith(_OF_DOWNLOADS):
+            continue
         if file.is_symlink():
             result.problems.append(f"{name}: is a link: a release holds files only")
         elif not file.is_dir() and file not in wanted:
