@@ -15,6 +15,7 @@ from mmguard.data.metrics import (
     letter_match,
     named_option,
     normalise,
+    rouge_l,
     vqa_accuracy,
     vqa_normalise,
 )
@@ -110,6 +111,28 @@ def test_anls_by_hand(reply: str, answers: list[str], expected: float) -> None:
     assert anls(reply, answers) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("reply", "answers", "expected"),
+    [
+        ("A dog, in the snow.", ["a dog in the snow"], 1.0),
+        ("a dog runs", ["a dog in the snow"], 2 * 2 / 8),
+        ("snow in", ["in snow"], 2 * 1 / 4),  # in order
+        ("a cat", ["two birds", "a cat sleeps"], 2 * 2 / 5),  # the best
+        ("赤い犬", ["赤い猫"], 2 * 2 / 6),
+        ("", ["a dog"], 0.0),
+    ],
+)
+def test_rouge_by_hand(reply: str, answers: list[str], expected: float) -> None:
+    assert rouge_l(reply, answers) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("people", [1, 3])
+def test_vqa_accuracy_of_few_people(people: int) -> None:
+    answers = ["Red."] * (people - 1) + ["two"]
+    assert vqa_accuracy("2", answers) == 1
+    assert vqa_accuracy("blue", answers) == 0
+
+
 @given(st.sampled_from(list(METRICS)), WORDS, st.lists(WORDS, min_size=1, max_size=10))
 def test_scores_are_shares_and_the_order_of_answers_is_none(name, reply, answers) -> None:
     score = METRICS[name](reply, answers)
@@ -121,6 +144,7 @@ def test_scores_are_shares_and_the_order_of_answers_is_none(name, reply, answers
 def test_an_answer_is_right(answer, others) -> None:
     assert exact_match(answer, [*others, answer]) == 1
     assert anls(answer, [*others, answer]) == 1
+    assert rouge_l(answer, [*others, answer]) == 1
     assert vqa_accuracy(answer, [answer] * 10) == 1
     assert all(letter_match(letter, [letter]) == 1 for letter in "AZ")
 

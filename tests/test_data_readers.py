@@ -103,6 +103,18 @@ def test_captions_have_no_question(tmp_path: Path) -> None:
     assert (second.question, second.answer) == (None, "a cat")
 
 
+def test_sentences_are_scored_by_their_words_unless_a_row_says_otherwise(tmp_path: Path) -> None:
+    rows = [
+        {"file_name": "a.png", "caption": "a dog"},
+        {"file_name": "a.png", "text": "a dog", "metric": "exact"},
+        {**talk("<image>\nwhat?", "a dog", "where?", "it lies in the deep snow"), "file_name": "c.png"},
+        {**talk("<image>\nwhat?", "a dog"), "file_name": "c.png", "metric": "anls"},
+        qa(answer="it lies in the deep snow"),
+    ]
+    samples = read_dataset(image_folder(tmp_path, *rows)).samples
+    assert [sample.metric for sample in samples] == ["rouge", "exact", "exact", "rouge", "anls", "exact"]
+
+
 @pytest.mark.parametrize("options", [["dog", "cat"], {"A": "dog", "B": "cat"}])
 @pytest.mark.parametrize("answer", ["B", "cat"])
 def test_options(tmp_path: Path, options: Any, answer: str) -> None:

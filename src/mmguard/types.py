@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 if TYPE_CHECKING:
     from torch import Tensor
 
-Metric = Literal["exact", "letter", "vqa", "anls"]
+Metric = Literal["exact", "letter", "vqa", "anls", "rouge"]
 """How replies are scored (`data/metrics.py`): normalised exact match, option letter, VQA accuracy over the answers of
 several people, or ANLS."""
 

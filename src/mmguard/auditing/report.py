@@ -214,7 +214,10 @@ def _verdict(report: AuditReport) -> str:
             "points, so what the protection adds cannot be told. Train longer, or take sturdier attackers."
         )
     elif headline.beyond_control is None and any(finding.status == "untaught" for finding in report.findings):
-        text = "**No result.** Clean data teaches no attacker anything: train longer, or take other attackers."
+        text = (
+            "**No result.** Clean data teaches no attacker anything: train longer, or take other attackers; or set "
+            "`metric` in the rows of the test, if replies can be right in other words than the answers."
+        )
     elif headline.beyond_control is None:
         text = "**No result.** The matched control was not run, so what the protection adds cannot be told."
     else:

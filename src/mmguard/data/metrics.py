@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
-from rapidfuzz.distance import Levenshtein
+from rapidfuzz.distance import Indel, Levenshtein
 
 from mmguard.types import Metric
 
@@ -19,6 +19,8 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d)")
 # A point between digits and a sign in front of a number belong to the number.
 _PUNCTUATION = re.compile(r"(?!(?<=\d)\.(?=\d))(?!(?<!\S)-(?=\d))[^\w\s]|_")
+# Scripts without spaces between words: each sign is one.
+_WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 _LEADING_LETTER = re.compile(r"\W*([A-Za-z])\s*[.):]")
 _STATED_LETTER = re.compile(r"\b(?:[Aa]nswer|[Oo]ption)\s*(?:[Ii]s|:)?:?\s*\(?([A-Z])\b(?!')")
 
@@ -62,13 +64,16 @@ def vqa_accuracy(reply: str, answers: Sequence[str]) -> float:
     """How many people gave the reply, as TextVQA counts it (Singh et al., 2019, after Antol et al., 2015).
 
     The mean, over all ways to leave one person out, of min(1, people of the others who gave the reply / 3); replies
-    and answers are compared after `vqa_normalise`.
+    and answers are compared after `vqa_normalise`. Where fewer than four people answered, so that no reply could
+    count fully, each of their answers does.
 
     Args:
         reply: the model's reply.
         answers: one answer a person (the benchmark has ten); the same answer twice counts twice.
     """
     said, given = vqa_normalise(reply), [vqa_normalise(answer) for answer in answers]
+    if len(given) < 4:
+        return float(said in given)
     count = given.count(said)
     return fmean(min(1.0, (count - (one == said)) / 3) for one in given)
 
@@ -83,11 +88,23 @@ def anls(reply: str, answers: Sequence[str]) -> float:
     return max(Levenshtein.normalized_similarity(said, _folded(answer), score_cutoff=0.5) for answer in answers)
 
 
+def rouge_l(reply: str, answers: Sequence[str]) -> float:
+    """ROUGE-L (Lin, 2004): the F measure of the longest common subsequence of words; the best over the answers.
+
+    For captions and other sentences, which are right in many ways. Words are compared in lower case, without
+    punctuation.
+    """
+    said = _words(reply)
+    # 2 · LCS / (length + length) is what the indel distance leaves of 1.
+    return max(Indel.normalized_similarity(said, _words(answer)) for answer in answers)
+
+
 METRICS: Mapping[Metric, Callable[[str, Sequence[str]], float]] = {
     "exact": exact_match,
     "letter": letter_match,
     "vqa": vqa_accuracy,
     "anls": anls,
+    "rouge": rouge_l,
 }
 
 
@@ -117,6 +134,10 @@ def vqa_normalise(text: str) -> str:
         bare = bare.replace(sign, "" if f"{sign} " in whole or f" {sign}" in whole else " ")
     words = re.sub(r"\.(?!\d)", "", bare).split()
     return " ".join(_VQA_WORDS.get(word, word) for word in words if word not in ("a", "an", "the"))
+
+
+def _words(text: str) -> list[str]:
+    return _WORDS.findall(unicodedata.normalize("NFKC", text).lower())
 
 
 def named_option(reply: str, options: Sequence[str]) -> int | None:

@@ -35,6 +35,9 @@ _ENCODED_PICTURE = re.compile(
 _MAX_TEXT = 100_000
 """Characters of a text: far more than a model reads."""
 
+_SHORT = 5
+"""Words of a reply that is right or wrong as a whole; longer ones are compared word by word."""
+
 _HALF = re.compile("[\ud800-\udfff]")
 """A lone surrogate: it has no UTF-8 form, and no tokenizer takes it."""
 
@@ -85,10 +88,12 @@ def samples_of(row: dict[str, Any], number: int, image: Path, wordless: bool = F
                 answers=(pair.answer,),
                 turn=turn,
                 split=split,
+                metric=_metric(row, "rouge" if len(pair.answer.split()) > _SHORT else "exact"),
             )
             for turn, pair in enumerate(chat.turns(row))
         ]
     question = _question(row)
+    metric = _metric(row, "exact" if question is not None else "rouge")
     if question is not None:
         answer, answers = _targets(row, "answer", "answers")
         options = _options(row.get("options"))
@@ -105,7 +110,7 @@ def samples_of(row: dict[str, Any], number: int, image: Path, wordless: bool = F
         raise ValueError(f"has no text that is understood (fields found: {', '.join(row)}; understood: {FORMS})")
     if options and option_index(answer, options) is None:
         raise ValueError(f"answer {answer!r} is neither the letter nor the text of exactly one option: correct it")
-    return [Sample(name, number, image, question, answer, answers, options, split=split, metric=_metric(row))]
+    return [Sample(name, number, image, question, answer, answers, options, split=split, metric=metric)]
 
 
 def require_no_picture(row: dict[str, Any]) -> None:
@@ -240,10 +245,10 @@ def _targets(row: dict[str, Any], one: str, several: str) -> tuple[str, tuple[st
     return answer, tuple(answers if answer in answers else [answer, *answers])
 
 
-def _metric(row: dict[str, Any]) -> Metric:
+def _metric(row: dict[str, Any], default: Metric) -> Metric:
     value = row.get("metric")
     if value is None:
-        return "exact"
+        return default
     if value not in get_args(Metric):
         raise ValueError(f"`metric` {value!r} is unknown: choose from {', '.join(get_args(Metric))}, or remove it")
     return cast(Metric, value)
