@@ -322,6 +322,20 @@ def test_a_changed_row_does_not_leak_into_the_store(tmp_path, images):
     np.testing.assert_array_equal(np.asarray(row.load(store)), images[0])
 
 
+@pytest.mark.parametrize(("max_pixels", "size"), [(0, (10, 12)), (120, (10, 12)), (30, (5, 6))])
+def test_attackers_see_large_pictures_shrunk(tmp_path, images, max_pixels, size):
+    """After noise and attacks, whose results are those of the whole picture."""
+    for name, image in zip("ab", images[:2], strict=True):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    noisy = Row("0", tmp_path / "a.png", "q", "a", noise_like=tmp_path / "b.png", attack=SHIFT, max_pixels=max_pixels)
+    store = ImageStore()
+    whole = replace(noisy, max_pixels=0).load(store)
+    assert whole.size == (10, 12)
+    np.testing.assert_array_equal(
+        np.asarray(noisy.load(store)), np.asarray(whole.resize(size, Image.Resampling.BICUBIC))
+    )
+
+
 def test_digest_reads_pixels_and_not_files(tmp_path, images):
     Image.fromarray(images[0]).save(tmp_path / "a.png")
     Image.fromarray(images[0]).save(tmp_path / "b.bmp")

@@ -14,6 +14,7 @@ from PIL import Image
 
 import tiny
 from mmguard.auditing import attackers
+from mmguard.auditing import evaluate as evaluation
 from mmguard.auditing.arms import ImageStore, Row
 from mmguard.auditing.attackers import fine_tune, load_attacker, render, schedule, vocabulary
 from mmguard.auditing.evaluate import answers, evaluate
@@ -161,15 +162,65 @@ def test_every_row_is_seen_once_an_epoch(models, rows, monkeypatch):
     seen = []
     load = Row.load
     monkeypatch.setattr(Row, "load", lambda self, store: (seen.append(self.id), load(self, store))[1])
-    steps: list[tuple[float, float]] = []
+    steps: list[tuple[int, int, float]] = []
     fine_tune(str(models["llava"]), rows, "lora", FAST, 0, device="cpu", on_step=lambda *step: steps.append(step))
     # TRL looks at the first row once before it trains.
     assert sorted(seen[1:]) == sorted([row.id for row in rows] * 2)
     assert seen[1:9] != seen[9:17]
-    assert len(steps) == 4
-    assert sum(share for share, _ in steps) == pytest.approx(1)
-    assert all(0 < loss < 20 for _, loss in steps)
-    assert len({loss for _, loss in steps}) == 4
+    assert [step[:2] for step in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert all(0 < loss < 20 for *_, loss in steps)
+    assert len({loss for *_, loss in steps}) == 4
+
+
+def test_where_memory_is_not_enough_steps_are_computed_in_parts(models, rows, monkeypatch):
+    """Faked: batches of more than one sample never fit, which shows only after a step."""
+    sizes: list[int] = []
+    compute = attackers._Trainer.compute_loss
+
+    def crowded(self, model, inputs, *args, **kwargs):
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > 1 and len(sizes) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return compute(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(attackers._Trainer, "compute_loss", crowded)
+    steps: list[tuple[int, int, float]] = []
+    fine_tune(str(models["llava"]), rows, "lora", FAST, 0, device="cpu", on_step=lambda *step: steps.append(step))
+    assert sizes == [4, 4, 2] + [1] * 16
+    assert [step[:2] for step in steps] == [(1, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
+    # The first step computes the same, but for dropout.
+    assert steps[1][2] == pytest.approx(steps[0][2], rel=0.05)
+
+
+def test_memory_for_not_even_one_sample_is_an_error(models, rows, monkeypatch):
+    def crowded(self, *args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(attackers._Trainer, "compute_loss", crowded)
+    with pytest.raises(torch.OutOfMemoryError):
+        fine_tune(str(models["llava"]), rows, "lora", FAST, 0, device="cpu")
+
+
+@pytest.mark.parametrize("most", [2, 1, 0])
+def test_where_memory_is_not_enough_fewer_answer_at_a_time(models, samples, monkeypatch, most):
+    attacker, sizes = load_attacker(str(models["llava"]), "cpu"), []
+    expected = answers(attacker, samples, FAST)
+    real = evaluation._answer
+
+    def crowded(attacker, rows, *rest):
+        sizes.append(len(rows))
+        if len(rows) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return real(attacker, rows, *rest)
+
+    monkeypatch.setattr(evaluation, "_answer", crowded)
+    if most == 0:
+        with pytest.raises(torch.OutOfMemoryError):
+            answers(attacker, samples, replace(FAST, eval_batch_size=8))
+        assert sizes == [8, 4, 2, 1]
+        return
+    assert answers(attacker, samples, replace(FAST, eval_batch_size=8)) == expected
+    assert sizes == ([8, 4] if most == 2 else [8, 4, 2]) + [most] * (8 // most)
 
 
 def test_nothing_is_left_behind_or_sent(models, rows, monkeypatch, tmp_path):

@@ -75,8 +75,8 @@ def fake(monkeypatch) -> list[tuple]:
             arm = "control" if "tree" in rows[0].text else "random-noise"
         elif "tree" in rows[0].text:
             arm = "random-words"
-        on_step(0.5, 2.0 + seed)
-        on_step(0.5, 1.0 + seed)
+        on_step(1, 2, 2.0 + seed)
+        on_step(2, 2, 1.0 + seed)
         made.append((name, recipe, arm, seed))
         if name == "interrupted" and len(made) == 4:
             raise KeyboardInterrupt

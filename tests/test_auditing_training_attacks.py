@@ -58,7 +58,7 @@ def _steps_of(training: Training, rows: list[Row], config: AuditConfig = CONFIG,
     losses: list[float] = []
     fine_tune(
         str(tiny.built("llava")), rows, recipe, config, 0, device="cpu", training=training,
-        on_step=lambda share, loss: losses.append(loss),
+        on_step=lambda step, steps, loss: losses.append(loss),
     )  # fmt: skip
     return losses
 

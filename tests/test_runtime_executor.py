@@ -12,6 +12,7 @@ from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmguard.runtime.executor import Failed, cores, execute
 
@@ -44,6 +45,27 @@ def test_every_job_has_its_result(workers: int) -> None:
     assert active_children() == []
 
 
+def gpus(job: int, report: Callable[[float], None]) -> tuple[int, str | None]:
+    """Holds its worker until the other one has a job, too."""
+    time.sleep(0.5)
+    return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+@pytest.mark.parametrize(
+    ("count", "given", "seen"),
+    [(2, None, {"0", "1"}), (3, "4,7,9", {"4", "7"}), (1, None, {None}), (0, "", {""})],
+)
+def test_workers_take_turns_on_several_gpus(monkeypatch, count: int, given: str | None, seen: set[str | None]) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    by_worker = dict(outcome for _, outcome in execute(gpus, range(4), 2))
+    assert len(by_worker) == 2
+    assert set(by_worker.values()) == seen
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == given
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_exception_is_an_outcome(workers: int) -> None:
     found = dict(execute(square, [1, 13, 2, 3], workers))
@@ -62,7 +84,7 @@ def test_a_killed_worker_costs_its_own_job() -> None:
 
 
 def test_memory_that_is_not_enough_beside_others_may_be_enough_alone() -> None:
-    assert dict(execute(square, [19])) == {19: Failed("MemoryError: too large")}
+    assert dict(execute(square, [19])) == {19: Failed("MemoryError: too large; take a smaller model or smaller pictures, or a device with more memory")}
     beside = dict(execute(square, [19, 2], 2))[19]
     assert isinstance(beside, Failed)
     assert beside.transient

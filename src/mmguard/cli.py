@@ -72,7 +72,7 @@ Attacks = Annotated[
 Device = Annotated[str, typer.Option(help="Where models run: auto, cpu, cuda, cuda:1…")]
 Jobs = Annotated[
     int | None,
-    typer.Option(min=1, help="Fine-tuning runs at a time; if not given, one a core on a CPU and one on a GPU."),
+    typer.Option(min=1, help="Fine-tuning runs at a time; if not given, one a core on a CPU and one a GPU."),
 ]
 Split = Annotated[str | None, typer.Option(help="Use only the rows of this split.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first so many images.")]
@@ -276,6 +276,7 @@ def audit(
     split: Split = None,
     test_split: Annotated[str | None, typer.Option(help="Use only the test rows of this split.")] = None,
     test_limit: Annotated[int | None, typer.Option(min=1, help="Use only the first so many test images.")] = None,
+    max_pixels: Annotated[int, typer.Option(help=_AUDIT["max_pixels"])] = AuditConfig.max_pixels,
     seed: Annotated[int, typer.Option(help=_AUDIT["seed"])] = AuditConfig.seed,
     jobs: Jobs = None,
     device: Device = "auto",
@@ -288,7 +289,7 @@ def audit(
 
         config = AuditConfig(
             recipes=tuple(cast("list[Recipe]", recipe)), attacks=tuple(attack or ()), seeds=seeds, epochs=epochs,
-            lr=lr, seed=seed,
+            lr=lr, max_pixels=max_pixels, seed=seed,
         )  # fmt: skip
         report = run(
             release, original, test, attackers=attacker, config=config, out=out, device=device, split=split,

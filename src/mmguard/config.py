@@ -72,6 +72,13 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def _require_pixels(max_pixels: int) -> None:
+    _require(
+        max_pixels == 0 or max_pixels >= 1024,
+        f"max-pixels {max_pixels}: give 1024 or more (589824 is the default), or 0 for no limit",
+    )
+
+
 def _require_whole_numbers(settings: Any) -> None:
     for field in fields(settings):
         value = getattr(settings, field.name)
@@ -176,10 +183,7 @@ class ProtectConfig:
         _require(self.inner_batch_size >= 1, f"inner-batch-size {self.inner_batch_size}: give 1 or more")
         _require(self.inner_lr is None or 0 < self.inner_lr < inf, f"inner-lr {self.inner_lr}: give a number above 0")
         _require(self.inner_rank >= 1, f"inner-rank {self.inner_rank}: give 1 or more")
-        _require(
-            self.max_pixels == 0 or self.max_pixels >= 1024,
-            f"max-pixels {self.max_pixels}: give 1024 or more (589824 is the default), or 0 for no limit",
-        )
+        _require_pixels(self.max_pixels)
         if self.weights is not None:
             _require(
                 all(w >= 0 for w in self.weights) and abs(sum(self.weights) - 1) < 1e-6,
@@ -274,7 +278,7 @@ class AuditConfig:
     epochs: float | None = None
     """Passes over the training data; if not given, 3, or what a zoo model recommends."""
     batch_size: int = 8
-    """Samples in one training step."""
+    """Samples in one training step, computed in parts where memory is not enough."""
     lr: float | None = None
     """Learning rate; if not given, 2e-5 for full fine-tuning and 2e-4 for other recipes, or what a zoo model
     recommends."""
@@ -284,8 +288,11 @@ class AuditConfig:
     """Share of the steps in which the learning rate rises; it then falls as a cosine."""
     max_new_tokens: int = 32
     """Longest greedy answer: answers of DocVQA are names, dates and addresses."""
+    max_pixels: int = 768 * 768
+    """Larger pictures are shrunk to so many pixels before an attacker sees them, as trainers commonly do (0 for no
+    limit)."""
     eval_batch_size: int = 64
-    """Test questions answered together."""
+    """Test questions answered together; fewer where memory is not enough."""
     bootstrap: int = 2000
     """Resamples behind every interval."""
     seed: int = 0
@@ -302,6 +309,7 @@ class AuditConfig:
         _require(self.lr is None or 0 < self.lr < inf, f"lr {self.lr}: give a number above 0")
         _require(self.lora_rank >= 1, f"lora-rank {self.lora_rank}: give 1 or more")
         _require(self.max_new_tokens >= 1, f"max-new-tokens {self.max_new_tokens}: give 1 or more")
+        _require_pixels(self.max_pixels)
         _require(self.eval_batch_size >= 1, f"eval-batch-size {self.eval_batch_size}: give 1 or more")
         _require(self.seed >= 0, f"seed {self.seed}: give 0 or more")
         _require(self.bootstrap >= 100, f"bootstrap {self.bootstrap}: give 100 or more")

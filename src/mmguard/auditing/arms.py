@@ -23,6 +23,7 @@ from mmguard.data.images import load_image
 from mmguard.data.tasks import target_text, user_text
 from mmguard.data.text import inserted_words, insertions
 from mmguard.errors import ReleaseError, SampleError, SurrogateError
+from mmguard.lvlm.pixels import shrunk_size
 from mmguard.release.layout import ImageNames, relative
 from mmguard.release.match import look_alike, match_rows
 from mmguard.types import Dataset, Rejection, Sample
@@ -95,12 +96,16 @@ class Row:
     attack: Attack | None = None
     """What the thief does to the image before training."""
     attack_seed: int = 0
+    max_pixels: int = 0
+    """A larger picture is shrunk to so many before the attacker sees it, as trainers do; 0 is no limit."""
     _readings: Iterator[int] = field(default_factory=itertools.count, init=False, compare=False, repr=False)
     """Number of times that the image was read: once an epoch, and augmentations differ between epochs."""
 
     def load(self, store: ImageStore) -> Image.Image:
         """The image that the attacker's processor gets, RGB."""
-        return Image.fromarray(self._unattacked(store) if self.attack is None else self._attacked(store, self.attack))
+        pixels = self._unattacked(store) if self.attack is None else self._attacked(store, self.attack)
+        image, (height, width) = Image.fromarray(pixels), shrunk_size(pixels.shape[:2], self.max_pixels)
+        return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
 
     def _attacked(self, store: ImageStore, attack: Attack) -> Pixels:
         if attack.each_epoch:
@@ -278,7 +283,14 @@ def _check_images(where: str, ours: Path, released: Path, digests: dict[Path, st
         raise SampleError(where, f"its image is {after} pixels (height x width), the original {before}")
 
 
-def rows(arm: Arm, pairing: Pairing, words: Sequence[str], seed: int, attack: Attack | None = None) -> list[Row]:
+def rows(
+    arm: Arm,
+    pairing: Pairing,
+    words: Sequence[str],
+    seed: int,
+    attack: Attack | None = None,
+    max_pixels: int = 0,
+) -> list[Row]:
     """The training data of one arm.
 
     Args:
@@ -288,6 +300,7 @@ def rows(arm: Arm, pairing: Pairing, words: Sequence[str], seed: int, attack: At
         seed: of the run. Noise is drawn anew for every image and run, words for every trigger and run, and what an
             attack draws for every image or sample and run, but alike for all arms.
         attack: what the thief does to the data first.
+        max_pixels: pictures with more are shrunk to so many after that; 0 is no limit.
 
     Returns:
         One row a pair, in the same order for every arm.
@@ -323,6 +336,7 @@ def rows(arm: Arm, pairing: Pairing, words: Sequence[str], seed: int, attack: At
             noise_seed=_seed(seed, "noise", pairing.digests[ours.image]) if noisy else 0,
             attack=on_images,
             attack_seed=_seed(seed, on_images.name, pairing.digests[ours.image]) if on_images else 0,
+            max_pixels=max_pixels,
         )
         for ours, sample, pattern in zip(originals, samples, patterns, strict=True)
     ]

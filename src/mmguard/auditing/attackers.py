@@ -37,6 +37,7 @@ from mmguard.errors import SurrogateError
 from mmguard.lvlm.prompt import ANSWER, asked, conversation
 from mmguard.lvlm.surrogate import admissible_words, load_processor, load_surrogate
 from mmguard.lvlm.weights import recommended
+from mmguard.runtime.memory import is_out_of_memory, release_memory
 
 _EPOCHS = 3.0
 _PLAIN = (64, 64)
@@ -163,11 +164,13 @@ def fine_tune(
     *,
     device: str = "auto",
     store: ImageStore | None = None,
-    on_step: Callable[[float, float], None] | None = None,
+    on_step: Callable[[int, int, float], None] | None = None,
     training: Training = Training(),
     validate: Callable[[Attacker], float] | None = None,
 ) -> Attacker:
     """Fine-tunes a fresh copy of a model by supervised learning of the targets (Eq. 12).
+
+    Where memory is not enough for a step, training begins anew with steps computed in halves, quarters…
 
     Args:
         model_name: as for `load_attacker`.
@@ -178,7 +181,7 @@ def fine_tune(
             else.
         device: as for `load_attacker`.
         store: images kept in memory, shared between runs.
-        on_step: called after every training step with the share of the run that the step was, and its loss.
+        on_step: called after every training step with its number from 1, the number of all, and its loss.
         training: what the attacker does differently, to be rid of a protection.
         validate: how good an attacker is, the higher the better; for `training.keep_best` only.
 
@@ -195,17 +198,44 @@ def fine_tune(
     if training.keep_best and validate is None:
         raise ValueError("keep_best: give validate, too")
     recipes.require(recipe)
+    store = store if store is not None else ImageStore()
+    at_once = config.batch_size
+    while True:
+        try:
+            return _fine_tuned(
+                model_name, rows, recipe, config, seed, at_once, device, store, on_step, training, validate
+            )
+        except (RuntimeError, MemoryError) as error:
+            if at_once == 1 or not is_out_of_memory(error):
+                raise
+        at_once = at_once // 2 if at_once % 2 == 0 else 1
+        release_memory()
+
+
+def _fine_tuned(
+    model_name: str,
+    rows: Sequence[Row],
+    recipe: Recipe,
+    config: AuditConfig,
+    seed: int,
+    at_once: int,
+    device: str,
+    store: ImageStore,
+    on_step: Callable[[int, int, float], None] | None,
+    training: Training,
+    validate: Callable[[Attacker], float] | None,
+) -> Attacker:
+    """As `fine_tune`, with `at_once` samples in memory, a divisor of the batch size."""
     lr, epochs = schedule(model_name, recipe, config)
     # Steps of full fine-tuning are smaller than what 16-bit weights can tell apart.
     dtype = torch.float32 if recipes.PLANS[recipe].everything else None
     attacker = load_attacker(model_name, device, dtype, recipes.quantisation(recipe))
-    store = store if store is not None else ImageStore()
     model = attacker.model
     adapters = recipes.adapters(recipe, config, model, model_name)
     with _quiet(), tempfile.TemporaryDirectory(prefix="mmguard-") as scratch:
         trainer = _Trainer(
             model,
-            _arguments(scratch, config, lr * training.lr, epochs * training.epochs, seed, attacker.device),
+            _arguments(scratch, config, lr * training.lr, epochs * training.epochs, seed, at_once, attacker.device),
             data_collator=_collator(attacker.processor, bounds=training.pixels is not None),
             train_dataset=_table(rows, attacker.processor, store),
             processing_class=attacker.processor,
@@ -343,12 +373,12 @@ def _collator(processor: Any, bounds: bool = False) -> _Collator:
 
 
 class _OnStep(TrainerCallback):
-    def __init__(self, on_step: Callable[[float, float], None]) -> None:
+    def __init__(self, on_step: Callable[[int, int, float], None]) -> None:
         self._on_step = on_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if "loss" in logs:  # and not the summary at the end
-            self._on_step(1 / state.max_steps, logs["loss"])
+            self._on_step(state.global_step, state.max_steps, logs["loss"])
 
 
 def _table(rows: Sequence[Row], processor: Any, store: ImageStore) -> Table:
@@ -371,12 +401,13 @@ def _table(rows: Sequence[Row], processor: Any, store: ImageStore) -> Table:
 
 
 def _arguments(
-    folder: str, config: AuditConfig, lr: float, epochs: float, seed: int, device: torch.device
+    folder: str, config: AuditConfig, lr: float, epochs: float, seed: int, at_once: int, device: torch.device
 ) -> SFTConfig:
     cpu = device.type == "cpu"
     arguments = SFTConfig(
         output_dir=folder,
-        per_device_train_batch_size=config.batch_size,
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=config.batch_size // at_once,
         num_train_epochs=epochs,
         learning_rate=lr,
         lr_scheduler_type="cosine",

@@ -4,6 +4,7 @@ a dataset, on all machines, and need not be run for each."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import Any, cast
 
 from mmguard.auditing.attacks import attack_named
@@ -13,10 +14,10 @@ from mmguard.auditing.report import commits_of
 from mmguard.auditing.runs import Result, Run
 from mmguard.auditing.selection import MixedArm, Sifted
 from mmguard.auditing.stats import FloatArray, Scores
-from mmguard.config import Recipe
+from mmguard.config import AuditConfig, Recipe
 
-_SETTINGS = ("epochs", "batch_size", "lr", "lora_rank", "warmup", "max_new_tokens", "eval_batch_size")
-"""Those of an audit that the scores of a run depend on."""
+_SETTINGS = ("epochs", "batch_size", "lr", "lora_rank", "warmup", "max_new_tokens", "max_pixels", "eval_batch_size")
+"""Those of an audit that the scores of a run depend on; one that was not there yet had its default."""
 
 
 def results_of(evidence: Iterable[Evidence], plan: Plan) -> dict[Run, Result]:
@@ -38,7 +39,8 @@ def results_of(evidence: Iterable[Evidence], plan: Plan) -> dict[Run, Result]:
             continue
         if there.get("revision", 1) != here["revision"]:  # which the first results do not name
             continue
-        if any(there["config"].get(key) != here["config"][key] for key in _SETTINGS):
+        config = asdict(AuditConfig()) | there["config"]
+        if any(config[key] != here["config"][key] for key in _SETTINGS):
             continue
         for scores in one.scores:
             weights = here["weights"].get(scores.attacker)

@@ -13,6 +13,7 @@ from mmguard.auditing.stats import FloatArray
 from mmguard.config import AuditConfig
 from mmguard.data.tasks import score, target_text, user_text
 from mmguard.lvlm.generation import greedy
+from mmguard.runtime.memory import is_out_of_memory, release_memory
 from mmguard.types import Sample
 
 
@@ -31,16 +32,26 @@ def evaluate(
 def answers(
     attacker: Attacker, samples: Sequence[Sample], config: AuditConfig, store: ImageStore | None = None
 ) -> list[str]:
-    """The attacker's greedy answers, `config.eval_batch_size` samples at a time, each ended at the end of its
-    turn."""
+    """The attacker's greedy answers, `config.eval_batch_size` samples at a time, half as many where memory is not
+    enough, a quarter…; each ended at the end of its turn."""
     store = store if store is not None else ImageStore()
-    given: list[str] = []
-    for start in range(0, len(samples), config.eval_batch_size):
+    size, given = config.eval_batch_size, list[str]()
+    while len(given) < len(samples):
         rows = [
-            Row(sample.id, sample.image, user_text(sample.question, sample.options), target_text(sample))
-            for sample in samples[start : start + config.eval_batch_size]
-        ]
-        given += _answer(attacker, rows, config.max_new_tokens, store)
+            Row(
+                sample.id, sample.image, user_text(sample.question, sample.options), target_text(sample),
+                max_pixels=config.max_pixels,
+            )
+            for sample in samples[len(given) : len(given) + size]
+        ]  # fmt: skip
+        try:
+            given += _answer(attacker, rows, config.max_new_tokens, store)
+            continue
+        except (RuntimeError, MemoryError) as error:
+            if len(rows) == 1 or not is_out_of_memory(error):
+                raise
+        size = len(rows) // 2
+        release_memory()
     return given
 
 

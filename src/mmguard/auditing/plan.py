@@ -28,6 +28,7 @@ from mmguard.data.readers import read_dataset
 from mmguard.data.tasks import target_text, user_text
 from mmguard.errors import ConfigError, DataError, SampleError, SurrogateError
 from mmguard.lvlm.captions import captions
+from mmguard.lvlm.pixels import shrunk_size
 from mmguard.lvlm.surrogate import load_surrogate
 from mmguard.release.layout import sha256
 from mmguard.runtime.devices import device_of, require_first
@@ -131,14 +132,14 @@ def plan_audit(
     released, originals = read_dataset(release), read_dataset(original, split=split)
     pairing = pair(released, originals)
     names = tuple(dict.fromkeys(attackers if attackers is not None else default_attackers()))
-    pairing = _taken(pairing, _refused(names, pairing.digests.values()), released.root)
-    pairing, captioned = _captioned(pairing, names[0], device)
+    pairing = _taken(pairing, _refused(names, pairing.digests.values(), config.max_pixels), released.root)
+    pairing, captioned = _captioned(pairing, names[0], device, config.max_pixels)
     for attack in attacks:
         clean_places(pairing, attack_named(attack).selection, config.seed)  # complains of what cannot be mixed
     if controls is not None:
         pairing = with_controls_of(pairing, pair(read_dataset(controls), originals))
     samples, groups, test_digest, warnings = _clean_test(
-        read_dataset(test, test_split, test_limit, part="test"), pairing, names
+        read_dataset(test, test_split, test_limit, part="test"), pairing, names, config.max_pixels
     )
     validation = [sample for sample, chosen in zip(samples, choosing_half(groups), strict=True) if chosen]
     if not validation and any(attack_named(name).training.keep_best for name in attacks):
@@ -159,13 +160,14 @@ def plan_audit(
     return plan
 
 
-def _refused(attackers: Sequence[str], digests: Iterable[str]) -> dict[str, str]:
+def _refused(attackers: Sequence[str], digests: Iterable[str], max_pixels: int) -> dict[str, str]:
     """Why an attacker takes no image of a shape, by the shape as a digest has it."""
     shapes = sorted({digest.partition(":")[0] for digest in digests})
+    shown = {shape: shrunk_size(_size(shape), max_pixels) for shape in shapes}
     found: dict[tuple[int, int], str] = {}
     for name in reversed(attackers):
-        found |= refusals(name, [_size(shape) for shape in shapes])
-    return {shape: found[_size(shape)] for shape in shapes if _size(shape) in found}
+        found |= refusals(name, {shown[shape] for shape in shapes})
+    return {shape: found[shown[shape]] for shape in shapes if shown[shape] in found}
 
 
 def _size(shape: str) -> tuple[int, int]:
@@ -194,7 +196,7 @@ def _taken(pairing: Pairing, refused: Mapping[str, str], root: Path) -> Pairing:
     return taken
 
 
-def _captioned(pairing: Pairing, attacker: str, device: str) -> tuple[Pairing, list[str]]:
+def _captioned(pairing: Pairing, attacker: str, device: str, max_pixels: int) -> tuple[Pairing, list[str]]:
     """The pairs with texts to train on, and a warning where a model had to write them.
 
     A thief who steals pictures without text captions what he stole, the released ones. All arms get these texts, so
@@ -207,7 +209,7 @@ def _captioned(pairing: Pairing, attacker: str, device: str) -> tuple[Pairing, l
     silent = list(dict.fromkeys(released.image for _, released in pairing.pairs if not released.answer))
     if not silent:
         return pairing, []
-    said = captions(load_surrogate(attacker, device), silent)
+    said = captions(load_surrogate(attacker, device).limited(max_pixels), silent)
     release_memory()
     pairs = [(_answered(a, b, said), _answered(b, b, said)) for a, b in pairing.pairs]
     told = [both for both in pairs if both[1].answer]
@@ -227,7 +229,7 @@ def _answered(sample: Sample, released: Sample, said: Mapping[Path, str]) -> Sam
 
 
 def _clean_test(
-    dataset: Dataset, pairing: Pairing, attackers: Sequence[str]
+    dataset: Dataset, pairing: Pairing, attackers: Sequence[str], max_pixels: int
 ) -> tuple[list[Sample], list[int], str, list[str]]:
     """The test samples that are fit for use, the number of the image of each, their hash, and warnings.
 
@@ -251,7 +253,7 @@ def _clean_test(
             leaked.add(path)
         else:
             digests[path] = pixels
-    refused = _refused(attackers, digests.values())
+    refused = _refused(attackers, digests.values(), max_pixels)
     for path, pixels in list(digests.items()):
         if reason := refused.get(pixels.partition(":")[0]):
             unfit.append(f"{path}: {reason}")

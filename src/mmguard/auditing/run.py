@@ -99,7 +99,7 @@ def carry_out(
     Args:
         plan: the audit.
         jobs: how many runs are made at a time, each in a process of its own with its share of the threads; scores do
-            not depend on it. None is one a core on a CPU, as far as memory goes, and one on a GPU. A script that asks
+            not depend on it. None is one a core on a CPU, as far as memory goes, and one a GPU. A script that asks
             for more than one needs the guard `if __name__ == "__main__":`.
         progress: as for `audit`.
         earlier: of other audits; what they have in common with this one is not run again.
@@ -127,9 +127,10 @@ def carry_out(
 
 
 def default_jobs(device: str) -> int:
-    """How many runs are made at a time if nobody says: one on a GPU, on a CPU one a core, as far as memory goes."""
-    if device_of(device).type != "cpu":
-        return 1
+    """How many runs are made at a time if nobody says: one a GPU, on a CPU one a core, as far as memory goes."""
+    kind = device_of(device).type
+    if kind != "cpu":
+        return max(1, torch.cuda.device_count()) if kind == "cuda" else 1
     return max(1, min(cores(), psutil.virtual_memory().available // _WORKER_BYTES))
 
 

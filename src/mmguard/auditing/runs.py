@@ -138,13 +138,10 @@ class Runner:
         if run.recipe is None:
             attacker = load_attacker(run.attacker, self.device)
         else:
-            done = 0.0
 
-            def on_step(share: float, loss: float) -> None:
-                nonlocal done
-                losses.append(float(f"{loss:.5g}"))
-                done += _TRAINING_SHARE * share
-                report(done)
+            def on_step(step: int, steps: int, loss: float) -> None:
+                losses[step - 1 :] = [float(f"{loss:.5g}")]  # which forgets those of a training that began anew
+                report(_TRAINING_SHARE * step / steps)
 
             attack = attack_named(run.attack) if run.attack else Attack("none")
             # Noise, and images after an attack, are those of this run alone: in the common store they would leave no
@@ -172,10 +169,11 @@ class Runner:
         assert run.arm != "zero-shot"
         selection, words = attack.selection, vocabulary(run.attacker) if run.arm in WORDED else ()
         clean = clean_places(self.pairing, selection, run.seed)
-        originals = rows("clean", self.pairing, words, run.seed)
+        shown = self.config.max_pixels
+        originals = rows("clean", self.pairing, words, run.seed, max_pixels=shown)
         if run.arm == "clean-part":
             return repeated([originals[place] for place in clean], len(originals)), None
-        stolen = rows(run.arm, self.pairing, words, run.seed, attack)
+        stolen = rows(run.arm, self.pairing, words, run.seed, attack, shown)
         data = mixture(stolen, originals, clean)
         if selection.judge is None:
             return data, None
@@ -191,7 +189,10 @@ class Runner:
             ConfigError: the model's `mmguard.json` cannot be read.
             SurrogateError: the zoo has no such model.
         """
-        settings: dict[str, Any] = {"max_new_tokens": self.config.max_new_tokens}
+        settings: dict[str, Any] = {
+            "max_new_tokens": self.config.max_new_tokens,
+            "max_pixels": self.config.max_pixels,
+        }
         if (kind := device_of(self.device).type) != "cpu":
             # Models have 16-bit weights there, so that what fills up a batch may change its answers.
             settings |= {"device": kind, "eval_batch_size": self.config.eval_batch_size}

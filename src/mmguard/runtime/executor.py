@@ -10,13 +10,15 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
+
+import torch
 
 from mmguard.runtime.memory import is_out_of_memory
 from mmguard.runtime.quiet import quiet_libraries
@@ -30,8 +32,10 @@ Work = Callable[[Job, Report], Result]
 """Does a job. For worker processes it must be picklable, as jobs and results must be."""
 
 _CURE = "run again, with fewer jobs at a time"
+_CURE_ALONE = "take a smaller model or smaller pictures, or a device with more memory"
 _PATIENCE = 10.0
 """Seconds that a process has to clean up."""
+_GPUS = "CUDA_VISIBLE_DEVICES"
 _SPAWN = multiprocessing.get_context("spawn")  # a fork of a process with threads, or with a GPU, may hang
 
 
@@ -61,7 +65,8 @@ def execute(
         work: does one job. Whatever exception it raises is the job's outcome; the others go on.
         jobs: taken one by one, each when a worker is free for it.
         workers: how many are done at a time; 1 stays in this process. More are started by spawning, so that a script
-            that is not guarded by `if __name__ == "__main__":` would be run by each of them.
+            that is not guarded by `if __name__ == "__main__":` would be run by each of them. With several GPUs they
+            take turns: each sees one only.
         advance: called in this process when a job begins, and with every share of it that is reported.
     """
     return _here(work, jobs, advance) if workers == 1 else _elsewhere(work, jobs, workers, advance)
@@ -78,7 +83,7 @@ def _here(
 def _elsewhere(
     work: Work[Job, Result], jobs: Iterable[Job], workers: int, advance: Callable[[Job, float], None]
 ) -> Generator[tuple[Job, Result | Failed], None, None]:
-    waiting = iter(jobs)
+    waiting, places = iter(jobs), range(workers)
     busy: dict[Connection, _Worker[Job, Result]] = {}
 
     def begin(worker: _Worker[Job, Result], job: Job) -> None:
@@ -87,8 +92,8 @@ def _elsewhere(
         advance(job, 0.0)
 
     try:
-        for job in islice(waiting, workers):
-            begin(_Worker(work), job)
+        for place, job in zip(places, waiting, strict=False):
+            begin(_Worker(work, place), job)
         while busy:
             for ready in wait(list(busy)):
                 worker = busy[ready]  # type: ignore[index]  # `wait` gives back what it was given
@@ -99,7 +104,7 @@ def _elsewhere(
                 yield worker.job, outcome
                 del busy[worker.connection]
                 for job in islice(waiting, 1):
-                    begin(worker if worker.alive else _Worker(work), job)
+                    begin(worker if worker.alive else _Worker(work, worker.place), job)
                 if worker.connection not in busy:
                     worker.stop()
     finally:
@@ -114,11 +119,12 @@ class _Worker(Generic[Job, Result]):
 
     job: Job
 
-    def __init__(self, work: Work[Job, Result]) -> None:
-        self.alive = True
+    def __init__(self, work: Work[Job, Result], place: int) -> None:
+        self.alive, self.place = True, place
         self.connection, theirs = _SPAWN.Pipe()
         self._process = _SPAWN.Process(target=_serve, args=(theirs, work), daemon=True)
-        self._process.start()
+        with _one_gpu(place):
+            self._process.start()
         theirs.close()
 
     def begin(self, job: Job) -> None:
@@ -152,6 +158,28 @@ class _Worker(Generic[Job, Result]):
         self._process.join()
 
 
+@contextmanager
+def _one_gpu(place: int) -> Iterator[None]:
+    """Until the end of the block, new processes see one GPU of those that this one sees, `place` modulo their number.
+
+    Said in the environment, since it must be known before CUDA is first used.
+    """
+    seen = [str(number) for number in range(torch.cuda.device_count())]
+    given = os.environ.get(_GPUS)
+    if len(seen) < 2:
+        yield
+        return
+    seen = given.split(",")[: len(seen)] if given else seen
+    os.environ[_GPUS] = seen[place % len(seen)]
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ[_GPUS]
+        else:
+            os.environ[_GPUS] = given
+
+
 def _serve(connection: Connection, work: Work[Any, Any]) -> None:
     """What a worker process does, until there are no more jobs or nobody is there to hear of them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the one that has the results decides
@@ -170,6 +198,6 @@ def _attempt(work: Work[Job, Result], job: Job, report: Report, beside_others: b
     # Whatever the code of a job raises, the other jobs can go on.
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        if beside_others and is_out_of_memory(error):
-            return Failed(f"{reason}; {_CURE}", transient=True)
+        if is_out_of_memory(error):
+            return Failed(f"{reason}; {_CURE if beside_others else _CURE_ALONE}", transient=beside_others)
         return Failed(reason)
