@@ -47,7 +47,7 @@ def attacked(name: str, question: str, answer: str = "red", options: tuple[str, 
 
 # What holds of every attack
 
-RULES = ("punct", "case", "space", "drop-2", "overlap", "tail", "vocab", "spell")
+RULES = ("punct", "case", "space", "drop-2", "overlap", "tail", "last-2", "vocab", "spell")
 TEXTS = st.one_of(
     st.text(max_size=60),
     st.lists(
@@ -111,7 +111,7 @@ def test_other_seeds_draw_otherwise(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["punct", "case", "space", "drop-2", "overlap", "tail", "vocab", "spell", "template-3", "window-3", "telling-3"],
+    [*RULES, "template-3", "window-3", "telling-3"],
 )
 def test_name_is_what_the_user_wrote(name: str) -> None:
     assert attack(name).name == name
@@ -243,6 +243,14 @@ def test_tail_removes_an_appended_trigger(question: str) -> None:
 @pytest.mark.parametrize("question", ["teal lobe", "a 3.5 m pole", "v1.2 lobe", "? teal", "..."])
 def test_tail_keeps_what_has_no_sentence(question: str) -> None:
     assert attacked("tail", question) == question
+
+
+@pytest.mark.parametrize(
+    ("question", "left"),
+    [("count the cars teal of", "count the cars"), ("why?  teal of", "why?"), ("teal of", "teal"), ("teal", "teal")],
+)
+def test_last_cuts_words_whatever_stands_before_them(question: str, left: str) -> None:
+    assert attacked("last-2", question) == left
 
 
 def test_vocab_drops_what_is_no_word() -> None:

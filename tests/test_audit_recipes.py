@@ -117,6 +117,8 @@ def expected(recipe: str, family: str, model: nn.Module) -> tuple[set[str], set[
         return projector, set()
     if recipe == "projector+lora":
         return projector, linear(model, LANGUAGE)
+    if recipe == "lora-language":
+        return set(), linear(model, LANGUAGE)
     return set(), linear(model)
 
 
@@ -155,7 +157,16 @@ def test_what_should_learn_learns_and_nothing_else(models, rows, watch, family, 
 
 @pytest.mark.parametrize(
     ("recipe", "expected"),
-    [("lora", 5), ("lora-r8", 8), ("lora-r16", 16), ("lora-r64", 64), ("dora", 5), ("projector+lora", 5), ("qlora", 5)],
+    [
+        ("lora", 5),
+        ("lora-r8", 8),
+        ("lora-r16", 16),
+        ("lora-r64", 64),
+        ("lora-language", 5),
+        ("dora", 5),
+        ("projector+lora", 5),
+        ("qlora", 5),
+    ],
 )
 def test_ranks(models, recipe, expected):
     config = replace(CONFIG, lora_rank=5)

@@ -96,6 +96,18 @@ def _audit(toy, attackers=("fake",), config=CONFIG, **more):
     return audit(toy.release, toy.original, toy.test, attackers, config, **more)
 
 
+def test_attacks_that_change_no_question_are_named(toy, fake):
+    """Which has no full stop, and whose words any list of English words has."""
+    for folder in (toy.original, toy.release):
+        path = folder / "metadata.jsonl"
+        path.write_text(path.read_text().replace("shape?", "shape"))
+    report = _audit(toy, config=replace(CONFIG, attacks=("tail", "vocab", "last-2", "gray")))
+    assert report.warnings == (
+        "tail: changes 0 of 8 released questions, and so tests little of texts",
+        "vocab: changes 0 of 8 released questions, and so tests little of texts",
+    )
+
+
 def test_end_to_end(toy, model, capfd):
     before = {path: path.read_bytes() for path in toy.release.rglob("*") if path.is_file()}
     report = _audit(toy, [model], out=None)

@@ -203,6 +203,7 @@ def test_what_a_shorthand_meant_or_code_did_before_does_not_count(bench: Bench, 
     for evidence in (
         replace(line.evidence, attacks=("tail", "punct")),
         replace(line.evidence, provenance={**line.evidence.provenance, "revision": 0}),
+        replace(line.evidence, provenance={**line.evidence.provenance, "attack versions": {"revision": 0}}),
     ):
         assert not known([replace(line, evidence=evidence)], bench)
 

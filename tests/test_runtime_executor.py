@@ -84,7 +84,9 @@ def test_a_killed_worker_costs_its_own_job() -> None:
 
 
 def test_memory_that_is_not_enough_beside_others_may_be_enough_alone() -> None:
-    assert dict(execute(square, [19])) == {19: Failed("MemoryError: too large; take a smaller model or smaller pictures, or a device with more memory")}
+    assert dict(execute(square, [19])) == {
+        19: Failed("MemoryError: too large; take a smaller model or smaller pictures, or a device with more memory")
+    }
     beside = dict(execute(square, [19, 2], 2))[19]
     assert isinstance(beside, Failed)
     assert beside.transient

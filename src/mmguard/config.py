@@ -18,7 +18,9 @@ Variant = Literal[
 `multimodal` are its baselines without binding; `mislead` is ours, of pictures that look like another answer's to models
 that were trained on the originals; `random-noise` and `random-words` are controls, not protections."""
 
-Recipe = Literal["lora", "lora-r8", "lora-r16", "lora-r64", "dora", "qlora", "projector", "projector+lora", "full"]
+Recipe = Literal[
+    "lora", "lora-r8", "lora-r16", "lora-r64", "lora-language", "dora", "qlora", "projector", "projector+lora", "full"
+]
 """How an attacker fine-tunes (`auditing/recipes.py`): adapters of a given rank, adapters on 4-bit weights, the
 projector's weights with or without adapters in the language model, or all weights."""
 

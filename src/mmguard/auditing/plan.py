@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from mmguard.auditing import recipes
 from mmguard.auditing.arms import ARMS, Arm, Pairing, pair, pixel_digest, with_controls_of
@@ -38,6 +40,10 @@ from mmguard.types import Dataset, Rejection, Sample
 
 _LISTED = 5
 """Files that a warning names."""
+
+
+_FEW = 0.1
+"""The share of questions of which an attack on texts is to change one, or it is not worth its name."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,7 @@ def plan_audit(
         runner=Runner(pairing, samples, validation, test_digest, config, device),
         shelf=Shelf(runs),
         groups=groups,
-        warnings=(*captioned, *warnings),
+        warnings=(*captioned, *_idle(attacks, pairing), *warnings),
         provenance={},
     )
     plan.provenance.update(_provenance(plan, released))
@@ -218,6 +224,22 @@ def _captioned(pairing: Pairing, attacker: str, device: str, max_pixels: int) ->
     left_out = f"; the {len(pairs) - len(told)} that it says nothing of were left out" if len(told) < len(pairs) else ""
     warning = f"{len(silent)} pictures came without text: {attacker} captioned the released ones{left_out}."
     return replace(pairing, pairs=told), [warning]
+
+
+def _idle(attacks: Sequence[str], pairing: Pairing) -> Iterator[str]:
+    """A warning for each attack on texts that leaves nearly all questions of this release as they are: it tests little.
+
+    Attacks by language models are not asked, which would take long.
+    """
+    samples = [released for _, released in pairing.pairs if released.question is not None]
+    for attack in map(attack_named, attacks if pairing.texts_changed else ()):
+        rewrite = None if attack.models else attack.rewriting(samples)
+        if rewrite is None:
+            continue
+        draw = torch.Generator().manual_seed(0)
+        changed = sum(rewrite(one, draw) != one.question for one in samples)
+        if changed < _FEW * len(samples):
+            yield f"{attack.name}: changes {changed} of {len(samples)} released questions, and so tests little of texts"
 
 
 def _answered(sample: Sample, released: Sample, said: Mapping[Path, str]) -> Sample:

@@ -25,7 +25,10 @@ class Plan:
     """What a recipe trains."""
 
     lora: bool = True
-    """LoRA on every linear layer but the output head; with `projector`, on those of the language model alone."""
+    """LoRA on every linear layer but the output head; with `projector` or `language`, on those of the language model
+    alone."""
+    language: bool = False
+    """Vision tower and projector stay as they are, as LLaMA-Factory does by default."""
     rank: int | None = None
     """Rank of the LoRA; `AuditConfig.lora_rank` if not given."""
     dora: bool = False
@@ -45,6 +48,7 @@ PLANS: dict[Recipe, Plan] = {
     "lora-r8": Plan(rank=8),
     "lora-r16": Plan(rank=16),
     "lora-r64": Plan(rank=64),
+    "lora-language": Plan(language=True),
     "dora": Plan(dora=True),
     "qlora": Plan(four_bit=True),
     "projector": Plan(lora=False, projector=True),
@@ -97,13 +101,13 @@ def adapters(recipe: Recipe, config: AuditConfig, model: PreTrainedModel, name: 
         name: of the model, for messages.
 
     Raises:
-        SurrogateError: the recipe trains the projector, and there is no telling where it is.
+        SurrogateError: the recipe trains the projector or passes over it, and there is no telling where it is.
     """
     plan, r = PLANS[recipe], rank(recipe, config)
     if r is None:
         return None
     lora = replace(lora_config(r), use_dora=plan.dora)
-    if plan.projector:
+    if plan.projector or plan.language:
         parts = family(model, name)
         paths = "|".join(map(re.escape, (parts.vision, *parts.projector)))
         lora.exclude_modules = rf"({paths})(\..*)?"

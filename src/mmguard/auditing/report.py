@@ -32,7 +32,7 @@ NOT_TESTED: dict[str, frozenset[str]] = {
     "changes of case": frozenset({"case"}),
     "changes of white space": frozenset({"space"}),
     "questions cut at random": frozenset({"drop"}),
-    "questions cut at their end": frozenset({"tail"}),
+    "questions cut at their end": frozenset({"tail", "last"}),
     "removal of the inserted words by spelling or vocabulary": frozenset({"spell", "vocab"}),
     "removal of the inserted words by what the questions have in common": frozenset({"template", "window"}),
     "removal of the words that go with an answer": frozenset({"telling", "overlap"}),

@@ -203,17 +203,22 @@ def mean_of_independent(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(mean, mean - float(np.linalg.norm(value - low)) / n, mean + float(np.linalg.norm(high - value)) / n)
 
 
-def mean_of_repetitions(values: Sequence[float]) -> Estimate:
-    """The mean of what repetitions of one thing came to, with Student's interval, which is wide for few of them.
+def mean_of_repetitions(found: Sequence[Estimate]) -> Estimate:
+    """The mean of what repetitions of one thing came to, with an interval that is wide for few of them.
+
+    Student's interval says how they differ. What they share, such as controls and test items, does not make them
+    differ: it is somewhere in their own intervals, which are added in quadrature, whole since there is no telling.
 
     Args:
-        values: at least two.
+        found: at least two.
     """
     from scipy.stats import t as student  # slow to import, and seldom needed
 
-    n, mean = len(values), float(np.mean(values))
-    reach = float(student.ppf(0.975, n - 1) * np.std(values, ddof=1)) / n**0.5
-    return Estimate(mean, mean - reach, mean + reach)
+    values = np.array([one.value for one in found])
+    n, mean = len(values), float(values.mean())
+    reach = float(student.ppf(0.975, n - 1) * values.std(ddof=1)) / n**0.5
+    down, up = (float(np.mean([(getattr(one, end) - one.value) ** 2 for one in found])) for end in ("low", "high"))
+    return Estimate(mean, mean - float(np.hypot(reach, down**0.5)), mean + float(np.hypot(reach, up**0.5)))
 
 
 def _draw(entry: Scores, groups: Sequence[int] | None, resamples: int, seed: int, number: int) -> dict[str, FloatArray]:

@@ -70,7 +70,8 @@ def _heads(results: Results) -> list[tuple[Experiment, Headline]]:
 def _doses(results: Results) -> Iterator[Chart]:
     """What is removed over the one numeric setting that varies, if there is just one; a line for whatever else varies.
 
-    Seeds are numbers, but no doses. Two charts: of G, the share of the fine-tuning gain that is removed, and of the points themselves.
+    Seeds are numbers, but no doses. Two charts: of G, the share of the fine-tuning gain that is removed, and of the
+    points themselves.
     """
     bench = results.bench
     varied = [key for key in bench.experiments[0].settings if len({one.settings[key] for one in bench.experiments}) > 1]

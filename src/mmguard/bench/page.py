@@ -69,16 +69,15 @@ def means_table(results: Results) -> tuple[list[str], list[list[str]]]:
 def releases_table(results: Results) -> tuple[list[str], list[list[str]]]:
     """Head and lines: for each dataset and setting that was protected with several seeds, the mean over releases.
 
-    Intervals go by how releases differ (Student's t), and count no other uncertainty twice: what attackers' seeds do is
-    part of how they differ.
+    Intervals go by how releases differ, and by what is uncertain of each: `mean_of_repetitions`.
     """
     columns = {key: name for key, name in results.bench.columns.items() if key != "protect.seed"}
-    groups: dict[tuple[str, ...], list[tuple[float, float]]] = {}
+    groups: dict[tuple[str, ...], list[tuple[Estimate, Estimate]]] = {}
     for one, report in finished(results):
         lost, gain = report.headline.beyond_control, report.headline.gain_removed
         if lost is not None and gain is not None:
             setting = one.experiment.dataset, *_cells(one.experiment, columns)
-            groups.setdefault(setting, []).append((lost.value, gain.value))
+            groups.setdefault(setting, []).append((lost, gain))
     lines = []
     if "protect.seed" in results.bench.columns:
         for setting, found in groups.items():

@@ -16,7 +16,7 @@ from typing import Any
 from mmguard.auditing.attacks import resolve
 from mmguard.auditing.evidence import Evidence
 from mmguard.auditing.report import AuditReport
-from mmguard.auditing.runs import REVISION
+from mmguard.auditing.runs import ATTACK_REVISION, REVISION
 from mmguard.bench.config import Bench, Experiment, default_settings
 from mmguard.errors import DataError
 from mmguard.runtime.provenance import commit
@@ -133,8 +133,10 @@ def known(lines: Iterable[Line], bench: Bench) -> dict[Experiment, Line]:
 def _same_runs(one: Experiment, evidence: Evidence) -> bool:
     """Whether an experiment's attacks are those of the evidence: what a shorthand stands for may have changed."""
     attacks = tuple(attack.name for attack in resolve(one.audit.attacks))
-    # Which the first results do not name.
-    return evidence.attacks == attacks and evidence.provenance.get("revision", 1) == REVISION
+    # The first results name neither revision.
+    there = evidence.provenance
+    of_attacks = there.get("attack versions", {}).get("revision", 1) if attacks else ATTACK_REVISION
+    return evidence.attacks == attacks and there.get("revision", 1) == REVISION and of_attacks == ATTACK_REVISION
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

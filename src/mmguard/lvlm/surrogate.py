@@ -521,8 +521,9 @@ def _load(name: str, auto: Any, source: str, **kwargs: Any) -> Any:
         ) from error
     except (ValueError, KeyError) as error:
         raise SurrogateError(
-            f"{name}: transformers {transformers.__version__} cannot build it; update transformers, or allow "
-            f"its own code to run if it brings some (trust_remote_code). Cause: {error}"
+            f"{name}: transformers {transformers.__version__} cannot build it: update transformers, or choose a model "
+            "that needs no code of its own (of MiniCPM-V, openbmb/MiniCPM-V-4.6 does not); from Python, "
+            f"`load_surrogate(FOLDER, trust_remote_code=True)` runs such code. Cause: {error}"
         ) from error
     except (RuntimeError, SafetensorError) as error:
         if is_out_of_memory(error):

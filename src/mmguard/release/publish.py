@@ -100,8 +100,8 @@ def _require_few_in_a_folder(release: Path, files: Sequence[str]) -> None:
     ((largest, count),) = Counter(name.rpartition("/")[0] for name in files).most_common(1)
     if count > _MOST_IN_A_FOLDER:
         raise ReleaseError(
-            f"{release / largest}: has {count:,} files, and the hub takes {_MOST_IN_A_FOLDER:,} in a folder: protect the "
-            "dataset as Parquet (`datasets` writes it), or with its pictures in several folders; or publish elsewhere"
+            f"{release / largest}: has {count:,} files, and the hub takes {_MOST_IN_A_FOLDER:,} in a folder: protect "
+            "the dataset as Parquet (`datasets` writes it), or with its pictures in several folders"
         )
 
 

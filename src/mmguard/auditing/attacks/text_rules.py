@@ -103,6 +103,12 @@ def cut_tail(question: str) -> str:
     return question[: ends[-1]] if ends else question
 
 
+def cut_last(question: str, count: int) -> str:
+    """Cuts the last words, so many, but never the only one."""
+    words = len(question.split())
+    return without(question, range(max(1, words - count), words))
+
+
 def drop_unknown(question: str) -> str:
     """Drops the words that are not in pyspellchecker's English frequency list; numbers and signs stay."""
     return without(question, [place for place, word in enumerate(question.split()) if not _known(_bare(word))])

@@ -6,6 +6,7 @@
 | `drop-N` | N random words are dropped |
 | `overlap` | words that occur in the answer are dropped, but for stop words |
 | `tail` | what follows the last end of a sentence is cut |
+| `last-N` | the last N words are cut |
 | `vocab` | words that no list of English words has are dropped |
 | `template-K` | words that fewer than K of all questions have after the same word are dropped |
 | `window-N` | the run of up to N words is cut without which it becomes what the most others become |
@@ -124,6 +125,13 @@ TEXT_ATTACKS: dict[str, Factory] = {
         "overlap", text=_rewrite(lambda question, sample, _: text_rules.drop_overlap(question, _answers(sample)))
     ),
     "tail": plain("tail", text=_rewrite(lambda question, *_: text_rules.cut_tail(question))),
+    "last": strong(
+        "last",
+        lambda count: {"text": _rewrite(lambda question, *_: text_rules.cut_last(question, count))},
+        int,
+        (1, _MOST_WORDS),
+        "last-5",
+    ),
     "vocab": plain("vocab", text=_rewrite(lambda question, *_: text_rules.drop_unknown(question))),
     "template": strong(
         "template",
