@@ -145,6 +145,23 @@ def test_a_crash_in_a_resumed_run_and_while_pictures_are_written(
     assert contents(protect(data, [llava], CONFIG, out).path) == whole
 
 
+def test_a_crash_when_the_perturbations_in_work_are_gone_changes_nothing(
+    data: Path, llava: Surrogate, whole: dict[str, str], tmp_path: Path, monkeypatch: Any
+) -> None:
+    out = tmp_path / "release"
+
+    def fails(*_: object) -> None:
+        assert not (layout.record_folder(out) / layout.DELTAS).exists()
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "dataset_card", fails)
+        with pytest.raises(Crash):
+            protect(data, [llava], CONFIG, out)
+    monkeypatch.setattr(engine, "protect_batch", lambda *given: pytest.fail("protected again"))
+    assert contents(protect(data, [llava], CONFIG, out).path) == whole
+
+
 def test_triggers_are_shared_alike_after_a_crash_behind_the_last_round(
     data: Path, llava: Surrogate, whole: dict[str, str], tmp_path: Path, monkeypatch: Any
 ) -> None:
