@@ -179,7 +179,7 @@ def test_contained_pictures_need_room_twice(tmp_path: Path) -> None:
         table.select([part]).to_parquet(str(root / f"train-{part}.parquet"))
     found = survey(root, [], ProtectConfig(variant="random-noise"), tmp_path / "o")
     assert (found.format, found.shards, found.images) == ("parquet", 2, 2)
-    assert found.cost.working_bytes == 2 * 3 * 40 * 40 + found.cost.release_bytes
+    assert found.cost.working_bytes == max(2 * 3 * 40 * 40, found.cost.release_bytes)
 
 
 @pytest.mark.parametrize("inner_steps", [0, 1, 7])

@@ -106,6 +106,12 @@ def test_fluency_needs_a_search(change: dict[str, object]) -> None:
         replace(FAST, fluency_top_k=0)
 
 
+def test_shared_triggers_cannot_be_fluent() -> None:
+    """They stand where the language model was never asked."""
+    with pytest.raises(ConfigError, match="trigger-scope answer gives questions the words .*: leave one of the two"):
+        replace(FAST, fluency="some/model", trigger_scope="answer")
+
+
 def test_a_gguf_file_does_as_well_as_a_folder(folder: Path, tmp_path: Path) -> None:
     model = tiny.language_model(tmp_path / "lm", ["<|im_start|>", "<|im_end|>"])
     written = ggufs.write(model, tmp_path / "lm.gguf")

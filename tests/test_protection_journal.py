@@ -36,7 +36,7 @@ from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
 from mmguard.errors import ReleaseError, SampleError
 from mmguard.lvlm.surrogate import Surrogate
-from mmguard.protection import engine, journal, run
+from mmguard.protection import engine, journal, prepare, run
 from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.prepare import begin
 from mmguard.protection.run import protect
@@ -145,6 +145,23 @@ def test_a_crash_in_a_resumed_run_and_while_pictures_are_written(
     assert contents(protect(data, [llava], CONFIG, out).path) == whole
 
 
+def test_a_crash_when_the_perturbations_in_work_are_gone_changes_nothing(
+    data: Path, llava: Surrogate, whole: dict[str, str], tmp_path: Path, monkeypatch: Any
+) -> None:
+    out = tmp_path / "release"
+
+    def fails(*_: object) -> None:
+        assert not (layout.record_folder(out) / layout.DELTAS).exists()
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "dataset_card", fails)
+        with pytest.raises(Crash):
+            protect(data, [llava], CONFIG, out)
+    monkeypatch.setattr(engine, "protect_batch", lambda *given: pytest.fail("protected again"))
+    assert contents(protect(data, [llava], CONFIG, out).path) == whole
+
+
 def test_triggers_are_shared_alike_after_a_crash_behind_the_last_round(
     data: Path, llava: Surrogate, whole: dict[str, str], tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -173,6 +190,37 @@ def test_variants_that_leave_one_side_alone_go_on_too(
     size = sum(file.stat().st_size for file in (layout.record_folder(out) / layout.STATE).glob("batch-*"))
     assert (size > 5 * 3 * 32 * 40) == (variant != "text")
     assert contents(protect(data, [llava], config, out).path) == whole
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 5])
+@pytest.mark.parametrize("before", [True, False])
+def test_pictures_without_text_are_not_captioned_again(
+    number: int, before: bool, data: Path, llava: Surrogate, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """On a GPU another caption may come out, and δ would belong to one that nobody has any more."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for path in data.glob("*.png"):
+        shutil.copy(path, photos)
+    (photos / "1.png").write_bytes(b"no picture")
+    asked: list[str] = []
+
+    def captions(model: Surrogate, paths: list[Path], batch_size: int) -> dict[Path, str]:
+        asked.extend(path.name for path in paths)
+        return {path: f"picture {path.stem}" for path in reversed(paths) if path.stem != "1"}
+
+    monkeypatch.setattr(prepare, "captions", captions)
+    whole = contents(protect(photos, [llava], CONFIG, tmp_path / "whole" / "release").path)
+    assert asked == [f"{n}.png" for n in range(5)]
+    out = tmp_path / "broken" / "release"
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "write_durably", at_write(number, before, Crash()))
+        with pytest.raises(Crash):
+            protect(photos, [llava], CONFIG, out)
+    asked.clear()
+    assert contents(protect(photos, [llava], CONFIG, out).path) == whole
+    kept = min(number - before, BATCHES) * CONFIG.batch_size
+    assert asked == [f"{n}.png" for n in range(5) if n >= kept or n == 1]  # what could not be read is tried again
 
 
 def test_a_full_disk_costs_nothing_that_is_done(

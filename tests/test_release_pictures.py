@@ -265,6 +265,67 @@ def test_pictures_inside_data_files_keep_their_formats_and_names(
         assert sorted(ours.image.name for _, ours in pairs) == sorted(path.name for path in files)
 
 
+def unchanged(data: Path, out: Path, config: ProtectConfig) -> Path:
+    """A release of pictures as they are, in which nothing but that is wrong."""
+    writer = ReleaseWriter(out, dataset := read_dataset(data), config, [])
+    for image in dataset.by_image():
+        writer.write_image(image, load_picture(image).image)
+    release = writer.finish({}, []).path
+    (problem,) = verify(release, data).problems
+    assert "no picture and no question differs from the original" in problem
+    return release
+
+
+def scans(path: Path) -> bytes:
+    """The encoded pixels of a JPEG file: all behind the header of its first scan."""
+    content = path.read_bytes()
+    return content[content.index(b"\xff\xda") : content.rindex(b"\xff\xd9")]
+
+
+@pytest.mark.parametrize("declare", [False, True])
+def test_jpeg_pictures_that_stay_as_they_are_keep_their_encoded_pixels(
+    data: Path, declare: bool, tmp_path: Path
+) -> None:
+    before = {path: path.read_bytes() for path in data.iterdir()}
+    config = ProtectConfig(variant="text", format="keep", declare_no_training=declare)
+    release = unchanged(data, tmp_path / "out", config)
+    own = [odd for odd in ODD.values() if odd.suffix == "jpg" and odd.kind != "CMYK"]
+    for odd in own:
+        released = release / odd.name
+        assert scans(released) == scans(data / odd.name)
+        assert (b"DMI-PROHIBITED-AIMLTRAINING" in read_metadata(released)[0].xmp) == declare
+        assert not released.samefile(data / odd.name)
+    assert len(own) > 5
+    assert {path: path.read_bytes() for path in data.iterdir()} == before
+
+
+def test_what_else_lies_in_a_jpeg_file_is_left_out_where_its_pixels_stay(tmp_path: Path) -> None:
+    """A second comment, a segment of a maker, an Exif preview, and what phones put behind the picture."""
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "a.jpg"
+    exif = Image.Exif()
+    exif[0x8769] = {0x927C: odd_pictures.PREVIEW}
+    odd_pictures.picture("RGB").save(path, quality=70, progressive=True, comment="by the sea", exif=exif)
+    content = path.read_bytes()
+    secret = b"\xff\xed\0\x0aMaker\0\xff\xda" + b"\xff\xfe\0\x08secret"
+    path.write_bytes(content[:2] + secret + content[2:] + b"a film \xff\xd9")
+    config = ProtectConfig(variant="text", format="jpeg")
+    found = (unchanged(described(tmp_path / "data"), tmp_path / "out", config) / "a.jpg").read_bytes()
+    assert found.endswith(content[content.index(b"\xff\xc2") :])
+    assert b"by the sea" in found
+    for left in (b"secret", b"Maker", b"a picture in a picture", b"a film"):
+        assert left not in found
+
+
+def test_colours_that_the_metadata_decides_stay(tmp_path: Path) -> None:
+    """RGB without conversion: with the segment that says so in place of ours, it would be read as YCbCr."""
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "a.jpg"
+    odd_pictures.picture("RGB").save(path, quality=100, keep_rgb=True)
+    release = unchanged(described(tmp_path / "data"), tmp_path / "out", ProtectConfig(variant="text", format="keep"))
+    assert torch.equal(load_picture(next(release.glob("a.*"))).image, load_picture(path).image)
+
+
 # What the owner is told
 
 

@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
-from mmguard.config import ProtectConfig
+from mmguard.config import ProtectConfig, Variant
 from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
 from mmguard.errors import BudgetError, ReleaseError, SampleError
@@ -318,15 +319,55 @@ def test_an_unfinished_release_is_taken_over(dataset: Dataset, tmp_path: Path) -
         ReleaseWriter(tmp_path / "out", dataset, CONFIG, [])
 
 
-def test_too_little_room_is_noticed_up_front(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("variant", "contained", "times"),
+    [
+        ("bph", False, 3),  # a picture, δ in the journal and δ in work
+        ("bph", True, 3),  # δ in work is gone before pictures are copied into their shard
+        ("random-noise", False, 2),
+        ("random-noise", True, 2),
+        ("text", False, 1),
+        ("text", True, 2),
+        ("random-words", False, 1),
+    ],
+)
+def test_too_little_room_is_noticed_up_front(
+    variant: Variant,
+    contained: bool,
+    times: int,
+    dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dataset = replace(dataset, format="parquet") if contained else dataset
+    config = replace(CONFIG, variant=variant)
     usage = namedtuple("usage", "total used free")
-    needed = 2 * 3 * 3 * 5 * 7  # two images, each with its PNG and twice its δ
+    needed = 2 * times * 3 * 5 * 7
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, needed - 1))
     with pytest.raises(ReleaseError, match=r"2 images need up to .* MB are available: free space"):
-        ReleaseWriter(tmp_path / "out", dataset, CONFIG, [])
+        ReleaseWriter(tmp_path / "out", dataset, config, [])
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, needed))
-    ReleaseWriter(tmp_path / "out", dataset, CONFIG, [])
+    ReleaseWriter(tmp_path / "out", dataset, config, [])
+
+
+def test_room_is_made_before_pictures_are_copied_into_data_files(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release_writer = ReleaseWriter(tmp_path / "out", dataset, CONFIG, [])
+    release_writer.deltas.write_bytes(b"delta")
+    for image in dataset.by_image():
+        release_writer.write_image(image, shifted(image, 1))
+    there = []
+    write = release_writer._format.write
+
+    def looking(*given: Any) -> None:
+        there.append(release_writer.deltas.exists())
+        write(*given)
+
+    monkeypatch.setattr(release_writer, "_format", replace(release_writer._format, write=looking))
+    release_writer.finish({}, [])
+    assert there == [False]
 
 
 def test_a_full_disk_keeps_what_was_written(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,6 +172,11 @@ class ProtectConfig:
             f"fluency {self.fluency}: variant {self.variant} with {self.trigger_words} trigger words searches for no "
             "words: leave it out, or choose another variant",
         )
+        _require(
+            self.fluency is None or self.trigger_scope == "sample",
+            f"fluency {self.fluency}: trigger-scope {self.trigger_scope} gives questions the words that were found for "
+            "others, where nobody asks the language model: leave one of the two out",
+        )
         _require(self.fluency_top_k >= 1, f"fluency-top-k {self.fluency_top_k}: give 1 or more")
         _require(self.rounds >= 1, f"rounds {self.rounds}: give 1 or more")
         _require(self.inner_steps is None or self.inner_steps >= 0, f"inner-steps {self.inner_steps}: give 0 or more")

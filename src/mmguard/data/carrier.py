@@ -7,6 +7,9 @@ encoder's tables and the picture's size stay; what a format cannot hold is conve
 from __future__ import annotations
 
 import io
+import re
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -19,7 +22,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from mmguard.config import ImageFormat
-from mmguard.data.images import Picture, opened
+from mmguard.data.images import Picture, opened, picture_of, read_file
 from mmguard.data.metadata import (
     Container,
     Metadata,
@@ -40,6 +43,9 @@ _ORIENTATION = 0x0112
 _LARGEST = {"WEBP": 16_383, "JPEG": 65_500}
 _JPEG_QUALITY = 95
 """Of pictures that come without tables of their own."""
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+"""Begins a segment, or ends the file. The others have no segment: 255 in a scan's data, restarts and filling."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,32 @@ def encode(carrier: Carrier, picture: Picture, protected: Tensor, metadata: Meta
     file = io.BytesIO()
     _stored(carrier, picture, protected).save(file, carrier.container, **options)
     return file.getvalue()
+
+
+def relabelled(path: Path, picture: Picture, carrier: Carrier, metadata: Metadata) -> bytes | None:
+    """The file of an unchanged JPEG picture: its pixels as they are encoded in the original, with other metadata.
+
+    Args:
+        path: the original.
+        picture: what it is decoded to.
+        carrier: how it is to be stored.
+        metadata: what the file is to say besides, as `fitted` to JPEG.
+
+    Returns:
+        None if the original is no JPEG file, something of it is converted, or it needs what it says besides to be
+        decoded to the same picture.
+    """
+    content, label = read_file(path), io.BytesIO()
+    if carrier.jpeg is None or carrier.notes or not content.startswith(_JPEG_START):
+        return None
+    Image.new("L", (8, 8)).save(label, "JPEG", **save_options(metadata, "JPEG"))
+    says = [segment for segment in _segments(label.getvalue()) if _is_metadata(segment)]
+    shows = [segment for segment in _segments(content) if not _is_metadata(segment)]
+    made = b"".join([_JPEG_START, *says, *shows, _JPEG_END])
+    with suppress(SampleError):
+        if torch.equal(picture_of(made, path).image, picture.image):
+            return made
+    return None
 
 
 def jpeg_roundtrip(image: Tensor, jpeg: Jpeg) -> Tensor:
@@ -274,6 +306,21 @@ def _standard(quality: int) -> tuple[tuple[int, ...], ...]:
     with Image.open(file) as saved:
         assert isinstance(saved, JpegImagePlugin.JpegImageFile)
         return tuple(tuple(saved.quantization[key]) for key in (0, 1))
+
+
+def _segments(content: bytes) -> Iterator[bytes]:
+    """What stands between the first and the last marker of a JPEG file: segments, those of scans with their data."""
+    found = _JPEG_MARKER.search(content, len(_JPEG_START))
+    while found and found[0] != _JPEG_END:
+        size = int.from_bytes(content[found.end() : found.end() + 2], "big")
+        following = _JPEG_MARKER.search(content, found.end() + size)
+        yield content[found.start() : following.start() if following else None]
+        found = following
+
+
+def _is_metadata(segment: bytes) -> bool:
+    """Whether a segment of a JPEG file can be missing; without Adobe's, colours may be others."""
+    return segment[1] == 0xFE or (segment[1] & 0xF0 == 0xE0 and not segment.startswith(b"Adobe", 4))
 
 
 def _encode_jpeg(stored: Tensor, jpeg: Jpeg, **options: Any) -> bytes:

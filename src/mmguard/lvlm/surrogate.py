@@ -232,11 +232,17 @@ class Surrogate:
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             if is_out_of_memory(error):
                 raise
-            warnings.warn(f"{self.name}: every candidate is run in full, which is slower: {error}", stacklevel=2)
+            self._warn_of_full_runs(str(error))
             return False
         whole = self.forward(encoded, pixels).nll
         tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.05
-        return bool((short - whole).abs().max() <= tolerance * (1 + whole.abs().max()))
+        if bool((short - whole).abs().max() <= tolerance * (1 + whole.abs().max())):
+            return True
+        self._warn_of_full_runs("going on from a shared beginning gives other losses")
+        return False
+
+    def _warn_of_full_runs(self, reason: str) -> None:
+        warnings.warn(f"{self.name}: every candidate is run in full, which is slower: {reason}", stacklevel=3)
 
     @torch.no_grad()
     def forward_from(self, prefix: Prefix, encoded: Encoded, layers: Sequence[int] = ()) -> Forward:

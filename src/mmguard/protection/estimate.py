@@ -21,6 +21,7 @@ from mmguard.protection.prepare import begin, captions_of
 from mmguard.protection.run import WRITERS
 from mmguard.release.layout import budgets
 from mmguard.release.pictures import store
+from mmguard.release.writer import working_bytes
 from mmguard.runtime.executor import cores
 from mmguard.runtime.progress import progress
 from mmguard.types import Dataset
@@ -102,6 +103,7 @@ def estimate(
     files, size = _measured_files(items, config), sum(pixels.values())
     wordless = len({sample.image for sample in data.samples if not sample.answer})
     contained = formats.named(data.format).contains
+    pictures = round(files.bytes * size)
     return Estimate(
         seconds={
             "Reading": files.reading * size,
@@ -110,10 +112,8 @@ def estimate(
             "Writing": files.writing * size / min(WRITERS, cores()),
         },
         method=_method(timed, len(items), config),
-        release_bytes=round(files.bytes * size) + (0 if contained else sum(f.stat().st_size for f in data.files)),
-        # δ, twice while it is optimised, and pictures that wait for their data file.
-        working_bytes=(3 * size * (1 + config.optimised) if config.perturbs_images else 0)
-        + (round(files.bytes * size) if contained else 0),
+        release_bytes=pictures + (0 if contained else sum(f.stat().st_size for f in data.files)),
+        working_bytes=working_bytes(data, config, size, pictures),
     )
 
 

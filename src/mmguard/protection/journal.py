@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 class Journal:
     """Keeps nothing: for what lives in memory alone."""
 
+    def captions(self, number: int) -> dict[str, str]:
+        """What an earlier run had said of a batch of pictures without text, by their paths in the dataset."""
+        return {}
+
+    def keep_captions(self, number: int, said: Mapping[str, str]) -> None:
+        """Keeps the captions of a batch: a model need not say the same again, and δ belongs to what it said."""
+
     def restore(self, number: int, batch: Sequence[Item]) -> int:
         """Puts a batch into the state that an earlier run left it in.
 
@@ -46,7 +53,7 @@ class Journal:
 
 
 class FileJournal(Journal):
-    """Keeps one file a batch and one with adapters, in safetensors.
+    """Keeps one file a batch and one with adapters, in safetensors, and one a batch of captions.
 
     A file is there whole or not at all, and in this order: the adapters of a round, then its batches. So no batch is
     ever further than a round ahead of another, and where adapters are missing, no batch has begun their round: the
@@ -60,6 +67,14 @@ class FileJournal(Journal):
     def __init__(self, folder: Path, images: bool) -> None:
         self._folder = folder
         self._images = images
+
+    def captions(self, number: int) -> dict[str, str]:
+        found = _read(self._captions(number))
+        said: dict[str, str] = json.loads(found[1]["captions"]) if found else {}
+        return said
+
+    def keep_captions(self, number: int, said: Mapping[str, str]) -> None:
+        self._write(self._captions(number), {}, {"captions": json.dumps(said)})
 
     def restore(self, number: int, batch: Sequence[Item]) -> int:
         found = _read(self._batch(number))
@@ -100,6 +115,9 @@ class FileJournal(Journal):
 
     def _batch(self, number: int) -> Path:
         return self._folder / f"batch-{number:06}.safetensors"
+
+    def _captions(self, number: int) -> Path:
+        return self._folder / f"captions-{number:06}.safetensors"
 
     def _write(self, path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
         with writing(path):

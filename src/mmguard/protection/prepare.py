@@ -17,7 +17,9 @@ from mmguard.protection.batch import Item
 from mmguard.protection.decoys import decoys
 from mmguard.protection.deltas import DeltaFile
 from mmguard.protection.ensemble import Ensemble
+from mmguard.protection.journal import Journal
 from mmguard.protection.loop import start
+from mmguard.release.layout import relative
 from mmguard.runtime.devices import device_of
 from mmguard.runtime.progress import Told, progress
 from mmguard.types import Dataset, Rejection, Sample
@@ -84,17 +86,35 @@ def ensemble_of(surrogates: Sequence[str | Surrogate], config: ProtectConfig, de
 
 
 def captions_of(
-    data: Dataset, ensemble: Ensemble | None, config: ProtectConfig, show_progress: bool | Told = False
+    data: Dataset,
+    ensemble: Ensemble | None,
+    config: ProtectConfig,
+    show_progress: bool | Told = False,
+    journal: Journal | None = None,
 ) -> dict[Path, str]:
-    """The first surrogate's captions of pictures without text, "" where it says nothing; none for controls."""
+    """The first surrogate's captions of pictures without text, "" where it says nothing; none for controls.
+
+    Args:
+        data: what is protected.
+        ensemble: the surrogates, if there are any.
+        config: settings of the run.
+        show_progress: show a bar, or tell a function.
+        journal: keeps them, and of what an earlier run left there nothing is said again; nothing is kept without one.
+    """
     wordless = [path for path, samples in data.by_image().items() if not samples[0].answer]
     if ensemble is None or not config.optimised or not wordless:
         return {}
+    journal = journal or Journal()
     said: dict[Path, str] = {}
     with progress("Captioning", len(wordless), show_progress) as advance:
-        for first in range(0, len(wordless), config.batch_size):
-            batch = wordless[first : first + config.batch_size]
-            said |= captions(ensemble.members[0].surrogate, batch, config.batch_size)
+        for number, first in enumerate(range(0, len(wordless), config.batch_size)):
+            batch = {relative(path, data).as_posix(): path for path in wordless[first : first + config.batch_size]}
+            kept = journal.captions(number)
+            if left := {name: path for name, path in batch.items() if name not in kept}:
+                new = captions(ensemble.members[0].surrogate, list(left.values()), config.batch_size)
+                kept |= {name: new[path] for name, path in left.items() if path in new}
+                journal.keep_captions(number, kept)
+            said |= {path: kept[name] for name, path in batch.items() if name in kept}
             advance(len(batch))
     return said
 

@@ -102,7 +102,8 @@ def _fill(
 ) -> Release:
     """Protects and writes, going on from where an earlier run stopped."""
     ensemble = ensemble_of(needed, config, device)
-    said = captions_of(data, ensemble, config, show_progress)
+    journal = FileJournal(writer.state, config.perturbs_images)
+    said = captions_of(data, ensemble, config, show_progress, journal)
     data = with_captions(data, said)
 
     failed = speechless(said, names_of(needed))
@@ -113,7 +114,7 @@ def _fill(
     adaptation: dict[str, Any] = {}
     if config.optimised and ensemble is not None:
         with stages(work(items, config), show_progress) as told:
-            optimise(items, ensemble, config, told, FileJournal(writer.state, config.perturbs_images), engine)
+            optimise(items, ensemble, config, told, journal, engine)
         # Settings may leave both to the data and the models.
         rates = {member.surrogate.name: member.inner_lr for member in ensemble.members}
         adaptation = {"inner_steps": inner_steps(items, config), "inner_lr": rates}

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmguard.config import ImageFormat, ProtectConfig
-from mmguard.data.carrier import SUFFIXES, Carrier, carried_metadata, carrier_for, encode
+from mmguard.data.carrier import SUFFIXES, Carrier, carried_metadata, carrier_for, encode, relabelled
 from mmguard.data.images import Picture, opened
 from mmguard.data.metadata import Container, Metadata, differences, read_metadata
 from mmguard.errors import BudgetError
@@ -58,10 +58,14 @@ def store(path: Path, picture: Picture, protected: Tensor, config: ProtectConfig
     if not torch.equal(ImageBudget(eps, picture.alpha).project(picture.image, delta).to(torch.int16), delta):
         raise BudgetError(f"{path}: its perturbation colours a gray picture, or changes what is transparent")
     carrier = carrier_for(path, config.format)
-    if carrier.jpeg is not None:
-        protected, carrier = _fitted(path, picture.image, protected, carrier, eps)
     metadata, lost = carried_metadata(path, carrier, config.declare_no_training)
-    content = encode(carrier, picture, protected, metadata)
+    # Encoded once more, a JPEG picture would not stay as it is.
+    content = None if delta.any() else relabelled(path, picture, carrier, metadata)
+    if content is None:
+        if carrier.jpeg is not None:
+            protected, carrier = _fitted(path, picture.image, protected, carrier, eps)
+            metadata, lost = carried_metadata(path, carrier, config.declare_no_training)
+        content = encode(carrier, picture, protected, metadata)
     return Stored(content, carrier, (*carrier.notes, *lost, *_exposed(metadata)))
 
 

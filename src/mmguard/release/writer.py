@@ -282,12 +282,13 @@ class ReleaseWriter:
         _write_text(self.record / layout.FILES, to_csv(files))
         targets_only = all(sample.question is None for sample in self.dataset.samples)
         with writing(self.path):
+            # Makes room: shards hold every picture once more. Whoever takes over draws δ anew, or has it in `state`.
+            self.deltas.unlink(missing_ok=True)
             self._format.write(self.dataset, rows, self.path)
         data_files = self._format.find(self.path)
         card = dataset_card([one.row for one in rows], len(kept), len(samples), targets_only, self._format, data_files)
         _write_text(self.path / layout.CARD, card)
         with writing(self.record):
-            self.deltas.unlink(missing_ok=True)
             # Else a power loss could take pictures from a release that says it is complete.
             ours = [self.record / name for name in (layout.WARNING, layout.RECORD, layout.FILES)]
             put_on_disk([self.path, *self.path.rglob("*"), self.record, *ours])
@@ -373,7 +374,7 @@ def require_place(out: Path, dataset: Dataset, config: ProtectConfig) -> None:
     for folder in (out, record):
         require_apart(folder, dataset)
     _require_free(out, record)
-    _require_room(out, layout.images_folder(out, dataset), list(dataset.by_image()), config.optimised)
+    _require_room(out, dataset, config)
 
 
 def require_apart(folder: Path, dataset: Dataset) -> None:
@@ -432,17 +433,34 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], within: str 
     return sorted(found)
 
 
-def _require_room(release: Path, folder: Path, images: Sequence[Path], optimised: bool) -> None:
-    """A PNG needs hardly more than its pixels, and with noise of a few levels nearly as much; so does its δ, which
-    is kept twice while it is optimised."""
-    # What an unfinished run left is written over.
-    record = layout.record_folder(release)
-    left = [*folder.rglob("*"), record / layout.DELTAS, *(record / layout.STATE).rglob("*")]
-    needed = -sum(file.stat().st_size for file in left if file.is_file())
+def working_bytes(dataset: Dataset, config: ProtectConfig, pixels: int, pictures: int) -> int:
+    """What the record folder needs at most while a release is made, besides the release.
+
+    Args:
+        dataset: what is protected.
+        config: settings of the run.
+        pixels: of all images together.
+        pictures: bytes of all released pictures together.
+    """
+    delta = 3 * pixels if config.perturbs_images else 0
+    waiting = pictures if formats.named(dataset.format).contains else 0
+    # One copy in the journal; the one that is worked on is gone before pictures are copied into their data files.
+    return delta * config.optimised + max(delta, waiting)
+
+
+def _require_room(release: Path, dataset: Dataset, config: ProtectConfig) -> None:
+    """A PNG needs hardly more than its pixels, and with noise of a few levels nearly as much."""
+    images = list(dataset.by_image())
+    pixels = pictures = 0
     for image in images:
         # An image that cannot be read is reported when it is protected.
         with contextlib.suppress(Exception), opened(image) as file:
-            needed += (max(3, len(file.getbands())) + 3 * (1 + optimised)) * file.width * file.height
+            pixels += file.width * file.height
+            pictures += max(3, len(file.getbands())) * file.width * file.height
+    # What an unfinished run left is written over.
+    left = [*release.rglob("*"), *layout.record_folder(release).rglob("*")]
+    needed = pictures + working_bytes(dataset, config, pixels, pictures)
+    needed -= sum(file.stat().st_size for file in left if file.is_file())
     disk = next(folder for folder in (release, *release.parents) if folder.exists())
     available = shutil.disk_usage(disk).free
     if needed > available:
