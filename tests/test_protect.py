@@ -291,7 +291,8 @@ def test_a_batch_that_never_fits_into_the_inner_step_is_said_clearly(
     monkeypatch.setattr(qwen, "recompute", True)
     with pytest.raises(SurrogateError, match=r"memory is not enough to train on one sample .*max-pixels"):
         optimise(items, ensemble, config)
-    assert tried == [(llava.name, False), (llava.name, True), (llava.name, True)], "three, three, one"
+    assert tried[:3] == [(llava.name, False), (llava.name, True), (llava.name, True)], "three, three, one"
+    assert tried[3:] == [(llava.name, True)] * 2 + [(qwen.name, True)] * 3, "every other sample"
     assert (llava.recompute, qwen.recompute) == (False, True), "each as it was"
 
 
@@ -314,6 +315,33 @@ def test_an_inner_batch_that_does_not_fit_is_done_in_parts(
     monkeypatch.setattr(Surrogate, "forward", at_most_two)
     optimise(items, ensemble, config)
     assert trained == [(4, False), (4, True), *[(2, True)] * 4], "the second step does not try again"
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_sample_that_does_not_fit_into_the_inner_step_teaches_nothing(
+    number: int, folder: Path, llava: Surrogate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(FAST, variant="image", inner_batch_size=1)
+    ensemble = Ensemble([llava], config)
+    items = [start(p, s[:1], config, ()) for p, s in read_dataset(folder).by_image().items()]
+    batch = [(item.examples[0], to_unit(item.protected())) for item in items]
+    rest = batch[:number] + batch[number + 1 :]
+    pixels, large = Surrogate.pixels, batch[number][1]
+
+    def full(self: Surrogate, images: list[Tensor]) -> dict[str, Tensor]:
+        if any(image is large for image in images):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return pixels(self, images)
+
+    with ensemble.adaptable():
+        ensemble.adapt([zip(*rest, strict=True)], seed=0)
+        expected = ensemble.adaptation()
+        monkeypatch.setattr(Surrogate, "pixels", full)
+        for size in (1, 8):
+            monkeypatch.setattr(ensemble, "_inner_size", size)
+            ensemble.adapt([zip(*batch, strict=True), zip(*batch[number : number + 1], strict=True)], seed=0)
+            for name, weight in ensemble.adaptation().items():
+                torch.testing.assert_close(weight, expected[name], atol=1e-6, rtol=1e-5)
 
 
 def test_an_original_that_vanishes_on_the_way_is_left_out(

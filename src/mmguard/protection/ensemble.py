@@ -75,6 +75,8 @@ class Ensemble:
         self._fluency = Fluency(language, self._words(), config.fluency_top_k) if language else None
         self._adapters: list[Adapter] = []
         self._inner_size = config.inner_batch_size
+        self._taught: set[str] = set()
+        """Names of members that memory was enough to train, on one sample at least."""
 
     @property
     def name(self) -> str:
@@ -216,41 +218,57 @@ class Ensemble:
             rate: what the learning rates are multiplied with in each step.
 
         Raises:
-            SurrogateError: memory is not enough for a batch.
+            SurrogateError: memory was not enough for any sample yet.
         """
         for adapter in self._adapters:
             adapter.reset(seed)
+        unable: set[str] = set()
         for step, (examples, images) in enumerate(batches):
             for member, adapter in zip(self.members, self._adapters, strict=True):
-                self._step(member, adapter, examples, images, member.inner_lr * rate(step))
+                fitted = self._step(member, adapter, examples, images, member.inner_lr * rate(step))
+                (self._taught if fitted else unable).add(member.surrogate.name)
+        if untaught := unable - self._taught:
+            raise SurrogateError(
+                f"{', '.join(sorted(untaught))}: memory is not enough to train on one sample at a time: take a smaller "
+                "surrogate or max-pixels, or a device with more memory"
+            )
 
     def _step(
         self, member: Member, adapter: Adapter, examples: Sequence[Example], images: Sequence[Tensor], lr: float
-    ) -> None:
+    ) -> bool:
         """One supervised step of one member; where memory is not enough, with activations computed twice, then in parts
-        of half the samples, a quarter…"""
+        of half the samples, a quarter… A sample that does not fit even alone teaches nothing.
+
+        Returns:
+            Whether there was any that fitted.
+        """
         surrogate = member.surrogate
-        while True:
-            size = min(self._inner_size, len(examples))
+        texts, pictures = list(examples), list(images)
+        while texts:
+            size = min(self._inner_size, len(texts))
+            begins = iter(range(0, len(texts), size))
             parts = (
-                (surrogate.encode(examples[k : k + size], images[k : k + size]), surrogate.pixels(images[k : k + size]))
-                for k in range(0, len(examples), size)
+                (
+                    surrogate.encode(texts[k : k + size], pictures[k : k + size]),
+                    surrogate.pixels(pictures[k : k + size]),
+                )
+                for k in begins
             )
             try:
-                adapter.step(parts, len(examples), lr)
-                return
+                adapter.step(parts, len(texts), lr)
+                return True
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if self.recompute and size == 1:
-                    raise SurrogateError(
-                        f"{surrogate.name}: memory is not enough to train on one sample at a time: take a smaller "
-                        "surrogate or max-pixels, or a device with more memory"
-                    ) from error
-            if self.recompute:
+            if not self.recompute:
+                self.save_memory()
+            elif size > 1:
                 self._inner_size = size // 2
-            self.save_memory()
+            else:
+                failed = next(begins, len(texts)) - 1  # parts are made as they are needed
+                del texts[failed], pictures[failed]
             release_memory()
+        return False
 
     def adaptation(self) -> dict[str, Tensor]:
         """Inside `adaptable`: the weights that `adapt` arrived at, by member and place."""
