@@ -203,7 +203,7 @@ def test_a_worker_with_no_memory_for_one_sample_says_so(
     data: Path, llava: str, tmp_path: Path, started: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_engine, "Worker", starving(tmp_path / "told", enough=0))
-    with pytest.raises(SurrogateError, match=r"memory is not enough for .* even one sample at a time"):
+    with pytest.raises(SurrogateError, match=r"memory is not enough for it, even one sample at a time"):
         protected(data, llava, tmp_path / "release", ONE)
 
 

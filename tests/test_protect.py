@@ -270,7 +270,7 @@ def test_what_never_fits_is_said_clearly(folder: Path, llava: Surrogate, monkeyp
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
     monkeypatch.setattr(Surrogate, "forward", forward)
-    with pytest.raises(SurrogateError, match=r"memory is not enough for .*0\.png.*smaller surrogate"):
+    with pytest.raises(SurrogateError, match=r"0\.png: memory is not enough for it.*smaller surrogate"):
         optimise(items, ensemble, config)
     assert not llava.recompute
 
@@ -607,6 +607,36 @@ def test_a_picture_that_memory_is_not_enough_for_is_left_out(
     assert "memory is not enough" in reason
     for name in ("0.png", "2.png"):
         assert (release.path / "images" / name).read_bytes() == (whole.path / "images" / name).read_bytes()
+
+
+def test_a_batch_of_pictures_that_are_all_too_large_is_left_out(
+    folder: Path, tmp_path: Path, llava: Surrogate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where others fitted before: then it is not the surrogate that is too large."""
+    too_large = {(3, 32, 56)}
+
+    def full(_: Any, shape: tuple[int, ...]) -> bool:
+        if shape in too_large:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return False
+
+    told: list[tuple[str, float]] = []
+    broken_objective(monkeypatch, full)
+    config = replace(FAST, batch_size=1)
+    release = protect(
+        folder, [llava], config, tmp_path / "release", show_progress=lambda done, stage: told.append((stage, done))
+    )
+    assert ("Searching", 1) in told
+    assert [failure.where for failure in release.failed] == [str(folder / "images" / "1.png")]
+    assert "memory is not enough" in release.failed[0].reason
+    assert verify(release.path, folder).ok
+
+    too_large.add((3, 40, 40))
+    out = tmp_path / "first"
+    with pytest.raises(SurrogateError, match=r"0\.png: memory is not enough for it.*smaller surrogate"):
+        protect(folder, [llava], config, out)
+    too_large.clear()
+    assert protect(folder, [llava], config, out).failed == [], "what ended the run was not kept"
 
 
 def test_weights_that_do_not_fit_in_32_bits_cost_a_picture(

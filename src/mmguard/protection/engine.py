@@ -49,9 +49,12 @@ class LocalEngine:
         with ensemble.adapted():
             advance("Adapting", 1)
             for (number, batch), pictures in prefetched(jobs, lambda job: originals(job[1], load_picture)):
-                done = _once(advance, workload(batch, config))
+                stages = workload(batch, config)
+                done = _once(advance, stages)
                 size = self._size or config.batch_size
                 self._size = protect_batch(remaining(batch), pictures, ensemble, config, size, done)
+                for stage in stages:  # lost images are through, too
+                    done(stage)
                 yield number, batch
 
 
