@@ -299,7 +299,7 @@ def test_a_batch_that_never_fits_into_the_inner_step_is_said_clearly(
 def test_an_inner_batch_that_does_not_fit_is_done_in_parts(
     folder: Path, llava: Surrogate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(FAST, variant="multimodal", rounds=1, inner_steps=2, inner_batch_size=4)
+    config = replace(FAST, variant="multimodal", rounds=2, inner_steps=2, inner_batch_size=4)
     ensemble = Ensemble([llava], config)
     items = [start(p, s, config, ["red", "blue"]) for p, s in read_dataset(folder).by_image().items()]
     trained: list[tuple[int, bool]] = []
@@ -314,7 +314,8 @@ def test_an_inner_batch_that_does_not_fit_is_done_in_parts(
 
     monkeypatch.setattr(Surrogate, "forward", at_most_two)
     optimise(items, ensemble, config)
-    assert trained == [(4, False), (4, True), *[(2, True)] * 4], "the second step does not try again"
+    a_round = [(4, False), (4, True), *[(2, True)] * 4]
+    assert trained == a_round * 2, "the second step does not try again, the second round does"
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -385,11 +386,42 @@ def test_what_does_not_fit_into_memory_is_done_in_halves(
     found = fresh()
     optimise(found, ensemble, config)
     assert not llava.recompute
-    assert [size for size, recompute in tried if not recompute] == [4, 2, 1]
+    assert [size for size, recompute in tried if not recompute] == [4, 2, 1] * 2
     assert {size for size, recompute in tried if recompute} == {1}
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.triggers == theirs.triggers
         assert torch.equal(ours.delta, theirs.delta)
+
+
+def test_a_picture_that_hardly_fits_does_not_slow_down_all_that_follow(
+    folder: Path, llava: Surrogate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(FAST, variant="image", rounds=1, inner_steps=0, pgd_steps=1, batch_size=4)
+    small, large, _ = read_dataset(folder).by_image().items()
+    few = (large[0], large[1][:1])
+    items = [start(*one, config, ()) for one in (large, *[small] * 10, few)]
+    tried: list[tuple[int, bool]] = []
+
+    def tight(self: Objective, examples: Any, images: list[Tensor], reference: Any) -> Any:
+        tried.append((len(examples), self.surrogate.recompute))
+        if images[0].shape[1:] == (32, 56) and tried[-1] != (1, True):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return plain(self, examples, images, reference)
+
+    plain = Objective.__call__
+    monkeypatch.setattr(Objective, "__call__", tight)
+    optimise(items, Ensemble([llava], config), config)
+    assert tried[:7] == [(4, False), (2, False), (1, False), *[(1, True)] * 4]
+    assert tried[7:10] == [(2, False), (2, False), (4, False)], "twice as many in each that follows"
+    assert tried[10:] == [(1, False), (1, True)], "no number twice"
+
+
+def test_what_memory_is_not_enough_for_once_is_tried_again(llava: Surrogate) -> None:
+    ensemble, before = Ensemble([llava], FAST), llava.candidates_at_once
+    with ensemble.may_save_memory():
+        ensemble.save_memory()
+        llava.candidates_at_once = 1
+    assert (llava.recompute, llava.candidates_at_once) == (False, before)
 
 
 def test_same_seed_same_release_and_another_seed_another(folder: Path, tmp_path: Path, llava: Surrogate) -> None:

@@ -127,10 +127,14 @@ def protect_batch(
     """The outer problem for one batch; where that fails, image by image.
 
     An image is lost for which memory is not enough, or a loss or gradient is no number in 32 bits either. The arguments
-    are those of `_fitted`, and so is the rest.
+    are those of `_fitted`.
+
+    Returns:
+        The size to try with the next batch: twice what was enough for this one, so that a single large picture does not
+        slow down all that follow.
     """
     try:
-        return _fitted(batch, pictures, ensemble, config, size, done)
+        return min(2 * _fitted(batch, pictures, ensemble, config, size, done), config.batch_size)
     except (FloatingPointError, TooLargeError):
         pass
     release_memory()
@@ -197,31 +201,45 @@ def _fitted(
         FloatingPointError: a loss or gradient is no finite number; δ and triggers are as before.
         TooLargeError: memory is not enough for one sample of one of the images.
     """
+    rows = sum(len(item.samples) for item in batch)
+    with ensemble.may_save_memory():
+        while True:
+            try:
+                _both_sides(batch, pictures, ensemble, config, size, done)
+                return size
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                alone = min(size, rows) == 1
+                if alone and ensemble.recompute:
+                    raise TooLargeError(str(batch[0].path)) from error
+            if alone:
+                ensemble.save_memory()
+            size = max(1, min(size, rows) // 2)
+            release_memory()
+
+
+def _both_sides(
+    batch: Sequence[Item],
+    pictures: Sequence[Picture],
+    ensemble: Ensemble,
+    config: ProtectConfig,
+    size: int,
+    done: Callable[[Stage], None],
+) -> None:
+    """The outer problem, with the arguments of `_fitted`; where it fails, δ and triggers are as before."""
     originals = [picture.image for picture in pictures]
-    while True:
-        try:
-            parts = _parts(batch, originals, ensemble, size)
-            deltas = [item.delta for item in batch]
-            if config.perturbs_images:
-                deltas = _perturb(batch, deltas, pictures, parts, ensemble, config)
-                done("Perturbing")
-            if config.inserts_triggers:
-                _search_triggers(batch, deltas, originals, parts, ensemble)
-                done("Searching")
-            if config.perturbs_images:
-                for item, delta in zip(batch, deltas, strict=True):
-                    item.delta.copy_(delta)
-            return size
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if size == 1 and ensemble.recompute:
-                raise TooLargeError(str(batch[0].path)) from error
-        if size == 1:
-            ensemble.save_memory()
-        size = max(1, size // 2)
-        parts = []
-        release_memory()
+    parts = _parts(batch, originals, ensemble, size)
+    deltas = [item.delta for item in batch]
+    if config.perturbs_images:
+        deltas = _perturb(batch, deltas, pictures, parts, ensemble, config)
+        done("Perturbing")
+    if config.inserts_triggers:
+        _search_triggers(batch, deltas, originals, parts, ensemble)
+        done("Searching")
+    if config.perturbs_images:
+        for item, delta in zip(batch, deltas, strict=True):
+            item.delta.copy_(delta)
 
 
 @dataclass(frozen=True)

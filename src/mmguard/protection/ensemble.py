@@ -88,8 +88,19 @@ class Ensemble:
         """Whether all surrogates compute activations twice instead of keeping them (`Surrogate.recompute`)."""
         return all(member.surrogate.recompute for member in self.members)
 
+    @contextmanager
+    def may_save_memory(self) -> Iterator[None]:
+        """Where memory is not enough inside, less is done at a time; on exit as much as before, for what follows may be
+        smaller."""
+        with ExitStack() as stack:
+            stack.callback(setattr, self, "_inner_size", self._inner_size)
+            for member in self.members:
+                for name in ("recompute", "candidates_at_once"):
+                    stack.callback(setattr, member.surrogate, name, getattr(member.surrogate, name))
+            yield
+
     def save_memory(self) -> None:
-        """Inside `adaptable`: has all surrogates compute activations twice until its end."""
+        """Inside `may_save_memory`: has all surrogates compute activations twice until its end."""
         for member in self.members:
             member.surrogate.recompute = True
 
@@ -200,7 +211,6 @@ class Ensemble:
         with ExitStack() as stack:
             stack.callback(self._adapters.clear)
             for member in self.members:
-                stack.callback(setattr, member.surrogate, "recompute", member.surrogate.recompute)
                 self._adapters.append(stack.enter_context(adapted(member.surrogate, self._config.inner_rank, seed=0)))
             yield
 
@@ -223,10 +233,11 @@ class Ensemble:
         for adapter in self._adapters:
             adapter.reset(seed)
         unable: set[str] = set()
-        for step, (examples, images) in enumerate(batches):
-            for member, adapter in zip(self.members, self._adapters, strict=True):
-                fitted = self._step(member, adapter, examples, images, member.inner_lr * rate(step))
-                (self._taught if fitted else unable).add(member.surrogate.name)
+        with self.may_save_memory():
+            for step, (examples, images) in enumerate(batches):
+                for member, adapter in zip(self.members, self._adapters, strict=True):
+                    fitted = self._step(member, adapter, examples, images, member.inner_lr * rate(step))
+                    (self._taught if fitted else unable).add(member.surrogate.name)
         if untaught := unable - self._taught:
             raise SurrogateError(
                 f"{', '.join(sorted(untaught))}: memory is not enough to train on one sample at a time: take a smaller "
