@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from mmguard.errors import ConfigError, EngineError, SampleError, SurrogateError
 from mmguard.lvlm.surrogate import load_surrogate
 from mmguard.protection import batch as batches
 from mmguard.protection import journal, ray_engine
+from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.run import protect
 from mmguard.release import layout
 from mmguard.release.verify import verify
@@ -159,6 +161,49 @@ def test_a_lost_worker_changes_nothing(
     release = protected(data, llava, tmp_path / "release", TWO)
     assert contents(release.path) == whole
     assert "a worker was lost, its batch is done again" in caplog.text
+
+
+def test_driver_and_workers_take_turns_on_a_gpu(
+    data: Path, llava: str, tmp_path: Path, started: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = tmp_path / "told"
+
+    def tell(what: str) -> None:
+        with told.open("a") as file:
+            file.write(f"{what}\n")
+
+    class Telling(ray_engine.Worker):
+        def begin(self, required: dict[str, str]) -> None:
+            super().begin(required)
+            ray_engine.release_memory = lambda: tell("worker leaves")
+
+    adapt, on_cpu = Ensemble.adapt, Ensemble.on_cpu
+
+    def adapting(self: Ensemble, *given: Any) -> None:
+        tell("driver adapts")
+        adapt(self, *given)
+
+    @contextmanager
+    def away(self: Ensemble) -> Iterator[None]:
+        tell("driver leaves")
+        with on_cpu(self):
+            yield
+
+    monkeypatch.setattr(ray_engine, "Worker", Telling)
+    monkeypatch.setattr(Ensemble, "adapt", adapting)
+    monkeypatch.setattr(Ensemble, "on_cpu", away)
+    protected(data, llava, tmp_path / "release", ONE)
+    assert told.read_text().splitlines() == ["driver adapts", "driver leaves", "worker leaves"] * 2
+
+
+def test_a_driver_comes_back_to_its_device(llava: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    surrogate = load_surrogate(llava, device="cpu")
+    moved: list[Any] = []
+    surrogate.device = torch.device("cuda")
+    monkeypatch.setattr(surrogate.model, "to", moved.append)
+    with Ensemble([surrogate], CONFIG).on_cpu():
+        assert moved == ["cpu"]
+    assert moved == ["cpu", surrogate.device]
 
 
 def starving(told: Path, enough: int) -> type[ray_engine.Worker]:

@@ -105,6 +105,17 @@ class Ensemble:
             member.surrogate.recompute = True
 
     @contextmanager
+    def on_cpu(self) -> Iterator[None]:
+        """Leaves the members' devices to others until the end of the block; nothing is computed inside."""
+        for member in self.members:
+            member.surrogate.model.to("cpu")
+        release_memory()
+        yield
+        # Not after an error, where others may not have left yet.
+        for member in self.members:
+            member.surrogate.model.to(member.surrogate.device)
+
+    @contextmanager
     def in_float32(self) -> Iterator[None]:
         """All members compute in 32 bits until the end of the block."""
         with ExitStack() as stack:
