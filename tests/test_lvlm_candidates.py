@@ -187,11 +187,13 @@ def test_candidates_that_do_not_fit_run_in_halves(monkeypatch: pytest.MonkeyPatc
         return plain(self, prefix, part, layers)
 
     monkeypatch.setattr(Surrogate, "forward_from", tight)
-    monkeypatch.setattr(model, "candidates_at_once", 4)
+    monkeypatch.setattr(model, "candidates_at_once", 64)
     for _ in range(2):
         found = Candidates(model, example(()), photograph(2, 40, 60))(TRIGGERS)[1].nll
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    assert sizes == [3, 2, 2, 1, 2, 2, 1], "the next sample begins with what was enough for the last"
+    assert sizes == [5, 3, 2, 2, 1, 2, 2, 1], (
+        "no number twice, and the next sample begins with what was enough for the last"
+    )
 
 
 def test_a_model_whose_beginning_depends_on_the_rest_runs_in_full(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -270,7 +270,7 @@ def test_what_never_fits_is_said_clearly(folder: Path, llava: Surrogate, monkeyp
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
     monkeypatch.setattr(Surrogate, "forward", forward)
-    with pytest.raises(SurrogateError, match=r"memory is not enough for .*0\.png.*smaller surrogate"):
+    with pytest.raises(SurrogateError, match=r"0\.png: memory is not enough for it.*smaller surrogate"):
         optimise(items, ensemble, config)
     assert not llava.recompute
 
@@ -291,14 +291,15 @@ def test_a_batch_that_never_fits_into_the_inner_step_is_said_clearly(
     monkeypatch.setattr(qwen, "recompute", True)
     with pytest.raises(SurrogateError, match=r"memory is not enough to train on one sample .*max-pixels"):
         optimise(items, ensemble, config)
-    assert tried == [(llava.name, False), (llava.name, True), (llava.name, True)], "three, three, one"
+    assert tried[:3] == [(llava.name, False), (llava.name, True), (llava.name, True)], "three, three, one"
+    assert tried[3:] == [(llava.name, True)] * 2 + [(qwen.name, True)] * 3, "every other sample"
     assert (llava.recompute, qwen.recompute) == (False, True), "each as it was"
 
 
 def test_an_inner_batch_that_does_not_fit_is_done_in_parts(
     folder: Path, llava: Surrogate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(FAST, variant="multimodal", rounds=1, inner_steps=2, inner_batch_size=4)
+    config = replace(FAST, variant="multimodal", rounds=2, inner_steps=2, inner_batch_size=4)
     ensemble = Ensemble([llava], config)
     items = [start(p, s, config, ["red", "blue"]) for p, s in read_dataset(folder).by_image().items()]
     trained: list[tuple[int, bool]] = []
@@ -313,7 +314,35 @@ def test_an_inner_batch_that_does_not_fit_is_done_in_parts(
 
     monkeypatch.setattr(Surrogate, "forward", at_most_two)
     optimise(items, ensemble, config)
-    assert trained == [(4, False), (4, True), *[(2, True)] * 4], "the second step does not try again"
+    a_round = [(4, False), (4, True), *[(2, True)] * 4]
+    assert trained == a_round * 2, "the second step does not try again, the second round does"
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_sample_that_does_not_fit_into_the_inner_step_teaches_nothing(
+    number: int, folder: Path, llava: Surrogate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(FAST, variant="image", inner_batch_size=1)
+    ensemble = Ensemble([llava], config)
+    items = [start(p, s[:1], config, ()) for p, s in read_dataset(folder).by_image().items()]
+    batch = [(item.examples[0], to_unit(item.protected())) for item in items]
+    rest = batch[:number] + batch[number + 1 :]
+    pixels, large = Surrogate.pixels, batch[number][1]
+
+    def full(self: Surrogate, images: list[Tensor]) -> dict[str, Tensor]:
+        if any(image is large for image in images):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return pixels(self, images)
+
+    with ensemble.adaptable():
+        ensemble.adapt([zip(*rest, strict=True)], seed=0)
+        expected = ensemble.adaptation()
+        monkeypatch.setattr(Surrogate, "pixels", full)
+        for size in (1, 8):
+            monkeypatch.setattr(ensemble, "_inner_size", size)
+            ensemble.adapt([zip(*batch, strict=True), zip(*batch[number : number + 1], strict=True)], seed=0)
+            for name, weight in ensemble.adaptation().items():
+                torch.testing.assert_close(weight, expected[name], atol=1e-6, rtol=1e-5)
 
 
 def test_an_original_that_vanishes_on_the_way_is_left_out(
@@ -357,11 +386,42 @@ def test_what_does_not_fit_into_memory_is_done_in_halves(
     found = fresh()
     optimise(found, ensemble, config)
     assert not llava.recompute
-    assert [size for size, recompute in tried if not recompute] == [4, 2, 1]
+    assert [size for size, recompute in tried if not recompute] == [4, 2, 1] * 2
     assert {size for size, recompute in tried if recompute} == {1}
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.triggers == theirs.triggers
         assert torch.equal(ours.delta, theirs.delta)
+
+
+def test_a_picture_that_hardly_fits_does_not_slow_down_all_that_follow(
+    folder: Path, llava: Surrogate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(FAST, variant="image", rounds=1, inner_steps=0, pgd_steps=1, batch_size=4)
+    small, large, _ = read_dataset(folder).by_image().items()
+    few = (large[0], large[1][:1])
+    items = [start(*one, config, ()) for one in (large, *[small] * 10, few)]
+    tried: list[tuple[int, bool]] = []
+
+    def tight(self: Objective, examples: Any, images: list[Tensor], reference: Any) -> Any:
+        tried.append((len(examples), self.surrogate.recompute))
+        if images[0].shape[1:] == (32, 56) and tried[-1] != (1, True):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return plain(self, examples, images, reference)
+
+    plain = Objective.__call__
+    monkeypatch.setattr(Objective, "__call__", tight)
+    optimise(items, Ensemble([llava], config), config)
+    assert tried[:7] == [(4, False), (2, False), (1, False), *[(1, True)] * 4]
+    assert tried[7:10] == [(2, False), (2, False), (4, False)], "twice as many in each that follows"
+    assert tried[10:] == [(1, False), (1, True)], "no number twice"
+
+
+def test_what_memory_is_not_enough_for_once_is_tried_again(llava: Surrogate) -> None:
+    ensemble, before = Ensemble([llava], FAST), llava.candidates_at_once
+    with ensemble.may_save_memory():
+        ensemble.save_memory()
+        llava.candidates_at_once = 1
+    assert (llava.recompute, llava.candidates_at_once) == (False, before)
 
 
 def test_same_seed_same_release_and_another_seed_another(folder: Path, tmp_path: Path, llava: Surrogate) -> None:
@@ -579,6 +639,36 @@ def test_a_picture_that_memory_is_not_enough_for_is_left_out(
     assert "memory is not enough" in reason
     for name in ("0.png", "2.png"):
         assert (release.path / "images" / name).read_bytes() == (whole.path / "images" / name).read_bytes()
+
+
+def test_a_batch_of_pictures_that_are_all_too_large_is_left_out(
+    folder: Path, tmp_path: Path, llava: Surrogate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where others fitted before: then it is not the surrogate that is too large."""
+    too_large = {(3, 32, 56)}
+
+    def full(_: Any, shape: tuple[int, ...]) -> bool:
+        if shape in too_large:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return False
+
+    told: list[tuple[str, float]] = []
+    broken_objective(monkeypatch, full)
+    config = replace(FAST, batch_size=1)
+    release = protect(
+        folder, [llava], config, tmp_path / "release", show_progress=lambda done, stage: told.append((stage, done))
+    )
+    assert ("Searching", 1) in told
+    assert [failure.where for failure in release.failed] == [str(folder / "images" / "1.png")]
+    assert "memory is not enough" in release.failed[0].reason
+    assert verify(release.path, folder).ok
+
+    too_large.add((3, 40, 40))
+    out = tmp_path / "first"
+    with pytest.raises(SurrogateError, match=r"0\.png: memory is not enough for it.*smaller surrogate"):
+        protect(folder, [llava], config, out)
+    too_large.clear()
+    assert protect(folder, [llava], config, out).failed == [], "what ended the run was not kept"
 
 
 def test_weights_that_do_not_fit_in_32_bits_cost_a_picture(

@@ -65,11 +65,13 @@ def test_the_decoy_of_an_option_is_the_next() -> None:
 
 
 def test_a_picture_without_a_decoy_is_lost() -> None:
-    samples = dataset([("who?", "cat", ())], [("how many?", "one", ("one", "two"))])
-    items = [item(samples[:1]), item(samples[1:])]
+    two = ("one", "two")
+    samples = dataset([("who?", "cat", ())], [("how many?", "one", two)], [("how many?", "one", two[:1])])
+    items = [item([sample]) for sample in samples]
     assign(items, samples)
-    assert "no other answer" in str(items[0].lost)
-    assert (items[1].decoys, items[1].lost) == (["B"], None)
+    assert [item.decoys for item in items] == [[], ["B"], []], "a single option is right"
+    assert [item.lost is None for item in items] == [False, True, False]
+    assert all("no other answer" in str(item.lost) for item in items if item.lost is not None)
 
 
 def test_a_dataset_with_one_answer_is_refused() -> None:

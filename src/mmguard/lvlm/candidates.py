@@ -55,9 +55,9 @@ class Candidates:
             try:
                 return encoded, _concatenate([run(encoded[k : k + size]) for k in range(0, len(triggers), size)])
             except (RuntimeError, MemoryError) as error:
-                if self._surrogate.candidates_at_once == 1 or not is_out_of_memory(error):
+                if size == 1 or not is_out_of_memory(error):
                     raise
-            self._surrogate.candidates_at_once //= 2
+            self._surrogate.candidates_at_once = -(-size // 2)
             release_memory()
 
     def _in_full(self, part: Encoded) -> Forward:

@@ -96,8 +96,8 @@ class Surrogate:
             checkpointing): less memory for about a third more time, and the same results.
         max_pixels: a picture with more is shrunk to so many before the processor sees it, as trainers do; 0 is no
             limit.
-        candidates_at_once: most candidate triggers that run together; halved for good when memory runs out. Does not
-            change the result.
+        candidates_at_once: most candidate triggers that run together; halved when memory runs out. Does not change the
+            result.
     """
 
     def __init__(self, name: str, model: Any, processor: Any) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mmguard.config import ProtectConfig
 from mmguard.data.images import Picture, load_image
 from mmguard.data.tasks import target_text
-from mmguard.errors import SampleError, SurrogateError
+from mmguard.errors import SampleError
 from mmguard.lvlm.prompt import Example
 from mmguard.perturb import image as pgd
 from mmguard.perturb.budget import ImageBudget, apply, to_unit
@@ -104,8 +104,16 @@ def originals(batch: Sequence[Item], load: Callable[[Path], Original]) -> list[O
     return images
 
 
-class OutOfMemoryError(SurrogateError):
-    """A sample does not fit into memory even alone."""
+class TooLargeError(SampleError):
+    """A picture does not fit into memory even alone."""
+
+    def __init__(
+        self,
+        where: str,
+        message: str = "memory is not enough for it, even one sample at a time: take a smaller surrogate, a smaller "
+        "max-pixels, or a device with more memory",
+    ) -> None:
+        super().__init__(where, message)
 
 
 def protect_batch(
@@ -119,33 +127,27 @@ def protect_batch(
     """The outer problem for one batch; where that fails, image by image.
 
     An image is lost for which memory is not enough, or a loss or gradient is no number in 32 bits either. The arguments
-    are those of `_fitted`, and so is the rest.
+    are those of `_fitted`.
 
-    Raises:
-        OutOfMemoryError: memory is enough for none of the images.
+    Returns:
+        The size to try with the next batch: twice what was enough for this one, so that a single large picture does not
+        slow down all that follow.
     """
     try:
-        return _fitted(batch, pictures, ensemble, config, size, done)
-    except OutOfMemoryError:
-        if len(batch) == 1:
-            raise
-    except FloatingPointError:
+        return min(2 * _fitted(batch, pictures, ensemble, config, size, done), config.batch_size)
+    except (FloatingPointError, TooLargeError):
         pass
     release_memory()
-    too_large: list[str] = []  # not the errors, whose frames would keep what did not fit
     for item, picture in zip(batch, pictures, strict=True):
         try:
             _alone(item, picture, ensemble, config, size, done)
-        except OutOfMemoryError as error:
-            too_large.append(str(error))
-            item.lost = SampleError(str(item.path), str(error))
+        except TooLargeError:
+            item.lost = TooLargeError(str(item.path))  # not the error, whose frames would keep what did not fit
         except FloatingPointError:
             says = f"a loss or gradient of {ensemble.name} is no number, in 32 bits either: take another surrogate"
             item.lost = SampleError(str(item.path), says)
         if item.lost is not None:
             release_memory()
-    if len(too_large) == len(batch):
-        raise OutOfMemoryError(too_large[0])
     return size
 
 
@@ -170,14 +172,7 @@ def _alone(
     except (RuntimeError, MemoryError) as error:  # of the weights in 32 bits
         if not is_out_of_memory(error):
             raise
-        raise _out_of_memory(ensemble, item) from error
-
-
-def _out_of_memory(ensemble: Ensemble, item: Item) -> OutOfMemoryError:
-    return OutOfMemoryError(
-        f"{ensemble.name}: memory is not enough for {item.path} or a picture near it, even one sample at a time: take "
-        "a smaller surrogate, a smaller max-pixels, or a device with more memory"
-    )
+        raise TooLargeError(str(item.path)) from error
 
 
 def _fitted(
@@ -204,33 +199,47 @@ def _fitted(
 
     Raises:
         FloatingPointError: a loss or gradient is no finite number; δ and triggers are as before.
-        OutOfMemoryError: memory is not enough for one sample.
+        TooLargeError: memory is not enough for one sample of one of the images.
     """
+    rows = sum(len(item.samples) for item in batch)
+    with ensemble.may_save_memory():
+        while True:
+            try:
+                _both_sides(batch, pictures, ensemble, config, size, done)
+                return size
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                alone = min(size, rows) == 1
+                if alone and ensemble.recompute:
+                    raise TooLargeError(str(batch[0].path)) from error
+            if alone:
+                ensemble.save_memory()
+            size = max(1, min(size, rows) // 2)
+            release_memory()
+
+
+def _both_sides(
+    batch: Sequence[Item],
+    pictures: Sequence[Picture],
+    ensemble: Ensemble,
+    config: ProtectConfig,
+    size: int,
+    done: Callable[[Stage], None],
+) -> None:
+    """The outer problem, with the arguments of `_fitted`; where it fails, δ and triggers are as before."""
     originals = [picture.image for picture in pictures]
-    while True:
-        try:
-            parts = _parts(batch, originals, ensemble, size)
-            deltas = [item.delta for item in batch]
-            if config.perturbs_images:
-                deltas = _perturb(batch, deltas, pictures, parts, ensemble, config)
-                done("Perturbing")
-            if config.inserts_triggers:
-                _search_triggers(batch, deltas, originals, parts, ensemble)
-                done("Searching")
-            if config.perturbs_images:
-                for item, delta in zip(batch, deltas, strict=True):
-                    item.delta.copy_(delta)
-            return size
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if size == 1 and ensemble.recompute:
-                raise _out_of_memory(ensemble, batch[0]) from error
-        if size == 1:
-            ensemble.save_memory()
-        size = max(1, size // 2)
-        parts = []
-        release_memory()
+    parts = _parts(batch, originals, ensemble, size)
+    deltas = [item.delta for item in batch]
+    if config.perturbs_images:
+        deltas = _perturb(batch, deltas, pictures, parts, ensemble, config)
+        done("Perturbing")
+    if config.inserts_triggers:
+        _search_triggers(batch, deltas, originals, parts, ensemble)
+        done("Searching")
+    if config.perturbs_images:
+        for item, delta in zip(batch, deltas, strict=True):
+            item.delta.copy_(delta)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def decoys(samples: Sequence[Sample]) -> dict[str, str]:
     for one in samples:
         if one.options:
             number = string.ascii_uppercase.index(target_text(one)) + 1
-            found[one.id] = string.ascii_uppercase[number % len(one.options)]
+            found[one.id] = string.ascii_uppercase[number % len(one.options)] if len(one.options) > 1 else None
         else:
             others = chain(_after(one.answer, ranked[one.question]), _after(one.answer, every))
             found[one.id] = next((other for other in others if normalise(other) not in right[one.image]), None)

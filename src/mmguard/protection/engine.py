@@ -39,19 +39,18 @@ class Engine(Protocol):
 class LocalEngine:
     """One batch after the other, in this process; while one is worked on, the next one's originals are read."""
 
-    def __init__(self) -> None:
-        self._size: int | None = None
-        """Samples at a time that memory was enough for, in this round or one before."""
-
     def protect(
         self, jobs: Sequence[Job], ensemble: Ensemble, config: ProtectConfig, advance: Advance
     ) -> Generator[Job, None, None]:
+        size = config.batch_size
         with ensemble.adapted():
             advance("Adapting", 1)
             for (number, batch), pictures in prefetched(jobs, lambda job: originals(job[1], load_picture)):
-                done = _once(advance, workload(batch, config))
-                size = self._size or config.batch_size
-                self._size = protect_batch(remaining(batch), pictures, ensemble, config, size, done)
+                stages = workload(batch, config)
+                done = _once(advance, stages)
+                size = protect_batch(remaining(batch), pictures, ensemble, config, size, done)
+                for stage in stages:  # lost images are through, too
+                    done(stage)
                 yield number, batch
 
 

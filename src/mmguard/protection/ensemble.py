@@ -75,6 +75,8 @@ class Ensemble:
         self._fluency = Fluency(language, self._words(), config.fluency_top_k) if language else None
         self._adapters: list[Adapter] = []
         self._inner_size = config.inner_batch_size
+        self._taught: set[str] = set()
+        """Names of members that memory was enough to train, on one sample at least."""
 
     @property
     def name(self) -> str:
@@ -86,10 +88,32 @@ class Ensemble:
         """Whether all surrogates compute activations twice instead of keeping them (`Surrogate.recompute`)."""
         return all(member.surrogate.recompute for member in self.members)
 
+    @contextmanager
+    def may_save_memory(self) -> Iterator[None]:
+        """Where memory is not enough inside, less is done at a time; on exit as much as before, for what follows may be
+        smaller."""
+        with ExitStack() as stack:
+            stack.callback(setattr, self, "_inner_size", self._inner_size)
+            for member in self.members:
+                for name in ("recompute", "candidates_at_once"):
+                    stack.callback(setattr, member.surrogate, name, getattr(member.surrogate, name))
+            yield
+
     def save_memory(self) -> None:
-        """Inside `adaptable`: has all surrogates compute activations twice until its end."""
+        """Inside `may_save_memory`: has all surrogates compute activations twice until its end."""
         for member in self.members:
             member.surrogate.recompute = True
+
+    @contextmanager
+    def on_cpu(self) -> Iterator[None]:
+        """Leaves the members' devices to others until the end of the block; nothing is computed inside."""
+        for member in self.members:
+            member.surrogate.model.to("cpu")
+        release_memory()
+        yield
+        # Not after an error, where others may not have left yet.
+        for member in self.members:
+            member.surrogate.model.to(member.surrogate.device)
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
@@ -198,7 +222,6 @@ class Ensemble:
         with ExitStack() as stack:
             stack.callback(self._adapters.clear)
             for member in self.members:
-                stack.callback(setattr, member.surrogate, "recompute", member.surrogate.recompute)
                 self._adapters.append(stack.enter_context(adapted(member.surrogate, self._config.inner_rank, seed=0)))
             yield
 
@@ -216,41 +239,58 @@ class Ensemble:
             rate: what the learning rates are multiplied with in each step.
 
         Raises:
-            SurrogateError: memory is not enough for a batch.
+            SurrogateError: memory was not enough for any sample yet.
         """
         for adapter in self._adapters:
             adapter.reset(seed)
-        for step, (examples, images) in enumerate(batches):
-            for member, adapter in zip(self.members, self._adapters, strict=True):
-                self._step(member, adapter, examples, images, member.inner_lr * rate(step))
+        unable: set[str] = set()
+        with self.may_save_memory():
+            for step, (examples, images) in enumerate(batches):
+                for member, adapter in zip(self.members, self._adapters, strict=True):
+                    fitted = self._step(member, adapter, examples, images, member.inner_lr * rate(step))
+                    (self._taught if fitted else unable).add(member.surrogate.name)
+        if untaught := unable - self._taught:
+            raise SurrogateError(
+                f"{', '.join(sorted(untaught))}: memory is not enough to train on one sample at a time: take a smaller "
+                "surrogate or max-pixels, or a device with more memory"
+            )
 
     def _step(
         self, member: Member, adapter: Adapter, examples: Sequence[Example], images: Sequence[Tensor], lr: float
-    ) -> None:
+    ) -> bool:
         """One supervised step of one member; where memory is not enough, with activations computed twice, then in parts
-        of half the samples, a quarter…"""
+        of half the samples, a quarter… A sample that does not fit even alone teaches nothing.
+
+        Returns:
+            Whether there was any that fitted.
+        """
         surrogate = member.surrogate
-        while True:
-            size = min(self._inner_size, len(examples))
+        texts, pictures = list(examples), list(images)
+        while texts:
+            size = min(self._inner_size, len(texts))
+            begins = iter(range(0, len(texts), size))
             parts = (
-                (surrogate.encode(examples[k : k + size], images[k : k + size]), surrogate.pixels(images[k : k + size]))
-                for k in range(0, len(examples), size)
+                (
+                    surrogate.encode(texts[k : k + size], pictures[k : k + size]),
+                    surrogate.pixels(pictures[k : k + size]),
+                )
+                for k in begins
             )
             try:
-                adapter.step(parts, len(examples), lr)
-                return
+                adapter.step(parts, len(texts), lr)
+                return True
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if self.recompute and size == 1:
-                    raise SurrogateError(
-                        f"{surrogate.name}: memory is not enough to train on one sample at a time: take a smaller "
-                        "surrogate or max-pixels, or a device with more memory"
-                    ) from error
-            if self.recompute:
+            if not self.recompute:
+                self.save_memory()
+            elif size > 1:
                 self._inner_size = size // 2
-            self.save_memory()
+            else:
+                failed = next(begins, len(texts)) - 1  # parts are made as they are needed
+                del texts[failed], pictures[failed]
             release_memory()
+        return False
 
     def adaptation(self) -> dict[str, Tensor]:
         """Inside `adaptable`: the weights that `adapt` arrived at, by member and place."""

@@ -16,13 +16,13 @@ from mmguard.config import AuditConfig, ProtectConfig
 from mmguard.data.carrier import carrier_for
 from mmguard.data.images import Picture, load_picture
 from mmguard.data.text import place_within
-from mmguard.errors import SampleError
+from mmguard.errors import SampleError, SurrogateError
 from mmguard.lvlm.prompt import Example
 from mmguard.perturb import image as pgd
 from mmguard.perturb import jpeg as encoder
 from mmguard.perturb import trigger as hotflip
 from mmguard.perturb.budget import ImageBudget, apply, to_unit
-from mmguard.protection.batch import Item, Stage, originals, workload
+from mmguard.protection.batch import Item, Stage, TooLargeError, originals, workload
 from mmguard.protection.engine import Advance, Engine, LocalEngine
 from mmguard.protection.ensemble import Ensemble, Rate, constant_rate
 from mmguard.protection.journal import Journal
@@ -51,17 +51,24 @@ def optimise(
         advance: called whenever an inner step is done, the surrogates are adapted, or a batch is through a stage.
         journal: keeps what is done, and what an earlier run left there is not done again; nothing is kept without one.
         engine: who does the batches; this process if not given.
+
+    Raises:
+        SurrogateError: memory is enough for no image of the first batch that is done, or for no sample to adapt to.
     """
     journal, engine = journal or Journal(), engine or LocalEngine()
     groups = list(batches(items, config.batch_size))
     through = [journal.restore(number, group) for number, group in enumerate(groups)]
     _tell_of_earlier(through, groups, inner_steps(items, config), config, advance)
+    fitted = any(through)  # what is lost before anything fitted is not kept
     with ensemble.adaptable():
         for round_ in range(min(through), config.rounds):
             _adapt(items, ensemble, config, round_, advance, journal)
             left = [(number, group) for number, group in enumerate(groups) if through[number] <= round_]
             with closing(engine.protect(left, ensemble, config, advance)) as done:
                 for number, group in done:
+                    fitted = fitted or not all(isinstance(item.lost, TooLargeError) for item in group)
+                    if not fitted:  # nor would the others: better to know now than when all are lost
+                        raise SurrogateError(f"{ensemble.name}: {group[0].lost}")
                     journal.keep(number, group, round_ + 1)
 
 

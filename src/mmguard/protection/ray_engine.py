@@ -102,6 +102,10 @@ class Worker:
         self._size = protect_batch(remaining(batch), pictures, self._ensemble, self._config, self._size)
         return [(item.delta, item.triggers, item.lost) for item in batch]
 
+    def rest(self) -> None:
+        """Gives back what memory it does not use: the driver may adapt on this GPU now."""
+        release_memory()
+
 
 class RayEngine:
     """A pool of workers, each of which does one batch after the other. It goes on with those that it has.
@@ -128,11 +132,11 @@ class RayEngine:
         self, jobs: Sequence[Job], ensemble: Ensemble, config: ProtectConfig, advance: Advance
     ) -> Generator[Job, None, None]:
         adapters = [ray.put(ensemble.adaptation())]
-        release_memory()  # a worker may share the driver's GPU
         advance("Adapting", 1)
         again: list[Task] = []
         left = len(jobs)
-        with closing(prefetched(jobs, lambda job: originals(job[1], read_file))) as tasks:
+        # A worker may share the driver's GPU: each has it in turn.
+        with ensemble.on_cpu(), closing(prefetched(jobs, lambda job: originals(job[1], read_file))) as tasks:
             while left:
                 while self._idle and (task := again.pop() if again else next(tasks, None)) is not None:
                     self._give(task, adapters)
@@ -146,6 +150,8 @@ class RayEngine:
                     for stage, images in workload(job[1], config).items():
                         advance(stage, images)
                     yield job
+            resting = [worker.rest.remote() for worker in self._idle]
+            ray.wait(resting, num_returns=len(resting))  # what is lost meanwhile is noticed with its next batch
 
     @property
     def present(self) -> int:
