@@ -239,21 +239,21 @@ class Ensemble:
             rate: what the learning rates are multiplied with in each step.
 
         Raises:
-            SurrogateError: memory was not enough for any sample yet.
+            SurrogateError: memory was not enough for any sample of a step, nor for any before.
         """
         for adapter in self._adapters:
             adapter.reset(seed)
-        unable: set[str] = set()
         with self.may_save_memory():
             for step, (examples, images) in enumerate(batches):
                 for member, adapter in zip(self.members, self._adapters, strict=True):
-                    fitted = self._step(member, adapter, examples, images, member.inner_lr * rate(step))
-                    (self._taught if fitted else unable).add(member.surrogate.name)
-        if untaught := unable - self._taught:
-            raise SurrogateError(
-                f"{', '.join(sorted(untaught))}: memory is not enough to train on one sample at a time: take a smaller "
-                "surrogate or max-pixels, or a device with more memory"
-            )
+                    name = member.surrogate.name
+                    if self._step(member, adapter, examples, images, member.inner_lr * rate(step)):
+                        self._taught.add(name)
+                    elif name not in self._taught:
+                        raise SurrogateError(
+                            f"{name}: memory is not enough to train on one sample at a time: take a smaller surrogate "
+                            "or max-pixels, or a device with more memory"
+                        )
 
     def _step(
         self, member: Member, adapter: Adapter, examples: Sequence[Example], images: Sequence[Tensor], lr: float
