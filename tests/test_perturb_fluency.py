@@ -108,7 +108,7 @@ def test_fluency_needs_a_search(change: dict[str, object]) -> None:
 
 def test_shared_triggers_cannot_be_fluent() -> None:
     """They stand where the language model was never asked."""
-    with pytest.raises(ConfigError, match="trigger-scope answer gives questions the words .*: leave one of the two"):
+    with pytest.raises(ConfigError, match=r"trigger-scope answer gives questions the words .*: leave one of the two"):
         replace(FAST, fluency="some/model", trigger_scope="answer")
 
 

@@ -360,6 +360,28 @@ def test_an_original_that_vanishes_on_the_way_is_left_out(
     assert [Path(rejection.where).name for rejection in release.failed] == ["2.png"]
 
 
+def test_a_large_model_on_a_cpu_takes_one_sample_at_a_time(
+    folder: Path, llava: Surrogate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where memory that runs out may be the end of the process."""
+    config = replace(FAST, variant="image", inner_batch_size=3)
+    assert Ensemble([llava], config).at_once(16) == 16
+    monkeypatch.setattr("mmguard.protection.ensemble._LARGE", 1000)
+    ensemble = Ensemble([llava], config)
+    assert ensemble.at_once(16) == 1
+    items = [start(p, s, config, ()) for p, s in read_dataset(folder).by_image().items()]
+    sizes: set[int] = set()
+    forward = Surrogate.forward
+
+    def counted(self: Surrogate, encoded: Encoded, *rest: Any, **more: Any) -> Forward:
+        sizes.add(len(encoded.labels))
+        return forward(self, encoded, *rest, **more)
+
+    monkeypatch.setattr(Surrogate, "forward", counted)
+    optimise(items, ensemble, config)
+    assert sizes == {1}
+
+
 def test_what_does_not_fit_into_memory_is_done_in_halves(
     folder: Path, llava: Surrogate, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,7 +134,7 @@ def protect_batch(
         slow down all that follow.
     """
     try:
-        return min(2 * _fitted(batch, pictures, ensemble, config, size, done), config.batch_size)
+        return min(2 * _fitted(batch, pictures, ensemble, config, size, done), ensemble.at_once(config.batch_size))
     except (FloatingPointError, TooLargeError):
         pass
     release_memory()

@@ -42,7 +42,7 @@ class LocalEngine:
     def protect(
         self, jobs: Sequence[Job], ensemble: Ensemble, config: ProtectConfig, advance: Advance
     ) -> Generator[Job, None, None]:
-        size = config.batch_size
+        size = ensemble.at_once(config.batch_size)
         with ensemble.adapted():
             advance("Adapting", 1)
             for (number, batch), pictures in prefetched(jobs, lambda job: originals(job[1], load_picture)):

@@ -38,6 +38,8 @@ class Member:
 _INNER_LR = 1e-4
 """Learning rate of an adaptation, for models that recommend none; the paper's are 1e-5 to 1e-4."""
 
+_LARGE = 100_000_000
+"""Weights of a model of which a CPU computes one sample at a time."""
 
 Rate = Callable[[int], float]
 """A factor of learning rates in each step, by its number from 0."""
@@ -74,7 +76,7 @@ class Ensemble:
         self._config = config
         self._fluency = Fluency(language, self._words(), config.fluency_top_k) if language else None
         self._adapters: list[Adapter] = []
-        self._inner_size = config.inner_batch_size
+        self._inner_size = self.at_once(config.inner_batch_size)
         self._taught: set[str] = set()
         """Names of members that memory was enough to train, on one sample at least."""
 
@@ -87,6 +89,16 @@ class Ensemble:
     def recompute(self) -> bool:
         """Whether all surrogates compute activations twice instead of keeping them (`Surrogate.recompute`)."""
         return all(member.surrogate.recompute for member in self.members)
+
+    def at_once(self, most: int) -> int:
+        """With how many samples to begin, of `most`: one with a large model on a CPU.
+
+        There one after the other is hardly slower, and when memory runs out the system may end the process, where a GPU
+        raises an error after which less can be tried.
+        """
+        models = [member.surrogate.model for member in self.members if member.surrogate.device.type == "cpu"]
+        large = any(sum(weight.numel() for weight in model.parameters()) > _LARGE for model in models)
+        return 1 if large else most
 
     @contextmanager
     def may_save_memory(self) -> Iterator[None]:

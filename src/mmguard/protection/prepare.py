@@ -111,7 +111,7 @@ def captions_of(
             batch = {relative(path, data).as_posix(): path for path in wordless[first : first + config.batch_size]}
             kept = journal.captions(number)
             if left := {name: path for name, path in batch.items() if name not in kept}:
-                new = captions(ensemble.members[0].surrogate, list(left.values()), config.batch_size)
+                new = captions(ensemble.members[0].surrogate, list(left.values()), ensemble.at_once(config.batch_size))
                 kept |= {name: new[path] for name, path in left.items() if path in new}
                 journal.keep_captions(number, kept)
             said |= {path: kept[name] for name, path in batch.items() if name in kept}

@@ -57,7 +57,6 @@ class Worker:
 
     def __init__(self, surrogates: Sequence[str], config: ProtectConfig, device: str) -> None:
         self._surrogates, self._config, self._device = surrogates, config, device
-        self._size = config.batch_size
         self._adapters: list[Any] = []
         self._merged = ExitStack()
 
@@ -81,6 +80,7 @@ class Worker:
         ensemble = ensemble_of(self._surrogates, self._config, self._device)
         assert ensemble is not None
         self._ensemble: Ensemble = ensemble
+        self._size = ensemble.at_once(self._config.batch_size)
         self._adaptable = self._ensemble.adaptable()
         self._adaptable.__enter__()  # for the life of the process
 
