@@ -113,7 +113,7 @@ def test_what_is_missing_is_left_out(found: AuditReport, said: str, images: int)
     page = Page(to_html(found))
     assert said in page.text
     assert len(page.images) == images
-    assert "What was published" not in page.text
+    assert "Before and after" not in page.text
 
 
 def test_attacks_have_a_section_with_a_chart() -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 Metric = Literal["exact", "letter", "vqa", "anls", "rouge"]
 """How replies are scored (`data/metrics.py`): normalised exact match, option letter, VQA accuracy over the answers of
-several people, or ANLS."""
+several people, ANLS, or ROUGE-L."""
 
 Status = Literal["left out", "unchanged", "protected"]
 """What became of a file, that first which wants attention."""

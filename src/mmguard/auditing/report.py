@@ -12,7 +12,7 @@ from mmguard.auditing.attacks import families
 from mmguard.auditing.best_of import WorstCase
 from mmguard.auditing.losses import LossCurve
 from mmguard.auditing.markdown import bullets, facts, table
-from mmguard.auditing.stats import MIN_SEEDS, Estimate, Finding, Headline, Marginal
+from mmguard.auditing.stats import MIN_SEEDS, Estimate, Finding, Headline, Marginal, in_percent
 
 NOT_TESTED: dict[str, frozenset[str]] = {
     "compression of the images as JPEG": frozenset({"jpeg"}),
@@ -315,8 +315,8 @@ def _mixture_table(report: AuditReport) -> tuple[list[str], list[list[str]]]:
             one.attacker,
             one.recipe,
             one.attack,
-            *map(_cell, (one.alone, *(one.added[arm] for arm in ("clean", one.matched, "release")))),
-            _cell(one.beyond_control),
+            *map(in_percent, (one.alone, *(one.added[arm] for arm in ("clean", one.matched, "release")))),
+            in_percent(one.beyond_control),
         ]
         for one in report.mixtures
     ]
@@ -354,8 +354,8 @@ def _attack_row(attack: str, finding: Finding) -> list[str]:
         finding.recipe,
         attack,
         *(f"{100 * finding.accuracy[arm]:.1f}" for arm in ("clean", finding.matched, "release")),
-        _cell(finding.beyond_control),
-        _cell(finding.gain_removed),
+        in_percent(finding.beyond_control),
+        in_percent(finding.gain_removed),
         finding.status,
     ]
 
@@ -383,7 +383,7 @@ def findings_table(findings: Sequence[Finding]) -> tuple[list[str], list[list[st
                 f"{100 * finding.zero_shot:.1f}",
                 *(f"{100 * finding.accuracy[arm]:.1f}" if arm in finding.accuracy else "–" for arm in arms),
                 *(
-                    _cell(one)
+                    in_percent(one)
                     for one in (
                         finding.drop,
                         finding.control_cost,
@@ -395,12 +395,6 @@ def findings_table(findings: Sequence[Finding]) -> tuple[list[str], list[list[st
             ]
         )
     return head, lines
-
-
-def _cell(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "–"
-    return f"{100 * estimate.value:.1f} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
 
 
 def _points(estimate: Estimate) -> str:

@@ -262,7 +262,7 @@ def _finding(entry: Scores, draws: dict[str, FloatArray]) -> tuple[Finding, Floa
     seeds = next(iter(entry.by_arm.values())).shape[0]
 
     def difference(a: str, b: str) -> Estimate:
-        return _interval(mean[a] - mean[b], draws[a] - draws[b])
+        return interval(mean[a] - mean[b], draws[a] - draws[b])
 
     gain = difference("clean", "zero-shot")
     cost = beyond = removed = beyond_draws = share_draws = None
@@ -301,14 +301,14 @@ def _marginal(entry: Scores, draws: dict[str, FloatArray]) -> Marginal:
     mean = {arm: float(array.mean()) for arm, array in entry.by_arm.items()}
 
     def difference(a: str, b: str) -> Estimate:
-        return _interval(mean[a] - mean[b], draws[a] - draws[b])
+        return interval(mean[a] - mean[b], draws[a] - draws[b])
 
     return Marginal(
         attacker=entry.attacker,
         recipe=entry.recipe,
         attack=entry.attack or "",
         seeds=len(entry.by_arm["clean-part"]),
-        alone=_interval(mean["clean-part"], draws["clean-part"]),
+        alone=interval(mean["clean-part"], draws["clean-part"]),
         matched=entry.matched,
         added={arm: difference(arm, "clean-part") for arm in entry.by_arm if arm != "clean-part"},
         beyond_control=difference(entry.matched, "release"),
@@ -326,9 +326,17 @@ def _status(cost: float, gain: Estimate, seeds: int) -> Status:
     return "valid" if cost <= VALID_COST + 1e-9 else "doubtful"
 
 
-def _interval(value: float, draws: FloatArray) -> Estimate:
+def interval(value: float, draws: FloatArray) -> Estimate:
+    """A value with the middle 95 % of what resamples came to. Shape of `draws`: `(resamples,)`."""
     low, high = np.quantile(draws, [0.025, 0.975])
-    return Estimate(value, float(low), float(high))
+    return Estimate(float(value), float(low), float(high))
+
+
+def in_percent(estimate: Estimate | None) -> str:
+    """As tables have it: `12.3 (4.5 to 20.1)`; a dash for what is not known."""
+    if estimate is None:
+        return "–"
+    return f"{100 * estimate.value:.1f} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
 
 
 def _share(
@@ -380,7 +388,7 @@ def _headline(kept: Sequence[_Kept]) -> Headline:
 def _mean_beyond(kept: Sequence[_Kept]) -> Estimate | None:
     values = [finding.beyond_control.value for finding, *_ in kept if finding.beyond_control is not None]
     draws = [beyond for _, beyond, _ in kept if beyond is not None]
-    return _interval(float(np.mean(values)), np.mean(draws, axis=0)) if values else None
+    return interval(float(np.mean(values)), np.mean(draws, axis=0)) if values else None
 
 
 def _mean_share(kept: Sequence[_Kept]) -> Estimate | None:

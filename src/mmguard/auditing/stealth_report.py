@@ -115,8 +115,7 @@ _LEGEND = (
     "Means with 95% bootstrap intervals over images, and quantiles. *Control*: the mean after a change at random by as "
     "much: the image's difference with its pixels shuffled, other words in the places of the inserted ones. *Beyond "
     "control*: release − control, pair by pair. PSNR is infinite for an image that did not change, and its mean is "
-    "over the others; a shuffled difference has the same, but for colours at the ends of the range. Released images "
-    "are PNG, which is larger than JPEG for a photo even without a change."
+    "over the others; a shuffled difference has the same, but for colours at the ends of the range."
 )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest
 
-from mmguard.auditing.stats import Estimate
+from mmguard.auditing.stats import Estimate, interval
 
 _WORST = 3
 
@@ -92,8 +92,7 @@ def mean_interval(values: Sequence[float], groups: Sequence[int], seed: int = 0,
     for number in range(resamples):
         picked = rng.integers(len(totals), size=len(totals))
         drawn[number] = totals[picked].sum() / sizes[picked].sum()
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Estimate(float(np.mean(values)), float(low), float(high))
+    return interval(float(np.mean(values)), drawn)
 
 
 def share_interval(hits: int, trials: int) -> Estimate:

@@ -11,6 +11,7 @@ from mmguard.auditing.stats import (
     Estimate,
     Finding,
     Headline,
+    in_percent,
     mean_of_independent,
     mean_of_repetitions,
 )
@@ -83,7 +84,7 @@ def releases_table(results: Results) -> tuple[list[str], list[list[str]]]:
         for setting, found in groups.items():
             if len(found) > 1:
                 lost_, gain_ = (mean_of_repetitions(values) for values in zip(*found, strict=True))
-                lines.append([*setting, str(len(found)), _points(lost_), _share(gain_)])
+                lines.append([*setting, str(len(found)), in_percent(lost_), _share(gain_)])
     return ["dataset", *columns.values(), "releases", "beyond control", "G"], lines
 
 
@@ -110,7 +111,7 @@ def _means(
         if len(members) > 1 and len({test for _, test, _ in members}) == len(members):
             rows.append(("**mean**", _over([head for *_, head in members])))
         for dataset, head in rows:
-            numbers = [_points(head.beyond_control), _share(head.gain_removed), _share(head.all_gain_removed)]
+            numbers = [in_percent(head.beyond_control), _share(head.gain_removed), _share(head.all_gain_removed)]
             lines.append([dataset, *setting, str(head.counted), str(head.brittle), *numbers, head.strongest or "–"])
     names = ["dataset", *columns.values(), "attackers", "brittle", "beyond control", "G", "G of all", "lost least"]
     return names, lines
@@ -198,7 +199,7 @@ def _numbers(finding: Finding) -> list[str]:
     accuracies = (finding.zero_shot, *(finding.accuracy[arm] for arm in ("clean", finding.matched, "release")))
     return [
         *(f"{100 * accuracy:.1f}" for accuracy in accuracies),
-        *map(_points, (finding.drop, finding.control_cost, finding.beyond_control)),
+        *map(in_percent, (finding.drop, finding.control_cost, finding.beyond_control)),
         _share(finding.gain_removed),
         finding.status,
     ]
@@ -244,12 +245,6 @@ def provenance(results: Results) -> Iterable[str]:
 
 def _cells(one: Experiment, columns: Iterable[str]) -> tuple[str, ...]:
     return tuple(plain(one.settings[key]) for key in columns)
-
-
-def _points(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "–"
-    return f"{100 * estimate.value:.1f} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
 
 
 def _share(estimate: Estimate | None) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mmguard import losses
 from mmguard.auditing.arms import Pairing, Pixels, inserted, pair, random_words, shuffled_noise
-from mmguard.auditing.stats import Estimate
+from mmguard.auditing.stats import Estimate, interval
 from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
 from mmguard.data.tasks import target_text
@@ -277,10 +277,5 @@ def _masses(shares: NDArray[np.float64], pairing: Pairing, boxed: bool, seed: in
             if (group == "perturbed" and not boxed) or (group == "trigger" and not pairing.texts_changed):
                 continue
             values, resampled = shares[:, a, g].mean(0), draws[:, a, g]
-            layers = [_estimate(values[k], resampled[:, k]) for k in range(len(values))]
-            yield Mass(arm, group, _estimate(values.mean(), resampled.mean(1)), tuple(layers))
-
-
-def _estimate(value: float, draws: NDArray[np.float64]) -> Estimate:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Estimate(float(value), float(low), float(high))
+            layers = [interval(values[k], resampled[:, k]) for k in range(len(values))]
+            yield Mass(arm, group, interval(values.mean(), resampled.mean(1)), tuple(layers))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmguard.auditing.markdown import plain
-from mmguard.auditing.stats import Estimate
+from mmguard.auditing.stats import Estimate, in_percent
 from mmguard.pages.charts import Bars, Chart, Heat, Line, bar_chart, heat_chart, line_chart
 from mmguard.pages.render import render
 from mmguard.trace.masses import ARMS, GROUPS, Map, Trace
@@ -113,11 +113,7 @@ def _map(one: Map) -> Chart:
 
 def _lines(trace: Trace) -> Iterator[list[str]]:
     for group in _groups(trace):
-        yield [group, *(_cell(mass.mean) if (mass := trace.mass(arm, group)) else "–" for arm in ARMS)]
-
-
-def _cell(one: Estimate) -> str:
-    return f"{100 * one.value:.1f} ({100 * one.low:.1f} to {100 * one.high:.1f})"
+        yield [group, *(in_percent(mass.mean if (mass := trace.mass(arm, group)) else None) for arm in ARMS)]
 
 
 def _percent(one: Estimate) -> str:

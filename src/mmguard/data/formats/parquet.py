@@ -44,7 +44,7 @@ def read(folder: Path, files: Sequence[Path]) -> Source:
     Raises:
         DataError: a file is no parquet or is damaged, or not exactly one column holds pictures.
     """
-    column, named = _picture_column(folder, files)
+    column, named = _picture_column(files)
     root = unpacked(files, _pictures(folder, files, column))
     rows: list[tuple[str, Row | Rejection]] = []
     for file in files:
@@ -165,7 +165,7 @@ def _picture(old: Any, new: Released) -> Any:
     return {**old, "bytes": content, "path": old.get("path") or new.image.name}
 
 
-def _picture_column(folder: Path, files: Sequence[Path]) -> tuple[str, bool]:
+def _picture_column(files: Sequence[Path]) -> tuple[str, bool]:
     """The column that holds pictures, and whether it names them. One of lists is it only where there is no other."""
     found: dict[str, bool] = {}
     listed: dict[str, bool] = {}
