@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
+from transformers.models.mllama.modeling_mllama import MllamaVisionEncoderLayer
 
 from mmguard.errors import ConfigError, SurrogateError
 from mmguard.lvlm.pixels import _call, shrunk, to_uint8
@@ -325,6 +327,35 @@ def test_recomputing_saves_memory_and_changes_nothing(family: str) -> None:
     torch.testing.assert_close(found[True][1], found[False][1], atol=1e-6, rtol=1e-4)
     assert saved[True] < saved[False]
     assert traces(model.model) == before
+
+
+def test_the_vision_tower_of_llama_is_recomputed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its layers are not among those that transformers means for it."""
+    calls: list[int] = []
+    plain = MllamaVisionEncoderLayer.forward
+
+    def counted(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(MllamaVisionEncoderLayer, "forward", counted)
+    model = load_surrogate(built("mllama"))
+    model.recompute = True
+    unit = [image.clone().requires_grad_(True) for image in images()[:1]]
+    loss = model.forward(model.encode(EXAMPLES[:1], unit), model.pixels(unit)).nll.sum()
+    once = len(calls)
+    loss.backward()
+    assert len(calls) == 2 * once > 0
+
+
+def test_attention_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    """PaliGemma 2 has Gemma 2 for a language model, which caps the scores of its attention."""
+    folder = shutil.copytree(built("paligemma"), tmp_path / "paligemma2")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["attn_logit_softcapping"] = 50.0
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SurrogateError, match=r"caps the scores of its attention.*take another model"):
+        load_surrogate(folder)
 
 
 def traces(model: nn.Module) -> list[Any]:

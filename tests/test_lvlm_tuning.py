@@ -116,7 +116,31 @@ def test_half_precision_is_not_merged() -> None:
     with adapted(model, rank=4, seed=0) as adapter:
         before = {name: value.clone() for name, value in model.model.state_dict().items()}
         with adapter.merged():
-            assert all(torch.equal(value, before[name]) for name, value in model.model.state_dict().items())
+            inside = {name: value.clone() for name, value in model.model.state_dict().items()}
+            assert {parameter.dtype for parameter in adapter.parameters} == {torch.bfloat16}
+        after = model.model.state_dict()
+        assert all(torch.equal(inside[name], before[name]) for name in before if "lora_" not in name)
+        assert all(torch.equal(after[name], before[name]) for name in before), "the adapter to the last of its 32 bits"
+
+
+@pytest.mark.parametrize("kind", ["quantised", "large"])
+def test_weights_that_would_not_come_back_or_not_fit_twice_are_not_merged(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_surrogate(built("llava"))
+    encoded, pixels = batch(model)
+    if kind == "large":
+        monkeypatch.setattr("mmguard.lvlm.tuning._MOST_MERGED", 1000)
+    else:
+        monkeypatch.setattr(model.model, "is_quantized", True, raising=False)
+    with adapted(model, rank=4, seed=0) as adapter:
+        adapter.step([(encoded, pixels)], len(EXAMPLES), lr=1e-2)
+        before = {name: value.clone() for name, value in model.model.state_dict().items()}
+        with torch.no_grad():
+            apart = model.forward(encoded, pixels).nll
+            with adapter.merged():
+                assert all(torch.equal(value, before[name]) for name, value in model.model.state_dict().items())
+                assert torch.equal(model.forward(encoded, pixels).nll, apart)
 
 
 def test_adapters_have_32_bits_as_those_of_attackers_do() -> None:

@@ -6,9 +6,13 @@ import random
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 import tiny
 from mmguard.data.text import is_admissible
@@ -106,3 +110,15 @@ def test_a_word_of_several_tokens_keeps_later_slots_in_place(surrogate: Surrogat
     assert sizes[0] > 1
     assert hotflip._first_tokens(surrogate, ("zzyzxq", "red"), sum(sizes)) == [0, sizes[0]]
     assert hotflip._first_tokens(surrogate, ("zzyzxq", "red"), 1) == [0, 0]
+
+
+def test_slots_are_found_where_a_space_at_the_beginning_is_a_token() -> None:
+    """As in tokenizer.json of LLaVA 1.5, whose normaliser puts a space before every text."""
+    pieces = [("<unk>", 0.0), *((piece, -1.0) for piece in ("\u2581a", "\u2581red", "\u2581blue", "\u2581"))]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    assert len(fast.encode(" red", add_special_tokens=False)) == 2
+    assert len(fast.encode("a red blue red", add_special_tokens=False)) == 4
+    surrogate = cast("Surrogate", SimpleNamespace(tokenizer=fast))
+    assert hotflip._first_tokens(surrogate, ("red", "blue", "red"), 3) == [0, 1, 2]

@@ -15,6 +15,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mmguard.errors import SurrogateError
+from mmguard.lvlm.generation import greedy
 from mmguard.lvlm.surrogate import admissible_words
 
 _TOKENS_AT_ONCE = 4096
@@ -91,19 +92,9 @@ class LanguageModel:
             return_tensors="pt",
             return_dict=True,
         )
-        ids = prompt["input_ids"].to(self._model.device)
-        output = self._model.generate(
-            input_ids=ids,
-            attention_mask=prompt["attention_mask"].to(self._model.device),
-            max_new_tokens=most_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,  # these would only be warned of
-            top_p=None,
-            top_k=None,
-            pad_token_id=self._tokenizer.eos_token_id,  # of no use to one text, but else warned of
-        )
-        return self._tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+        inputs = {name: prompt[name].to(self._model.device) for name in ("input_ids", "attention_mask")}
+        (said,) = greedy(self._model, self._tokenizer, inputs, most_tokens, [])
+        return self._tokenizer.decode(said, skip_special_tokens=True)
 
     def _ids(self, text: str) -> list[int]:
         return [*self._begin, *self._tokenizer.encode(text, add_special_tokens=False)]

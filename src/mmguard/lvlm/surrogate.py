@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.mllama.modeling_mllama import MllamaVisionEncoderLayer
 
 from mmguard import zoo
 from mmguard.errors import SampleError, SurrogateError
@@ -81,6 +82,10 @@ class Vocabulary:
     """`(V_adm,)`, ascending."""
     words: tuple[str, ...]
     """The word of each, without its leading space."""
+
+
+_CHECKPOINTED = (GradientCheckpointingLayer, MllamaVisionEncoderLayer)
+"""Layers whose activations can be computed twice: those that transformers means for it, and one that it forgot."""
 
 
 class Surrogate:
@@ -357,11 +362,11 @@ class Surrogate:
         chosen = [
             module
             for module in self.model.modules()
-            if isinstance(module, GradientCheckpointingLayer) and tapped.isdisjoint(module.modules())
+            if isinstance(module, _CHECKPOINTED) and tapped.isdisjoint(module.modules())
         ]
         before = [vars(module).get("forward") for module in chosen]
         for module in chosen:
-            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+            module.forward = _checkpointed(module.forward)
         try:
             yield
         finally:
@@ -427,6 +432,11 @@ def load_surrogate(
     own_code = AutoModelForImageTextToText.__name__ in (getattr(config, "auto_map", None) or {})
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not own_code:
         raise SurrogateError(f"{name}: not an image-text model ({config.model_type}): choose one that takes images")
+    if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        raise SurrogateError(
+            f"{name}: caps the scores of its attention, which the attention that mmguard reads does not (PaliGemma 2): "
+            "take another model, such as PaliGemma or Gemma 3"
+        )
     processor = load_processor(name, trust_remote_code)
     model, found = _load(
         name,
@@ -598,3 +608,9 @@ def _nll(logits: Tensor, labels: Tensor) -> Tensor:
     counted = labels != -100
     losses = functional.cross_entropy(logits.float(), labels[counted], reduction="none")
     return losses.new_zeros(labels.shape).masked_scatter(counted, losses).sum(1) / counted.sum(1).clamp(min=1)
+
+
+def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """`forward`, with what is inside computed twice instead of kept."""
+    # All arguments as positional ones: the random state of devices is kept for the tensors among these alone.
+    return lambda *args, **kwargs: checkpoint(lambda a, k: forward(*a, **k), args, kwargs, use_reentrant=False)

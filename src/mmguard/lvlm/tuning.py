@@ -17,6 +17,8 @@ from mmguard.lvlm.prompt import Encoded
 from mmguard.lvlm.surrogate import Surrogate
 
 _NAME = "inner"
+_MOST_MERGED = 1_000_000_000
+"""Weights of a model to which an adapter is added: all of them are copied, to come back to the bit."""
 
 
 def lora_config(rank: int) -> LoraConfig:
@@ -109,10 +111,16 @@ class Adapter:
     def merged(self) -> Iterator[None]:
         """Adds the adapter to the weights, so that it costs nothing until the end of the block; no steps inside.
 
-        The weights then come back to the bit. In half precision nothing is merged: rounding would swallow a small
-        adapter.
+        The weights then come back to the bit. In half precision nothing is merged, since rounding would swallow a small
+        adapter, but the adapter has the weights' precision meanwhile. Quantised weights, which would not come back, and
+        those of large models, which would be in memory twice, stay apart from it as well.
         """
-        if self._surrogate.model.dtype != torch.float32:
+        model = self._surrogate.model
+        if model.dtype != torch.float32:
+            with self._as(model.dtype):
+                yield
+            return
+        if getattr(model, "is_quantized", False) or sum(one.numel() for one in model.parameters()) > _MOST_MERGED:
             yield
             return
         weights = [layer.get_base_layer().get_parameter("weight") for layer in self._layers()]
@@ -125,6 +133,18 @@ class Adapter:
             with torch.no_grad():
                 for weight, old in zip(weights, before, strict=True):
                     weight.copy_(old)
+
+    @contextmanager
+    def _as(self, dtype: torch.dtype) -> Iterator[None]:
+        """Rounds the adapter until the end of the block: with 32 bits, PEFT would compute every layer in them."""
+        before = [parameter.data for parameter in self.parameters]
+        for parameter in self.parameters:
+            parameter.data = parameter.data.to(dtype)
+        try:
+            yield
+        finally:
+            for parameter, exact in zip(self.parameters, before, strict=True):
+                parameter.data = exact
 
 
 @contextmanager

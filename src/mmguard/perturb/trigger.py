@@ -69,7 +69,11 @@ def best(vocabulary: Sequence[str], scores: Tensor, count: int, among: Collectio
 
 def _first_tokens(surrogate: Surrogate, trigger: Trigger, count: int) -> list[int]:
     """Which of the `count` trigger tokens begins each word."""
-    sizes = [len(surrogate.tokenizer.encode(f" {word}", add_special_tokens=False)) for word in trigger]
+    # Behind another word: at the beginning some tokenizers (Llama's of old) make the space a token of its own.
+    alone, *behind = (
+        len(surrogate.tokenizer.encode(text, add_special_tokens=False)) for text in ("a", *(f"a {w}" for w in trigger))
+    )
+    sizes = [together - alone for together in behind]
     starts = [sum(sizes[:slot]) for slot in range(len(sizes))]
     # Where words were tokenised otherwise in their context, the nearest token is close enough for a proposal.
     return [min(start, count - 1) for start in starts]
