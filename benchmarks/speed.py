@@ -33,8 +33,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmguard import losses
 from mmguard.config import ProtectConfig, Variant
 from mmguard.lvlm.attention import IMPLEMENTATION
+from mmguard.lvlm.loading import load_surrogate
 from mmguard.lvlm.prompt import Example
-from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.lvlm.surrogate import Surrogate
 from mmguard.lvlm.tuning import adapted
 from mmguard.perturb import image as pgd
 from mmguard.perturb import trigger as hotflip

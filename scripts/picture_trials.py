@@ -33,8 +33,9 @@ from mmguard.config import AuditConfig, ProtectConfig
 from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
 from mmguard.data.tasks import target_text, user_text
+from mmguard.lvlm.loading import load_surrogate
 from mmguard.lvlm.prompt import Example
-from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.lvlm.surrogate import Surrogate
 from mmguard.perturb.budget import ImageBudget, apply, to_unit
 from mmguard.protection.decoys import decoys
 from mmguard.protection.ensemble import Ensemble

@@ -28,7 +28,8 @@ from mmguard.config import AuditConfig, ProtectConfig
 from mmguard.data.readers import read_dataset
 from mmguard.data.tasks import target_text, user_text
 from mmguard.data.text import inserted_words
-from mmguard.lvlm.surrogate import Vocabulary, load_surrogate
+from mmguard.lvlm.loading import load_surrogate
+from mmguard.lvlm.surrogate import Vocabulary
 from mmguard.perturb.trigger import Trigger
 from mmguard.protection.run import protect
 from mmguard.protection.sharing import ranked

@@ -11,7 +11,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
 import pytest
 
 import tiny
-from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.lvlm.loading import load_surrogate
+from mmguard.lvlm.surrogate import Surrogate
 
 
 @pytest.fixture(scope="module")

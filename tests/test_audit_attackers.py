@@ -20,7 +20,7 @@ from mmguard.auditing.attackers import fine_tune, load_attacker, render, schedul
 from mmguard.auditing.evaluate import answers, evaluate
 from mmguard.config import AuditConfig
 from mmguard.errors import ConfigError, SurrogateError
-from mmguard.lvlm.surrogate import load_surrogate
+from mmguard.lvlm.loading import load_surrogate
 from mmguard.types import Sample
 
 FAST = AuditConfig(lr=3e-3, epochs=2, batch_size=4, max_new_tokens=4, eval_batch_size=3)

@@ -245,7 +245,7 @@ def test_the_model_is_loaded_in_four_bits(models, rows, monkeypatch):
         raise OSError("no weights here")
 
     monkeypatch.setattr(recipes, "require", lambda recipe: None)
-    monkeypatch.setattr("mmguard.lvlm.surrogate.AutoModelForImageTextToText.from_pretrained", from_pretrained)
+    monkeypatch.setattr("mmguard.lvlm.loading.AutoModelForImageTextToText.from_pretrained", from_pretrained)
     for recipe in ("qlora", "lora"):
         with pytest.raises(SurrogateError, match="no weights here"):
             fine_tune(str(models["llava"]), rows, recipe, CONFIG, 0, device="cpu")

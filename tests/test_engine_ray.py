@@ -26,7 +26,7 @@ import tiny
 from mmguard import cli
 from mmguard.config import EngineConfig, ProtectConfig
 from mmguard.errors import ConfigError, EngineError, SampleError, SurrogateError
-from mmguard.lvlm.surrogate import load_surrogate
+from mmguard.lvlm.loading import load_surrogate
 from mmguard.protection import batch as batches
 from mmguard.protection import journal, ray_engine
 from mmguard.protection.ensemble import Ensemble

@@ -16,8 +16,8 @@ import ggufs
 import laboratory
 import tiny
 from mmguard.auditing.attackers import vocabulary
+from mmguard.lvlm.loading import load_surrogate
 from mmguard.lvlm.prompt import Example
-from mmguard.lvlm.surrogate import load_surrogate
 
 
 @pytest.fixture(scope="module", autouse=True)

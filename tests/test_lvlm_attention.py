@@ -14,8 +14,9 @@ from transformers import DynamicCache
 
 from mmguard.errors import SurrogateError
 from mmguard.lvlm.attention import tap
+from mmguard.lvlm.loading import load_surrogate
 from mmguard.lvlm.prompt import Encoded, Example
-from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.lvlm.surrogate import Surrogate
 from mmguard.lvlm.tuning import lora_config
 from test_lvlm_pixels import photograph
 from tiny import FAMILIES, built

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from mmguard.lvlm.candidates import Candidates
+from mmguard.lvlm.loading import load_surrogate
 from mmguard.lvlm.prefix import Prefix
 from mmguard.lvlm.prompt import Encoded, Example
-from mmguard.lvlm.surrogate import Forward, Surrogate, load_surrogate
+from mmguard.lvlm.surrogate import Forward, Surrogate
 from test_lvlm_pixels import photograph
 from tiny import FAMILIES, built
 

@@ -17,8 +17,8 @@ from mmguard.data.readers import read_dataset
 from mmguard.errors import DataError, SurrogateError
 from mmguard.lvlm import captions as module
 from mmguard.lvlm.captions import captions
+from mmguard.lvlm.loading import load_surrogate
 from mmguard.lvlm.prompt import Example
-from mmguard.lvlm.surrogate import load_surrogate
 from mmguard.protection import prepare
 from mmguard.protection.run import protect
 from mmguard.release.verify import verify

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from mmguard.errors import SurrogateError
 from mmguard.lvlm.energy import energy_per_image_token
+from mmguard.lvlm.loading import load_surrogate
 from mmguard.lvlm.pixels import differentiable_pixels
 from mmguard.lvlm.prompt import Example
-from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.lvlm.surrogate import Surrogate
 from test_lvlm_pixels import PROCESSORS, photograph
 from tiny import FAMILIES, built
 

@@ -7,8 +7,8 @@ import torch
 
 from mmguard.errors import SurrogateError
 from mmguard.lvlm.families import family as parts
+from mmguard.lvlm.loading import load_surrogate
 from mmguard.lvlm.prompt import Example
-from mmguard.lvlm.surrogate import load_surrogate
 from test_lvlm_pixels import photograph
 from tiny import FAMILIES, built
 

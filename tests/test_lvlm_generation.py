@@ -8,8 +8,8 @@ from peft import get_peft_model
 
 import tiny
 from mmguard.lvlm.generation import greedy
+from mmguard.lvlm.loading import load_surrogate
 from mmguard.lvlm.prompt import Example
-from mmguard.lvlm.surrogate import load_surrogate
 from mmguard.lvlm.tuning import lora_config
 
 

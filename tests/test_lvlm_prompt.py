@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from mmguard.data.tasks import user_text
 from mmguard.data.text import insert_trigger
 from mmguard.errors import SampleError, SurrogateError
+from mmguard.lvlm.loading import load_surrogate
 from mmguard.lvlm.prompt import Encoded, Example
-from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.lvlm.surrogate import Surrogate
 from test_lvlm_pixels import photograph
 from tiny import FAMILIES, built
 

@@ -19,9 +19,10 @@ from torch.nn import functional
 from transformers.models.mllama.modeling_mllama import MllamaVisionEncoderLayer
 
 from mmguard.errors import ConfigError, SurrogateError
+from mmguard.lvlm.loading import load_surrogate
 from mmguard.lvlm.pixels import _call, shrunk, to_uint8
 from mmguard.lvlm.prompt import Example
-from mmguard.lvlm.surrogate import Forward, Surrogate, load_surrogate
+from mmguard.lvlm.surrogate import Forward, Surrogate
 from mmguard.perturb.budget import ImageBudget
 from mmguard.perturb.image import descend
 from test_lvlm_pixels import photograph

@@ -12,8 +12,9 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from mmguard.lvlm import tuning
+from mmguard.lvlm.loading import load_surrogate
 from mmguard.lvlm.prompt import Example
-from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.lvlm.surrogate import Surrogate
 from mmguard.lvlm.tuning import adapted, lora_config, preserved
 from test_lvlm_pixels import photograph
 from tiny import FAMILIES, built

@@ -30,7 +30,8 @@ from malformed import (
 from mmguard.cli import app
 from mmguard.config import ProtectConfig
 from mmguard.errors import DataError
-from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.lvlm.loading import load_surrogate
+from mmguard.lvlm.surrogate import Surrogate
 from mmguard.protection.run import protect
 from mmguard.protection.survey import survey
 from mmguard.release.verify import verify

@@ -18,7 +18,7 @@ from mmguard.data.readers import read_dataset
 from mmguard.data.text import inserted_place, inserted_words
 from mmguard.errors import ConfigError
 from mmguard.lvlm.language import LanguageModel, load_language_model
-from mmguard.lvlm.surrogate import load_surrogate
+from mmguard.lvlm.loading import load_surrogate
 from mmguard.lvlm.weights import weights_digest
 from mmguard.perturb.fluency import Fluency
 from mmguard.protection.run import protect

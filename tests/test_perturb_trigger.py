@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerFast
 import tiny
 from mmguard.data.text import is_admissible
 from mmguard.lvlm.candidates import Candidates
+from mmguard.lvlm.loading import load_surrogate
 from mmguard.lvlm.prompt import Example
-from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.lvlm.surrogate import Surrogate
 from mmguard.perturb import trigger as hotflip
 
 

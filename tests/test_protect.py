@@ -20,9 +20,10 @@ from mmguard.config import ProtectConfig, Variant
 from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
 from mmguard.errors import ConfigError, DataError, ReleaseError, SurrogateError
+from mmguard.lvlm.loading import load_surrogate
 from mmguard.lvlm.pixels import differentiable_pixels
 from mmguard.lvlm.prompt import Encoded
-from mmguard.lvlm.surrogate import Forward, Surrogate, load_surrogate
+from mmguard.lvlm.surrogate import Forward, Surrogate
 from mmguard.lvlm.tuning import Adapter
 from mmguard.lvlm.weights import recommended
 from mmguard.perturb.budget import to_unit

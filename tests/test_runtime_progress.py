@@ -19,8 +19,9 @@ from mmguard.cli import app
 from mmguard.config import ProtectConfig
 from mmguard.data.readers import read_dataset
 from mmguard.errors import ConfigError
+from mmguard.lvlm.loading import load_surrogate
 from mmguard.lvlm.prompt import Encoded
-from mmguard.lvlm.surrogate import Forward, Surrogate, load_surrogate
+from mmguard.lvlm.surrogate import Forward, Surrogate
 from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.loop import optimise, start, work
 from mmguard.release.verify import verify

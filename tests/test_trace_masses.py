@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from mmguard.cli import app
 from mmguard.config import ProtectConfig, Variant
 from mmguard.errors import ReleaseError, SurrogateError
-from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.lvlm.loading import load_surrogate
+from mmguard.lvlm.surrogate import Surrogate
 from mmguard.protection.run import protect
 from mmguard.trace.masses import ARMS, GROUPS, Arm, Trace, trace
 from mmguard.trace.page import to_dict, to_html, verdict, write

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mmguard.errors import SurrogateError
-from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.lvlm.loading import load_surrogate
+from mmguard.lvlm.surrogate import Surrogate
 from mmguard.trace.regions import token_boxes
 
 

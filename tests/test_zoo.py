@@ -15,8 +15,9 @@ from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
 from mmguard.errors import SurrogateError
 from mmguard.lvlm.attention import tap
+from mmguard.lvlm.loading import load_surrogate
 from mmguard.lvlm.prompt import Example
-from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.lvlm.surrogate import Surrogate
 from mmguard.zoo import drawings
 
 

@@ -16,8 +16,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import pretrain_zoo
 import zoo_tokenizers
 from mmguard.lvlm.candidates import Candidates
+from mmguard.lvlm.loading import load_surrogate
 from mmguard.lvlm.prompt import Example
-from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.lvlm.surrogate import Surrogate
 from test_lvlm_pixels import photograph, pil
 from zoo_models import MODELS
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mmguard.config import ProtectConfig as ProtectConfig
     from mmguard.data.readers import read_dataset as read_dataset
     from mmguard.errors import MMGuardError as MMGuardError
-    from mmguard.lvlm.surrogate import load_surrogate as load_surrogate
+    from mmguard.lvlm.loading import load_surrogate as load_surrogate
     from mmguard.protection.run import protect as protect
     from mmguard.release.verify import Verification as Verification
     from mmguard.release.verify import verify as verify
@@ -29,7 +29,7 @@ _HOMES = {
     "Release": "mmguard.release.writer",
     "Verification": "mmguard.release.verify",
     "audit": "mmguard.auditing.run",
-    "load_surrogate": "mmguard.lvlm.surrogate",
+    "load_surrogate": "mmguard.lvlm.loading",
     "protect": "mmguard.protection.run",
     "read_dataset": "mmguard.data.readers",
     "verify": "mmguard.release.verify",

@@ -34,8 +34,9 @@ from mmguard.auditing.training import (
 )
 from mmguard.config import AuditConfig, Recipe
 from mmguard.errors import SurrogateError
+from mmguard.lvlm.loading import load_processor, load_surrogate
 from mmguard.lvlm.prompt import ANSWER, asked, conversation
-from mmguard.lvlm.surrogate import admissible_words, load_processor, load_surrogate
+from mmguard.lvlm.surrogate import admissible_words
 from mmguard.lvlm.weights import recommended
 from mmguard.runtime.memory import is_out_of_memory, release_memory
 

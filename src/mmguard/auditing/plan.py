@@ -30,8 +30,8 @@ from mmguard.data.readers import read_dataset
 from mmguard.data.tasks import target_text, user_text
 from mmguard.errors import ConfigError, DataError, SampleError, SurrogateError
 from mmguard.lvlm.captions import captions
+from mmguard.lvlm.loading import load_surrogate
 from mmguard.lvlm.pixels import shrunk_size
-from mmguard.lvlm.surrogate import load_surrogate
 from mmguard.release.layout import sha256
 from mmguard.runtime.devices import device_of, require_first
 from mmguard.runtime.memory import release_memory

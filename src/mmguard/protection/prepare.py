@@ -11,8 +11,9 @@ from mmguard.errors import ConfigError, DataError, SampleError
 from mmguard.lvlm.captions import captions
 from mmguard.lvlm.choose import Choice, choose_surrogate
 from mmguard.lvlm.language import load_language_model
+from mmguard.lvlm.loading import load_surrogate
 from mmguard.lvlm.prompt import Example
-from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.lvlm.surrogate import Surrogate
 from mmguard.protection.batch import Item
 from mmguard.protection.decoys import decoys
 from mmguard.protection.deltas import DeltaFile

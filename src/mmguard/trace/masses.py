@@ -25,8 +25,9 @@ from mmguard.data.tasks import target_text
 from mmguard.data.text import insert_trigger, inserted_place
 from mmguard.errors import ReleaseError, SurrogateError
 from mmguard.lvlm.attention import attending_layers
+from mmguard.lvlm.loading import load_surrogate
 from mmguard.lvlm.prompt import Example
-from mmguard.lvlm.surrogate import Surrogate, load_surrogate
+from mmguard.lvlm.surrogate import Surrogate
 from mmguard.release.layout import sha256
 from mmguard.runtime.progress import progress
 from mmguard.runtime.provenance import commit, versions
