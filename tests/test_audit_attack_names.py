@@ -13,7 +13,7 @@ from mmguard.auditing.attacks import SHORTHANDS, attack_named, families, resolve
 from mmguard.auditing.report import NOT_TESTED, not_tested
 from mmguard.errors import ConfigError
 
-CODE = "0107f6c45f38fece28e831f7cd612ea2dc10a727823bd35a6b5f8349ea6646b0"
+CODE = "b3314018a699aefbd20dbc4c87ad99a94909ce06d86c5221f187b5e777da9362"
 """Of the modules that decide what an attack does."""
 
 

@@ -348,7 +348,7 @@ class Surrogate:
             return
         # The layers K are left out: what the tap reads in passing would not be there the second time.
         tapped = {part for layer in attention_modules(self.model, layers) for part in layer} if layers else set()
-        chosen = [
+        chosen: list[Any] = [
             module
             for module in self.model.modules()
             if isinstance(module, _CHECKPOINTED) and tapped.isdisjoint(module.modules())
