@@ -355,6 +355,17 @@ def test_a_stopped_protection_leaves_no_release(session: Session) -> None:
     assert made.check.images == 3
 
 
+def test_a_second_protection_is_shown_at_addresses_of_its_own(session: Session) -> None:
+    session.source = "easy-vqa:train:what:3"
+    shown = []
+    for seed in (0, 1):
+        jobs.protect_session(session, ProtectConfig(variant="random-noise", seed=seed), Models(), quiet)
+        shown.append(jobs.show(session, 1))
+    first, second = shown
+    assert {first.before, first.after, first.difference}.isdisjoint({second.before, second.after, second.difference})
+    assert not first.after.parent.exists(), "nobody looks at it any more"
+
+
 def test_an_upload_cannot_name_other_peoples_pictures(session: Session, tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(picture())
     store = session.folder.parent

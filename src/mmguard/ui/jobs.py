@@ -121,6 +121,8 @@ def protect_session(session: Session, config: ProtectConfig, models: Models, tol
     if session.source is None:
         raise ConfigError("there are no pictures yet: drop a folder or a zip file, or take the example")
     session.release, session.pairs = None, []
+    session.new(_shown(session))
+    session.protections += 1
     out = session.new("release")
     session.new("release.record")
     release = protect(session.source, [models.surrogate], config, out, device=models.device, show_progress=told)
@@ -152,7 +154,7 @@ def show(session: Session, number: int) -> Shown:
         raise ConfigError(f"picture {number}: there are {len(images)}")
     pairs = [(ours, released) for ours, released in session.pairs if ours.image == images[number - 1]]
     before, after = load_image(pairs[0][0].image), load_image(pairs[0][1].image)
-    folder = session.folder / "shown"
+    folder = session.folder / _shown(session)
     folder.mkdir(exist_ok=True)
     return Shown(
         images[number - 1].name,
@@ -200,6 +202,11 @@ class Teller:
         spent = monotonic() - self._began
         left = f", about {duration(spent * (1 - share) / share)} left" if share > 0.02 and spent > 3 else ""
         self._say(share, f"{STAGES.get(what, what)}{left if share < 1 else ''}")
+
+
+def _shown(session: Session) -> str:
+    """The folder of what the page shows: of each protection another, since browsers keep what was at an address."""
+    return f"shown-{session.protections}"
 
 
 def _packed(folder: Path, target: Path, name: str) -> Path:

@@ -40,6 +40,8 @@ class Session:
     release: Release | None = None
     pairs: list[tuple[Sample, Sample]] = field(default_factory=list)
     """Original and released samples."""
+    protections: int = 0
+    """How many were begun."""
     stopping: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _busy: bool = False
