@@ -229,25 +229,26 @@ def test_a_visitor_who_leaves_ends_the_work_and_then_the_files_go(tmp_path: Path
     session = sessions.of("anna")
 
     def work() -> None:
-        with session.working():
+        with session.working(1.0):
             with pytest.raises(ConfigError, match="still running"):
-                session.working().__enter__()
+                session.working(2.0).__enter__()
             sessions.close("anna")
             assert session.folder.exists(), "work still goes on in it"
-            Teller(session.stopping, lambda *_: None)(0.5, "Writing")
+            Teller(lambda: session.stopped > 1.0, quiet)(0.5, "Writing")
 
     with pytest.raises(Stopped):
         work()
     assert not session.folder.exists()
 
 
-def test_stopping_ends_this_job_and_not_the_next(tmp_path: Path) -> None:
+def test_stopping_ends_what_was_asked_for_before_and_nothing_else(tmp_path: Path) -> None:
     session = Sessions(tmp_path).of("anna")
-    session.stopping.set()
-    said: list[tuple[float, str]] = []
-    with session.working():
-        Teller(session.stopping, lambda *told: said.append(told))(0.5, "Writing")
-    assert said == [(0.5, "Writing the protected copy")]
+    session.stop(2.0)
+    session.stop(1.0)  # answered late
+    with pytest.raises(Stopped), session.working(1.5):
+        pytest.fail("it had waited, and was not wanted any more")
+    with session.working(3.0):
+        assert not session.stopped > 3.0
 
 
 # Jobs
@@ -291,7 +292,7 @@ def test_from_an_upload_to_downloads_and_a_report(session: Session, monkeypatch:
     assert [path.name for path in store.iterdir() if tree(path)] == [session.folder.name], "an upload was left"
     session.source = unpacked.folder
     told: list[tuple[float, str]] = []
-    made = jobs.protect_session(session, FAST, Models(), Teller(threading.Event(), lambda *it: told.append(it)))
+    made = jobs.protect_session(session, FAST, Models(), Teller(lambda: False, lambda *it: told.append(it)))
     assert made.check.ok
     assert 0 < made.check.max_eps <= 6
     assert made.check.max_words == 2
@@ -391,7 +392,7 @@ def test_what_is_left_is_told_once_it_can_be_known(monkeypatch: pytest.MonkeyPat
     clock = [0.0]
     monkeypatch.setattr(jobs, "monotonic", lambda: clock[0])
     said: list[str] = []
-    teller = Teller(threading.Event(), lambda _, what: said.append(what))
+    teller = Teller(lambda: False, lambda _, what: said.append(what))
     for now, share in ((1.0, 0.5), (10.0, 0.5), (20.0, 0.1), (30.0, 1.0)):
         clock[0] = now
         teller(share, "Perturbing")
@@ -436,6 +437,43 @@ def test_the_page_is_there_and_loads_nothing_from_elsewhere(server: tuple[TestCl
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
     assert "GRADIO_SHARE" not in os.environ
     assert all(one["api_visibility"] == "private" for one in config["dependencies"])
+
+
+def ask(client: TestClient, visitor: str, function: str, *data: object, event: object = None) -> None:
+    """Presses a button, as a page does."""
+    (dependency,) = [one for one in client.get("/config").json()["dependencies"] if one["api_name"] == function]
+    body = {"data": data, "fn_index": dependency["id"], "session_hash": visitor, "event_data": event}
+    address = "/gradio_api/queue/join" if dependency["queue"] else "/gradio_api/run/predict"
+    assert client.post(address, json=body).status_code == 200
+
+
+def answer(client: TestClient, visitor: str) -> str:
+    """What the page shows once all that was asked for is done."""
+    return client.get("/gradio_api/queue/data", params={"session_hash": visitor}).text
+
+
+def test_a_job_that_waits_behind_another_can_be_stopped(
+    server: tuple[TestClient, Sessions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, sessions = server
+    begun: list[Session] = []
+    go_on = threading.Event()
+
+    def protect(session: Session, *_: object) -> None:
+        begun.append(session)
+        assert go_on.wait(60)
+        raise ConfigError("it was at work")
+
+    monkeypatch.setattr(jobs, "protect_session", protect)
+    for visitor in ("anna", "ben"):
+        ask(client, visitor, "_protect", "gentle", "crs")
+    ask(client, "ben", "_stop")
+    go_on.set()
+    assert "it was at work" in answer(client, "anna")
+    assert "Stopped." in answer(client, "ben")
+    assert begun == [sessions.of("anna")]
+    ask(client, "ben", "_protect", "gentle", "crs")
+    assert "it was at work" in answer(client, "ben"), "the next is wanted"
 
 
 def test_no_file_of_this_computer_is_handed_out(server: tuple[TestClient, Sessions]) -> None:

@@ -188,7 +188,7 @@ class _Page:
     ) -> _Answer:
         def job(session: Session) -> _Answer:
             config = jobs.settings(strength, cast(Variant, variant), self._models.surrogate)
-            made = jobs.protect_session(session, config, self._models, _teller(session, progress))
+            made = jobs.protect_session(session, config, self._models, _teller(session, request, progress))
             images = len({ours.image for ours, _ in session.pairs})
             return {
                 self.status: _made(made),
@@ -212,7 +212,7 @@ class _Page:
 
     def _audit(self, effort: str, request: gr.Request, progress: gr.Progress = gr.Progress()) -> _Answer:
         def job(session: Session) -> _Answer:
-            report, page = jobs.audit_session(session, effort, self._models, _teller(session, progress))
+            report, page = jobs.audit_session(session, effort, self._models, _teller(session, request, progress))
             return {
                 self.audit_status: _note(report.verdict.replace("**", "")),
                 self.outcome: gr.Column(visible=True),
@@ -224,7 +224,7 @@ class _Page:
 
     def _stop(self, request: gr.Request) -> None:
         with suppress(MMGuardError):  # the page was closed meanwhile
-            self._sessions.of(request.session_hash).stopping.set()
+            self._sessions.of(request.session_hash).stop(request.state.asked)
 
     def _leave(self, request: gr.Request) -> None:
         self._sessions.close(request.session_hash)
@@ -239,7 +239,7 @@ class _Page:
         except MMGuardError as error:
             return {status: _note(str(error), error=True)}
         try:
-            with session.working():
+            with session.working(request.state.asked):
                 answer = job(session)
         except MMGuardError as error:
             answer = {status: _note(session.plain(str(error)), error=True)}
@@ -281,8 +281,8 @@ def _asset(name: str) -> str:
     return (files("mmguard.ui") / name).read_text(encoding="utf-8")
 
 
-def _teller(session: Session, progress: gr.Progress) -> Teller:
-    return Teller(session.stopping, lambda share, what: progress(share, desc=what))
+def _teller(session: Session, request: gr.Request, progress: gr.Progress) -> Teller:
+    return Teller(lambda: request.state.asked < session.stopped, lambda share, what: progress(share, desc=what))
 
 
 def _note(text: str, error: bool = False, more: str = "") -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -188,13 +187,13 @@ def audit_session(session: Session, effort: str, models: Models, told: Told) -> 
 class Teller:
     """Tells a visitor how far a job is and how long it will take, and ends the job if they want no more of it."""
 
-    def __init__(self, stopping: threading.Event, say: Callable[[float, str], None]) -> None:
-        self._stopping, self._say = stopping, say
+    def __init__(self, stopped: Callable[[], bool], say: Callable[[float, str], None]) -> None:
+        self._stopped, self._say = stopped, say
         self._share, self._began = 0.0, monotonic()
 
     def __call__(self, share: float, what: str) -> None:
         """Takes what the program tells."""
-        if self._stopping.is_set():
+        if self._stopped():
             raise Stopped
         if share < self._share:  # the next stage
             self._began = monotonic()
