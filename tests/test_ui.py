@@ -7,10 +7,13 @@ import io
 import json
 import os
 import re
+import shutil
 import stat
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -28,7 +31,7 @@ from mmguard import zoo
 from mmguard.cli import app
 from mmguard.config import AuditConfig, ProtectConfig
 from mmguard.errors import ConfigError, DataError, MMGuardError
-from mmguard.ui import jobs, serve
+from mmguard.ui import jobs, receive, serve
 from mmguard.ui.jobs import Models, Teller
 from mmguard.ui.sessions import Session, Sessions, Stopped
 from mmguard.ui.uploads import Limits, stored, unpack
@@ -289,7 +292,6 @@ def test_from_an_upload_to_downloads_and_a_report(session: Session, monkeypatch:
     store = session.folder.parent
     dataset, unpacked = jobs.take(session, upload(store, photos("red blue green")), "pictures", store)
     assert (len(dataset.samples), unpacked.ignored) == (3, ())
-    assert [path.name for path in store.iterdir() if tree(path)] == [session.folder.name], "an upload was left"
     session.source = unpacked.folder
     told: list[tuple[float, str]] = []
     made = jobs.protect_session(session, FAST, Models(), Teller(lambda: False, lambda *it: told.append(it)))
@@ -339,7 +341,7 @@ def test_from_an_upload_to_downloads_and_a_report(session: Session, monkeypatch:
         "seeds": 1,
     }
     session.close()
-    assert not tree(store)
+    assert not session.folder.exists()
 
 
 def test_a_stopped_protection_leaves_no_release(session: Session) -> None:
@@ -374,8 +376,8 @@ def test_an_upload_cannot_name_other_peoples_pictures(session: Session, tmp_path
         row = json.dumps({"file_name": path, "question": "what is it?", "answer": "mine"}).encode()
         with pytest.raises(DataError, match="none of its 1 rows can be used"):
             jobs.take(session, upload(store, {"metadata.jsonl": row}), "pictures", store)
-        for path_ in store.glob("0*"):
-            path_.rmdir()
+        for folder in store.glob("0*"):
+            shutil.rmtree(folder)
 
 
 def test_every_choice_is_a_setting() -> None:
@@ -523,6 +525,31 @@ def test_an_upload_lies_where_it_is_looked_for(server: tuple[TestClient, Session
     client, sessions = server
     (path,) = client.post("/upload", files={"files": ("../../a.png", picture())}).json()
     assert [file.read_bytes() for _, file in stored([["a.png", path]], sessions.store)] == [picture()]
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_an_upload_goes_whether_it_is_taken_or_refused(server: tuple[TestClient, Sessions], busy: bool) -> None:
+    client, sessions = server
+    (path,) = client.post("/upload", files={"files": ("a.png", picture())}).json()
+    with sessions.of("anna").working(time.monotonic()) if busy else nullcontext():
+        ask(client, "anna", "_take", event={"files": [["a.png", path]]})
+        assert ("still running" if busy else "Found: 1 pictures") in answer(client, "anna")
+    assert not Path(path).parent.exists()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receive, "_KEPT", 0.2)
+    monkeypatch.setattr(receive, "_PAUSE", 0.01)
+
+
+def test_an_upload_that_nobody_takes_is_forgotten(impatient: None, server: tuple[TestClient, Sessions]) -> None:
+    client, _ = server
+    (path,) = client.post("/upload", files={"files": ("a.png", picture())}).json()
+    ends = time.monotonic() + 30
+    while Path(path).exists():
+        assert time.monotonic() < ends, "it is still there"
+        time.sleep(0.05)
 
 
 def test_without_gradio_the_command_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

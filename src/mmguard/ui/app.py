@@ -20,7 +20,7 @@ from mmguard.types import Dataset
 from mmguard.ui import jobs
 from mmguard.ui.jobs import Models, Teller
 from mmguard.ui.sessions import MOST, Session, Sessions, Stopped
-from mmguard.ui.uploads import LIMITS, PICTURES, TEXTS, Unpacked
+from mmguard.ui.uploads import LIMITS, PICTURES, TEXTS, Unpacked, discard
 from mmguard.ui.words import EFFORTS, FORMATS, NOT_PROTECTED, STRENGTHS, VARIANTS, ZOO_WARNING
 
 _log = logging.getLogger(__name__)
@@ -155,13 +155,13 @@ class _Page:
     # What the buttons do. Whatever a function leaves out of its answer stays as it is.
 
     def _take(self, event: gr.EventData, request: gr.Request) -> _Answer:
-        def job(session: Session) -> _Answer:
+        def job(session: Session, sent: Any) -> _Answer:
             session.source = session.test = session.release = None
-            dataset, unpacked = jobs.take(session, event._data.get("files"), "pictures", self._sessions.store)
+            dataset, unpacked = jobs.take(session, sent, "pictures", self._sessions.store)
             session.source = unpacked.folder
             return {self.found: _found(dataset, unpacked, session), self.test_found: ""}
 
-        return self._attempt(request, self.found, job)
+        return self._attempt_upload(event, request, self.found, job)
 
     def _take_example(self, request: gr.Request) -> _Answer:
         def job(session: Session) -> _Answer:
@@ -175,13 +175,13 @@ class _Page:
         return self._attempt(request, self.found, job)
 
     def _take_test(self, event: gr.EventData, request: gr.Request) -> _Answer:
-        def job(session: Session) -> _Answer:
+        def job(session: Session, sent: Any) -> _Answer:
             session.test = None
-            dataset, unpacked = jobs.take(session, event._data.get("files"), "test", self._sessions.store)
+            dataset, unpacked = jobs.take(session, sent, "test", self._sessions.store)
             session.test = unpacked.folder
             return {self.test_found: _found(dataset, unpacked, session)}
 
-        return self._attempt(request, self.test_found, job)
+        return self._attempt_upload(event, request, self.test_found, job)
 
     def _protect(
         self, strength: str, variant: str, request: gr.Request, progress: gr.Progress = gr.Progress()
@@ -231,6 +231,16 @@ class _Page:
         # Gradio would keep what the page showed, reports among it, of up to ten thousand visitors who have left.
         self.blocks.state_holder.session_data.pop(request.session_hash, None)
         self.blocks.state_holder.time_last_used.pop(request.session_hash, None)
+
+    def _attempt_upload(
+        self, event: gr.EventData, request: gr.Request, status: gr.HTML, job: Callable[[Session, Any], _Answer]
+    ) -> _Answer:
+        """Does a job with what was uploaded, which goes whatever comes of it."""
+        sent = event._data.get("files")
+        try:
+            return self._attempt(request, status, lambda session: job(session, sent))
+        finally:
+            discard(sent, self._sessions.store)
 
     def _attempt(self, request: gr.Request, status: gr.HTML, job: Callable[[Session], _Answer]) -> _Answer:
         """Does a job with the visitor's files, or says why not; what they no longer have is no longer shown."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -86,14 +85,7 @@ def take(session: Session, sent: Any, name: str, store: Path, limits: Limits = L
     Raises:
         DataError: it is refused, or no dataset.
     """
-    files = stored(sent, store)
-    try:
-        unpacked = unpack(files, session.new(name), limits)
-    finally:
-        for _, path in files:
-            path.unlink(missing_ok=True)
-            with suppress(OSError):  # others of the same request are still in it
-                path.parent.rmdir()
+    unpacked = unpack(stored(sent, store), session.new(name), limits)
     return read_dataset(unpacked.folder), unpacked
 
 

@@ -89,11 +89,11 @@ def create(store: Path, models: Models) -> tuple[FastAPI, Sessions]:
 
     from mmguard.ui.app import mount
     from mmguard.ui.guard import Guard
-    from mmguard.ui.receive import receiver
+    from mmguard.ui.receive import forgetting, receiver
     from mmguard.ui.sessions import Sessions
 
     sessions = Sessions(store)
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(lifespan=forgetting(store), docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Guard)
     app.add_api_route("/upload", receiver(store), methods=["POST"])
     # There is no `launch`, and so nothing that could open a tunnel.
