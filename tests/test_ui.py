@@ -537,6 +537,36 @@ def test_an_upload_goes_whether_it_is_taken_or_refused(server: tuple[TestClient,
     assert not Path(path).parent.exists()
 
 
+NOTHING = {"metadata.jsonl": b'{"file_name": "none.png", "question": "what is it?", "answer": "nothing"}'}
+
+
+@pytest.mark.parametrize(("function", "what"), [("_take", "source"), ("_take_test", "test")])
+def test_a_refused_upload_takes_nothing_from_the_visitor(
+    server: tuple[TestClient, Sessions], function: str, what: str
+) -> None:
+    client, sessions = server
+    session = sessions.of("anna")
+
+    def drop(content: dict[str, bytes]) -> str:
+        files = [("files", (Path(name).name, data)) for name, data in content.items()]
+        paths = client.post("/upload", files=files).json()
+        ask(client, "anna", function, event={"files": [list(pair) for pair in zip(content, paths, strict=True)]})
+        return answer(client, "anna")
+
+    assert "Found: 1 pictures" in drop(photos("red"))
+    first, before = getattr(session, what), tree(session.folder)
+    session.release = "made in hours"
+    for content, reason in ((NOTHING, "none of its 1 rows"), ({"a.zip": b"no zip"}, "cannot be read")):
+        said = drop(content)
+        assert reason in said
+        assert "what was here before stays" in said
+        assert (getattr(session, what), session.release) == (first, "made in hours")
+        assert tree(session.folder) == before
+    assert "Found: 2 pictures" in drop(photos("blue green"))
+    assert not first.exists()
+    assert getattr(session, what).exists()
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receive, "_KEPT", 0.2)

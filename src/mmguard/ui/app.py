@@ -7,13 +7,14 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, cast
 
 import gradio as gr
 from fastapi import FastAPI
 
 from mmguard.config import Variant
-from mmguard.errors import MMGuardError
+from mmguard.errors import DataError, MMGuardError
 from mmguard.pages.pictures import AMPLIFIED
 from mmguard.runtime.memory import release_memory
 from mmguard.types import Dataset
@@ -155,13 +156,11 @@ class _Page:
     # What the buttons do. Whatever a function leaves out of its answer stays as it is.
 
     def _take(self, event: gr.EventData, request: gr.Request) -> _Answer:
-        def job(session: Session, sent: Any) -> _Answer:
-            session.source = session.test = session.release = None
-            dataset, unpacked = jobs.take(session, sent, "pictures", self._sessions.store)
-            session.source = unpacked.folder
-            return {self.found: _found(dataset, unpacked, session), self.test_found: ""}
+        def use(session: Session, folder: Path) -> _Answer:
+            session.source, session.test, session.release = folder, None, None
+            return {self.test_found: ""}
 
-        return self._attempt_upload(event, request, self.found, job)
+        return self._take_upload(event, request, "pictures", self.found, use)
 
     def _take_example(self, request: gr.Request) -> _Answer:
         def job(session: Session) -> _Answer:
@@ -175,13 +174,34 @@ class _Page:
         return self._attempt(request, self.found, job)
 
     def _take_test(self, event: gr.EventData, request: gr.Request) -> _Answer:
-        def job(session: Session, sent: Any) -> _Answer:
-            session.test = None
-            dataset, unpacked = jobs.take(session, sent, "test", self._sessions.store)
-            session.test = unpacked.folder
-            return {self.test_found: _found(dataset, unpacked, session)}
+        def use(session: Session, folder: Path) -> _Answer:
+            session.test = folder
+            return {}
 
-        return self._attempt_upload(event, request, self.test_found, job)
+        return self._take_upload(event, request, "test", self.test_found, use)
+
+    def _take_upload(
+        self,
+        event: gr.EventData,
+        request: gr.Request,
+        name: str,
+        found: gr.HTML,
+        use: Callable[[Session, Path], _Answer],
+    ) -> _Answer:
+        """Takes what was dropped. If it is refused, the visitor keeps what they had; the upload goes in any case."""
+        sent, store = event._data.get("files"), self._sessions.store
+
+        def job(session: Session) -> _Answer:
+            try:
+                dataset, unpacked = jobs.take(session, sent, name, store)
+            except MMGuardError as error:
+                raise DataError(f"{error}; what was here before stays") from error
+            return {found: _found(dataset, unpacked, session), **use(session, unpacked.folder)}
+
+        try:
+            return self._attempt(request, found, job)
+        finally:
+            discard(sent, store)
 
     def _protect(
         self, strength: str, variant: str, request: gr.Request, progress: gr.Progress = gr.Progress()
@@ -231,16 +251,6 @@ class _Page:
         # Gradio would keep what the page showed, reports among it, of up to ten thousand visitors who have left.
         self.blocks.state_holder.session_data.pop(request.session_hash, None)
         self.blocks.state_holder.time_last_used.pop(request.session_hash, None)
-
-    def _attempt_upload(
-        self, event: gr.EventData, request: gr.Request, status: gr.HTML, job: Callable[[Session, Any], _Answer]
-    ) -> _Answer:
-        """Does a job with what was uploaded, which goes whatever comes of it."""
-        sent = event._data.get("files")
-        try:
-            return self._attempt(request, status, lambda session: job(session, sent))
-        finally:
-            discard(sent, self._sessions.store)
 
     def _attempt(self, request: gr.Request, status: gr.HTML, job: Callable[[Session], _Answer]) -> _Answer:
         """Does a job with the visitor's files, or says why not; what they no longer have is no longer shown."""

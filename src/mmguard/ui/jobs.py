@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -73,20 +75,28 @@ class Shown:
 
 
 def take(session: Session, sent: Any, name: str, store: Path, limits: Limits = LIMITS) -> tuple[Dataset, Unpacked]:
-    """Unpacks an upload into the session's folder and reads it.
+    """Unpacks an upload into the session's folder and reads it; what is there from an earlier one stays until then.
 
     Args:
         session: the visitor's.
         sent: what the browser says was uploaded.
-        name: what the folder is called; what had that name is replaced.
+        name: what it is; what was taken as the same before is replaced.
         store: where the server puts uploads.
         limits: how much is taken.
 
     Raises:
         DataError: it is refused, or no dataset.
     """
-    unpacked = unpack(stored(sent, store), session.new(name), limits)
-    return read_dataset(unpacked.folder), unpacked
+    into = session.folder / f"{name}-{secrets.token_hex(4)}"
+    try:
+        unpacked = unpack(stored(sent, store), into, limits)
+        dataset = read_dataset(unpacked.folder)
+    except BaseException:
+        shutil.rmtree(into, ignore_errors=True)
+        raise
+    for earlier in set(session.folder.glob(f"{name}-*")) - {into}:
+        shutil.rmtree(earlier, ignore_errors=True)
+    return dataset, unpacked
 
 
 def settings(strength: str, variant: Variant, surrogate: str) -> ProtectConfig:
