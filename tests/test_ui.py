@@ -8,7 +8,9 @@ import json
 import os
 import re
 import shutil
+import signal
 import stat
+import tempfile
 import threading
 import time
 import zipfile
@@ -22,6 +24,7 @@ pytest.importorskip(
     "gradio", reason="Gradio holds Pillow below 13: try the page with an environment of its own, mmguard[test,ui]"
 )
 
+import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 from starlette.testclient import TestClient
@@ -580,6 +583,35 @@ def test_an_upload_that_nobody_takes_is_forgotten(impatient: None, server: tuple
     while Path(path).exists():
         assert time.monotonic() < ends, "it is still there"
         time.sleep(0.05)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no such signal")
+@pytest.mark.parametrize("ignored", [False, True], ids=["default", "nohup"])
+def test_a_terminal_that_is_closed_ends_the_server_and_files_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ignored: bool
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(name, "")
+    went_on = []
+
+    def run(server: uvicorn.Server, **_: object) -> None:
+        (store,) = tmp_path.glob("mmguard-ui-*")
+        (store / "original.png").write_bytes(picture())
+        assert ignored or signal.getsignal(signal.SIGHUP) != signal.SIG_DFL, "it would end the tests"
+        signal.raise_signal(signal.SIGHUP)
+        went_on.append(server)
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with nullcontext() if ignored else pytest.raises(SystemExit):
+            serve.serve(Models(), 0, False, lambda _: None)
+        assert signal.getsignal(signal.SIGHUP) == (signal.SIG_IGN if ignored else signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert bool(went_on) == ignored
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_gradio_the_command_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
