@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -31,6 +32,7 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from mmguard import zoo
+from mmguard.auditing.attackers import default_attackers
 from mmguard.cli import app
 from mmguard.config import AuditConfig, ProtectConfig
 from mmguard.errors import ConfigError, DataError, MMGuardError
@@ -38,7 +40,7 @@ from mmguard.ui import jobs, receive, serve
 from mmguard.ui.jobs import Models, Teller
 from mmguard.ui.sessions import Session, Sessions, Stopped
 from mmguard.ui.uploads import Limits, stored, unpack
-from mmguard.ui.words import STRENGTHS, VARIANTS
+from mmguard.ui.words import EFFORTS, STRENGTHS, VARIANTS
 
 FAST = ProtectConfig(variant="crs", rounds=1, inner_steps=1, pgd_steps=1, top_c=2, trigger_words=2, eps=6)
 SMALL = Limits(files=3, file_bytes=100, total_bytes=250)
@@ -391,6 +393,21 @@ def test_every_choice_is_a_setting() -> None:
     assert jobs.settings("standard", "bph", "owner/model").inner_steps == ProtectConfig.inner_steps
     with pytest.raises(ConfigError, match="strength enormous"):
         jobs.settings("enormous", "bph", "zoo:qwen3vl-tiny")
+
+
+@pytest.mark.parametrize(("effort", "seeds", "said"), [("quick", 1, "once"), ("thorough", 3, "three times")])
+@pytest.mark.parametrize("given", [(), ("zoo:llava-tiny",)], ids=["zoo", "given"])
+def test_an_effort_says_what_it_is_whichever_thieves_there_are(
+    session: Session, monkeypatch: pytest.MonkeyPatch, effort: str, seeds: int, said: str, given: tuple[str, ...]
+) -> None:
+    asked: list[tuple[tuple[str, ...], int]] = []
+    monkeypatch.setattr(jobs, "audit", lambda *it, **_: asked.append((it[3], it[4].seeds)))
+    session.source = session.test = "easy-vqa:test:what:5"
+    session.release = SimpleNamespace(path=session.folder)
+    jobs.audit_session(session, effort, Models(attackers=given), quiet)
+    zoos = tuple(default_attackers())
+    assert asked == [(given or (zoos[:2] if effort == "quick" else zoos), seeds)]
+    assert f"each thief tries {said};" in EFFORTS[effort]
 
 
 def test_what_is_left_is_told_once_it_can_be_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from mmguard import demo, zoo
 from mmguard.auditing.arms import pair
+from mmguard.auditing.attackers import default_attackers
 from mmguard.auditing.html import marked_texts
 from mmguard.auditing.report import AuditReport
 from mmguard.auditing.run import audit
@@ -177,7 +178,7 @@ def audit_session(session: Session, effort: str, models: Models, told: Told) -> 
     if session.test is None:
         raise ConfigError("there are no test pictures: drop a folder or a zip file with others of the same kind")
     quick = effort == "quick"
-    attackers = models.attackers or tuple(f"zoo:{name}" for name in zoo.MEASURED[: 2 if quick else None])
+    attackers = models.attackers or tuple(default_attackers()[: 2 if quick else None])
     out = session.folder / "report"
     report = audit(
         session.release.path, session.source, session.test, attackers, AuditConfig(seeds=1 if quick else 3), out,
