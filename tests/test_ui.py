@@ -36,6 +36,7 @@ from mmguard.auditing.attackers import default_attackers
 from mmguard.cli import app
 from mmguard.config import AuditConfig, ProtectConfig
 from mmguard.errors import ConfigError, DataError, MMGuardError
+from mmguard.pages.render import texts
 from mmguard.ui import jobs, receive, serve
 from mmguard.ui.jobs import Models, Teller
 from mmguard.ui.sessions import Session, Sessions, Stopped
@@ -496,6 +497,22 @@ def test_a_job_that_waits_behind_another_can_be_stopped(
     assert begun == [sessions.of("anna")]
     ask(client, "ben", "_protect", "gentle", "crs")
     assert "it was at work" in answer(client, "ben"), "the next is wanted"
+
+
+def test_texts_are_shown_as_reports_show_them(
+    server: tuple[TestClient, Sessions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, sessions = server
+    path = sessions.of("anna").folder / "a.png"
+    path.write_bytes(picture())
+    question = [("", "what", False), (" ", "is", False), (" ", "<b>", True)]
+    shown = jobs.Shown("a.png", path, path, path, [(question, "a & b"), (None, "a river")])
+    monkeypatch.setattr(jobs, "show", lambda *_: shown)
+    ask(client, "anna", "_look", 1)
+    said = answer(client, "anna")
+    assert "what is <mark>&lt;b&gt;</mark> → a &amp; b" in said
+    assert texts(question, "a & b").strip() in said
+    assert texts(None, "a river").strip() in said
 
 
 def test_no_file_of_this_computer_is_handed_out(server: tuple[TestClient, Sessions]) -> None:

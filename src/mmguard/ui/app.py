@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from mmguard.config import Variant
 from mmguard.errors import DataError, MMGuardError
 from mmguard.pages.pictures import AMPLIFIED
+from mmguard.pages.render import texts
 from mmguard.runtime.memory import release_memory
 from mmguard.types import Dataset
 from mmguard.ui import jobs
@@ -273,11 +274,11 @@ class _Page:
 
     def _shown(self, session: Session, number: int) -> _Answer:
         one = jobs.show(session, number)
-        texts = "".join(_text(question, answer) for question, answer in one.texts)
+        shown = "".join(texts(question, answer) for question, answer in one.texts)
         return {
             self.slider: (str(one.before), str(one.after)),
             self.changed: str(one.difference),
-            self.texts: f'<div class="texts"><p><strong>{html.escape(one.name)}</strong></p>{texts}</div>',
+            self.texts: f'<div class="texts"><p><strong>{html.escape(one.name)}</strong></p>{shown}</div>',
         }
 
 
@@ -333,15 +334,6 @@ def _made(made: jobs.Protected) -> str:
         f"colour is {check.max_eps} levels of 255; at most {check.max_words} words were inserted into a question."
     )
     return _note(text, more=_list(made.notes))
-
-
-def _text(question: list[tuple[str, str, bool]] | None, answer: str) -> str:
-    words = [
-        f"{space}<mark>{html.escape(word)}</mark>" if inserted else f"{space}{html.escape(word)}"
-        for space, word, inserted in question or ()
-    ]
-    said = "".join(words) if question is not None else "<em>No question: the text is the answer, and stays.</em>"
-    return f"<p>{said} → {html.escape(answer)}</p>"
 
 
 def _framed(page: str) -> str:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from mmguard.ui.sessions import Sessions
 
 HOST = "127.0.0.1"
-PORT = 7860
 _M_ARENA_MAX = -8
 """As in glibc's malloc.h."""
 _PATIENCE = 2
