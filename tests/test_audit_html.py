@@ -143,7 +143,7 @@ def test_captions_have_no_question(samples: list[tuple[Sample, Sample]]) -> None
     ours = Sample("x", 0, samples[0][0].image, None, "a river")
     (only,) = shown([(ours, Sample("x", 0, samples[0][1].image, None, "a river"))])
     assert only.question is None
-    assert "the caption is the target" in to_html(report("a"), [only])
+    assert "the text is the answer, and stays" in to_html(report("a"), [only])
 
 
 def test_the_same_report_gives_the_same_page(samples: list[tuple[Sample, Sample]]) -> None:

@@ -91,7 +91,7 @@ def test_the_page_stands_alone_and_escapes(photos: Path, tmp_path: Path, model: 
     assert all(address.startswith("data:image/png;") for address in re.findall(r'(?:src|href)="([^"]*)"', page))
     assert "<title>Preview, not a release</title>" in page
     assert "Do not publish it" in page
-    assert "No question: the caption is the target." in page
+    assert "No question: the text is the answer, and stays." in page
     assert "The first 4 samples (3 images)" in page
 
 

@@ -7,11 +7,17 @@ import io
 import json
 import os
 import re
+import shutil
+import signal
 import stat
+import tempfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,20 +25,23 @@ pytest.importorskip(
     "gradio", reason="Gradio holds Pillow below 13: try the page with an environment of its own, mmguard[test,ui]"
 )
 
+import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from mmguard import zoo
+from mmguard.auditing.attackers import default_attackers
 from mmguard.cli import app
 from mmguard.config import AuditConfig, ProtectConfig
 from mmguard.errors import ConfigError, DataError, MMGuardError
-from mmguard.ui import jobs, serve
+from mmguard.pages.render import texts
+from mmguard.ui import jobs, receive, serve
 from mmguard.ui.jobs import Models, Teller
 from mmguard.ui.sessions import Session, Sessions, Stopped
 from mmguard.ui.uploads import Limits, stored, unpack
-from mmguard.ui.words import STRENGTHS, VARIANTS
+from mmguard.ui.words import EFFORTS, STRENGTHS, VARIANTS
 
 FAST = ProtectConfig(variant="crs", rounds=1, inner_steps=1, pgd_steps=1, top_c=2, trigger_words=2, eps=6)
 SMALL = Limits(files=3, file_bytes=100, total_bytes=250)
@@ -229,25 +238,26 @@ def test_a_visitor_who_leaves_ends_the_work_and_then_the_files_go(tmp_path: Path
     session = sessions.of("anna")
 
     def work() -> None:
-        with session.working():
+        with session.working(1.0):
             with pytest.raises(ConfigError, match="still running"):
-                session.working().__enter__()
+                session.working(2.0).__enter__()
             sessions.close("anna")
             assert session.folder.exists(), "work still goes on in it"
-            Teller(session.stopping, lambda *_: None)(0.5, "Writing")
+            Teller(lambda: session.stopped > 1.0, quiet)(0.5, "Writing")
 
     with pytest.raises(Stopped):
         work()
     assert not session.folder.exists()
 
 
-def test_stopping_ends_this_job_and_not_the_next(tmp_path: Path) -> None:
+def test_stopping_ends_what_was_asked_for_before_and_nothing_else(tmp_path: Path) -> None:
     session = Sessions(tmp_path).of("anna")
-    session.stopping.set()
-    said: list[tuple[float, str]] = []
-    with session.working():
-        Teller(session.stopping, lambda *told: said.append(told))(0.5, "Writing")
-    assert said == [(0.5, "Writing the protected copy")]
+    session.stop(2.0)
+    session.stop(1.0)  # answered late
+    with pytest.raises(Stopped), session.working(1.5):
+        pytest.fail("it had waited, and was not wanted any more")
+    with session.working(3.0):
+        assert not session.stopped > 3.0
 
 
 # Jobs
@@ -288,10 +298,9 @@ def test_from_an_upload_to_downloads_and_a_report(session: Session, monkeypatch:
     store = session.folder.parent
     dataset, unpacked = jobs.take(session, upload(store, photos("red blue green")), "pictures", store)
     assert (len(dataset.samples), unpacked.ignored) == (3, ())
-    assert [path.name for path in store.iterdir() if tree(path)] == [session.folder.name], "an upload was left"
     session.source = unpacked.folder
     told: list[tuple[float, str]] = []
-    made = jobs.protect_session(session, FAST, Models(), Teller(threading.Event(), lambda *it: told.append(it)))
+    made = jobs.protect_session(session, FAST, Models(), Teller(lambda: False, lambda *it: told.append(it)))
     assert made.check.ok
     assert 0 < made.check.max_eps <= 6
     assert made.check.max_words == 2
@@ -338,7 +347,7 @@ def test_from_an_upload_to_downloads_and_a_report(session: Session, monkeypatch:
         "seeds": 1,
     }
     session.close()
-    assert not tree(store)
+    assert not session.folder.exists()
 
 
 def test_a_stopped_protection_leaves_no_release(session: Session) -> None:
@@ -355,6 +364,17 @@ def test_a_stopped_protection_leaves_no_release(session: Session) -> None:
     assert made.check.images == 3
 
 
+def test_a_second_protection_is_shown_at_addresses_of_its_own(session: Session) -> None:
+    session.source = "easy-vqa:train:what:3"
+    shown = []
+    for seed in (0, 1):
+        jobs.protect_session(session, ProtectConfig(variant="random-noise", seed=seed), Models(), quiet)
+        shown.append(jobs.show(session, 1))
+    first, second = shown
+    assert {first.before, first.after, first.difference}.isdisjoint({second.before, second.after, second.difference})
+    assert not first.after.parent.exists(), "nobody looks at it any more"
+
+
 def test_an_upload_cannot_name_other_peoples_pictures(session: Session, tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(picture())
     store = session.folder.parent
@@ -362,8 +382,8 @@ def test_an_upload_cannot_name_other_peoples_pictures(session: Session, tmp_path
         row = json.dumps({"file_name": path, "question": "what is it?", "answer": "mine"}).encode()
         with pytest.raises(DataError, match="none of its 1 rows can be used"):
             jobs.take(session, upload(store, {"metadata.jsonl": row}), "pictures", store)
-        for path_ in store.glob("0*"):
-            path_.rmdir()
+        for folder in store.glob("0*"):
+            shutil.rmtree(folder)
 
 
 def test_every_choice_is_a_setting() -> None:
@@ -376,11 +396,26 @@ def test_every_choice_is_a_setting() -> None:
         jobs.settings("enormous", "bph", "zoo:qwen3vl-tiny")
 
 
+@pytest.mark.parametrize(("effort", "seeds", "said"), [("quick", 1, "once"), ("thorough", 3, "three times")])
+@pytest.mark.parametrize("given", [(), ("zoo:llava-tiny",)], ids=["zoo", "given"])
+def test_an_effort_says_what_it_is_whichever_thieves_there_are(
+    session: Session, monkeypatch: pytest.MonkeyPatch, effort: str, seeds: int, said: str, given: tuple[str, ...]
+) -> None:
+    asked: list[tuple[tuple[str, ...], int]] = []
+    monkeypatch.setattr(jobs, "audit", lambda *it, **_: asked.append((it[3], it[4].seeds)))
+    session.source = session.test = "easy-vqa:test:what:5"
+    session.release = SimpleNamespace(path=session.folder)
+    jobs.audit_session(session, effort, Models(attackers=given), quiet)
+    zoos = tuple(default_attackers())
+    assert asked == [(given or (zoos[:2] if effort == "quick" else zoos), seeds)]
+    assert f"each thief tries {said};" in EFFORTS[effort]
+
+
 def test_what_is_left_is_told_once_it_can_be_known(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(jobs, "monotonic", lambda: clock[0])
     said: list[str] = []
-    teller = Teller(threading.Event(), lambda _, what: said.append(what))
+    teller = Teller(lambda: False, lambda _, what: said.append(what))
     for now, share in ((1.0, 0.5), (10.0, 0.5), (20.0, 0.1), (30.0, 1.0)):
         clock[0] = now
         teller(share, "Perturbing")
@@ -425,6 +460,59 @@ def test_the_page_is_there_and_loads_nothing_from_elsewhere(server: tuple[TestCl
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
     assert "GRADIO_SHARE" not in os.environ
     assert all(one["api_visibility"] == "private" for one in config["dependencies"])
+
+
+def ask(client: TestClient, visitor: str, function: str, *data: object, event: object = None) -> None:
+    """Presses a button, as a page does."""
+    (dependency,) = [one for one in client.get("/config").json()["dependencies"] if one["api_name"] == function]
+    body = {"data": data, "fn_index": dependency["id"], "session_hash": visitor, "event_data": event}
+    address = "/gradio_api/queue/join" if dependency["queue"] else "/gradio_api/run/predict"
+    assert client.post(address, json=body).status_code == 200
+
+
+def answer(client: TestClient, visitor: str) -> str:
+    """What the page shows once all that was asked for is done."""
+    return client.get("/gradio_api/queue/data", params={"session_hash": visitor}).text
+
+
+def test_a_job_that_waits_behind_another_can_be_stopped(
+    server: tuple[TestClient, Sessions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, sessions = server
+    begun: list[Session] = []
+    go_on = threading.Event()
+
+    def protect(session: Session, *_: object) -> None:
+        begun.append(session)
+        assert go_on.wait(60)
+        raise ConfigError("it was at work")
+
+    monkeypatch.setattr(jobs, "protect_session", protect)
+    for visitor in ("anna", "ben"):
+        ask(client, visitor, "_protect", "gentle", "crs")
+    ask(client, "ben", "_stop")
+    go_on.set()
+    assert "it was at work" in answer(client, "anna")
+    assert "Stopped." in answer(client, "ben")
+    assert begun == [sessions.of("anna")]
+    ask(client, "ben", "_protect", "gentle", "crs")
+    assert "it was at work" in answer(client, "ben"), "the next is wanted"
+
+
+def test_texts_are_shown_as_reports_show_them(
+    server: tuple[TestClient, Sessions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, sessions = server
+    path = sessions.of("anna").folder / "a.png"
+    path.write_bytes(picture())
+    question = [("", "what", False), (" ", "is", False), (" ", "<b>", True)]
+    shown = jobs.Shown("a.png", path, path, path, [(question, "a & b"), (None, "a river")])
+    monkeypatch.setattr(jobs, "show", lambda *_: shown)
+    ask(client, "anna", "_look", 1)
+    said = answer(client, "anna")
+    assert "what is <mark>&lt;b&gt;</mark> → a &amp; b" in said
+    assert texts(question, "a & b").strip() in said
+    assert texts(None, "a river").strip() in said
 
 
 def test_no_file_of_this_computer_is_handed_out(server: tuple[TestClient, Sessions]) -> None:
@@ -474,6 +562,90 @@ def test_an_upload_lies_where_it_is_looked_for(server: tuple[TestClient, Session
     client, sessions = server
     (path,) = client.post("/upload", files={"files": ("../../a.png", picture())}).json()
     assert [file.read_bytes() for _, file in stored([["a.png", path]], sessions.store)] == [picture()]
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_an_upload_goes_whether_it_is_taken_or_refused(server: tuple[TestClient, Sessions], busy: bool) -> None:
+    client, sessions = server
+    (path,) = client.post("/upload", files={"files": ("a.png", picture())}).json()
+    with sessions.of("anna").working(time.monotonic()) if busy else nullcontext():
+        ask(client, "anna", "_take", event={"files": [["a.png", path]]})
+        assert ("still running" if busy else "Found: 1 pictures") in answer(client, "anna")
+    assert not Path(path).parent.exists()
+
+
+NOTHING = {"metadata.jsonl": b'{"file_name": "none.png", "question": "what is it?", "answer": "nothing"}'}
+
+
+@pytest.mark.parametrize(("function", "what"), [("_take", "source"), ("_take_test", "test")])
+def test_a_refused_upload_takes_nothing_from_the_visitor(
+    server: tuple[TestClient, Sessions], function: str, what: str
+) -> None:
+    client, sessions = server
+    session = sessions.of("anna")
+
+    def drop(content: dict[str, bytes]) -> str:
+        files = [("files", (Path(name).name, data)) for name, data in content.items()]
+        paths = client.post("/upload", files=files).json()
+        ask(client, "anna", function, event={"files": [list(pair) for pair in zip(content, paths, strict=True)]})
+        return answer(client, "anna")
+
+    assert "Found: 1 pictures" in drop(photos("red"))
+    first, before = getattr(session, what), tree(session.folder)
+    session.release = "made in hours"
+    for content, reason in ((NOTHING, "none of its 1 rows"), ({"a.zip": b"no zip"}, "cannot be read")):
+        said = drop(content)
+        assert reason in said
+        assert "what was here before stays" in said
+        assert (getattr(session, what), session.release) == (first, "made in hours")
+        assert tree(session.folder) == before
+    assert "Found: 2 pictures" in drop(photos("blue green"))
+    assert not first.exists()
+    assert getattr(session, what).exists()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receive, "_KEPT", 0.2)
+    monkeypatch.setattr(receive, "_PAUSE", 0.01)
+
+
+def test_an_upload_that_nobody_takes_is_forgotten(impatient: None, server: tuple[TestClient, Sessions]) -> None:
+    client, _ = server
+    (path,) = client.post("/upload", files={"files": ("a.png", picture())}).json()
+    ends = time.monotonic() + 30
+    while Path(path).exists():
+        assert time.monotonic() < ends, "it is still there"
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no such signal")
+@pytest.mark.parametrize("ignored", [False, True], ids=["default", "nohup"])
+def test_a_terminal_that_is_closed_ends_the_server_and_files_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ignored: bool
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(name, "")
+    went_on = []
+
+    def run(server: uvicorn.Server, **_: object) -> None:
+        (store,) = tmp_path.glob("mmguard-ui-*")
+        (store / "original.png").write_bytes(picture())
+        assert ignored or signal.getsignal(signal.SIGHUP) != signal.SIG_DFL, "it would end the tests"
+        signal.raise_signal(signal.SIGHUP)
+        went_on.append(server)
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with nullcontext() if ignored else pytest.raises(SystemExit):
+            serve.serve(Models(), 0, False, lambda _: None)
+        assert signal.getsignal(signal.SIGHUP) == (signal.SIG_IGN if ignored else signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert bool(went_on) == ignored
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_gradio_the_command_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,17 @@ def render(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(values)
 
 
+def texts(question: list[tuple[str, str, bool]] | None, answer: str) -> Markup:
+    """A released question and its answer as pages show them, with inserted words marked.
+
+    Args:
+        question: white space and word, and whether it was inserted, for each word; None for a caption.
+        answer: what follows.
+    """
+    parts: Any = _environment().get_template("parts.html").module
+    return Markup(parts.texts(question, answer))
+
+
 def inline(text: str) -> Markup:
     """Our Markdown within a line: `**bold**`, `*italic*` and code. No links, no images, no HTML."""
     return Markup(_markdown().renderInline(text))

@@ -7,20 +7,22 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, cast
 
 import gradio as gr
 from fastapi import FastAPI
 
 from mmguard.config import Variant
-from mmguard.errors import MMGuardError
+from mmguard.errors import DataError, MMGuardError
 from mmguard.pages.pictures import AMPLIFIED
+from mmguard.pages.render import texts
 from mmguard.runtime.memory import release_memory
 from mmguard.types import Dataset
 from mmguard.ui import jobs
 from mmguard.ui.jobs import Models, Teller
 from mmguard.ui.sessions import MOST, Session, Sessions, Stopped
-from mmguard.ui.uploads import LIMITS, PICTURES, TEXTS, Unpacked
+from mmguard.ui.uploads import LIMITS, PICTURES, TEXTS, Unpacked, discard
 from mmguard.ui.words import EFFORTS, FORMATS, NOT_PROTECTED, STRENGTHS, VARIANTS, ZOO_WARNING
 
 _log = logging.getLogger(__name__)
@@ -155,13 +157,11 @@ class _Page:
     # What the buttons do. Whatever a function leaves out of its answer stays as it is.
 
     def _take(self, event: gr.EventData, request: gr.Request) -> _Answer:
-        def job(session: Session) -> _Answer:
-            session.source = session.test = session.release = None
-            dataset, unpacked = jobs.take(session, event._data.get("files"), "pictures", self._sessions.store)
-            session.source = unpacked.folder
-            return {self.found: _found(dataset, unpacked, session), self.test_found: ""}
+        def use(session: Session, folder: Path) -> _Answer:
+            session.source, session.test, session.release = folder, None, None
+            return {self.test_found: ""}
 
-        return self._attempt(request, self.found, job)
+        return self._take_upload(event, request, "pictures", self.found, use)
 
     def _take_example(self, request: gr.Request) -> _Answer:
         def job(session: Session) -> _Answer:
@@ -175,20 +175,41 @@ class _Page:
         return self._attempt(request, self.found, job)
 
     def _take_test(self, event: gr.EventData, request: gr.Request) -> _Answer:
-        def job(session: Session) -> _Answer:
-            session.test = None
-            dataset, unpacked = jobs.take(session, event._data.get("files"), "test", self._sessions.store)
-            session.test = unpacked.folder
-            return {self.test_found: _found(dataset, unpacked, session)}
+        def use(session: Session, folder: Path) -> _Answer:
+            session.test = folder
+            return {}
 
-        return self._attempt(request, self.test_found, job)
+        return self._take_upload(event, request, "test", self.test_found, use)
+
+    def _take_upload(
+        self,
+        event: gr.EventData,
+        request: gr.Request,
+        name: str,
+        found: gr.HTML,
+        use: Callable[[Session, Path], _Answer],
+    ) -> _Answer:
+        """Takes what was dropped. If it is refused, the visitor keeps what they had; the upload goes in any case."""
+        sent, store = event._data.get("files"), self._sessions.store
+
+        def job(session: Session) -> _Answer:
+            try:
+                dataset, unpacked = jobs.take(session, sent, name, store)
+            except MMGuardError as error:
+                raise DataError(f"{error}; what was here before stays") from error
+            return {found: _found(dataset, unpacked, session), **use(session, unpacked.folder)}
+
+        try:
+            return self._attempt(request, found, job)
+        finally:
+            discard(sent, store)
 
     def _protect(
         self, strength: str, variant: str, request: gr.Request, progress: gr.Progress = gr.Progress()
     ) -> _Answer:
         def job(session: Session) -> _Answer:
             config = jobs.settings(strength, cast(Variant, variant), self._models.surrogate)
-            made = jobs.protect_session(session, config, self._models, _teller(session, progress))
+            made = jobs.protect_session(session, config, self._models, _teller(session, request, progress))
             images = len({ours.image for ours, _ in session.pairs})
             return {
                 self.status: _made(made),
@@ -212,7 +233,7 @@ class _Page:
 
     def _audit(self, effort: str, request: gr.Request, progress: gr.Progress = gr.Progress()) -> _Answer:
         def job(session: Session) -> _Answer:
-            report, page = jobs.audit_session(session, effort, self._models, _teller(session, progress))
+            report, page = jobs.audit_session(session, effort, self._models, _teller(session, request, progress))
             return {
                 self.audit_status: _note(report.verdict.replace("**", "")),
                 self.outcome: gr.Column(visible=True),
@@ -224,7 +245,7 @@ class _Page:
 
     def _stop(self, request: gr.Request) -> None:
         with suppress(MMGuardError):  # the page was closed meanwhile
-            self._sessions.of(request.session_hash).stopping.set()
+            self._sessions.of(request.session_hash).stop(request.state.asked)
 
     def _leave(self, request: gr.Request) -> None:
         self._sessions.close(request.session_hash)
@@ -239,7 +260,7 @@ class _Page:
         except MMGuardError as error:
             return {status: _note(str(error), error=True)}
         try:
-            with session.working():
+            with session.working(request.state.asked):
                 answer = job(session)
         except MMGuardError as error:
             answer = {status: _note(session.plain(str(error)), error=True)}
@@ -253,11 +274,11 @@ class _Page:
 
     def _shown(self, session: Session, number: int) -> _Answer:
         one = jobs.show(session, number)
-        texts = "".join(_text(question, answer) for question, answer in one.texts)
+        shown = "".join(texts(question, answer) for question, answer in one.texts)
         return {
             self.slider: (str(one.before), str(one.after)),
             self.changed: str(one.difference),
-            self.texts: f'<div class="texts"><p><strong>{html.escape(one.name)}</strong></p>{texts}</div>',
+            self.texts: f'<div class="texts"><p><strong>{html.escape(one.name)}</strong></p>{shown}</div>',
         }
 
 
@@ -281,8 +302,8 @@ def _asset(name: str) -> str:
     return (files("mmguard.ui") / name).read_text(encoding="utf-8")
 
 
-def _teller(session: Session, progress: gr.Progress) -> Teller:
-    return Teller(session.stopping, lambda share, what: progress(share, desc=what))
+def _teller(session: Session, request: gr.Request, progress: gr.Progress) -> Teller:
+    return Teller(lambda: request.state.asked < session.stopped, lambda share, what: progress(share, desc=what))
 
 
 def _note(text: str, error: bool = False, more: str = "") -> str:
@@ -313,15 +334,6 @@ def _made(made: jobs.Protected) -> str:
         f"colour is {check.max_eps} levels of 255; at most {check.max_words} words were inserted into a question."
     )
     return _note(text, more=_list(made.notes))
-
-
-def _text(question: list[tuple[str, str, bool]] | None, answer: str) -> str:
-    words = [
-        f"{space}<mark>{html.escape(word)}</mark>" if inserted else f"{space}{html.escape(word)}"
-        for space, word, inserted in question or ()
-    ]
-    said = "".join(words) if question is not None else "<em>No question: the text is the answer, and stays.</em>"
-    return f"<p>{said} → {html.escape(answer)}</p>"
 
 
 def _framed(page: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from time import monotonic
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
@@ -43,6 +44,7 @@ class Guard:
     - A page elsewhere that the visitor's browser shows, too, could send requests here; their `Origin` gives it away. A
       name that such a page has had resolved to this computer is no `Host` of ours.
     - Requests are no larger than uploads may be.
+    - Requests say when they came (`request.state.asked`): what they ask for may wait, and be stopped before it begins.
     - Gradio's routes that fetch an address for the browser are closed, and the browser fetches nothing from elsewhere;
       so is its route for uploads, which is not ours.
     """
@@ -58,6 +60,7 @@ class Guard:
         if refusal := _refusal(scope):
             await PlainTextResponse(refusal[1], refusal[0])(scope, receive, send)
             return
+        scope.setdefault("state", {})["asked"] = monotonic()
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":

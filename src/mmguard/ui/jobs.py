@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
+import secrets
+import shutil
 import zipfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -17,6 +17,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from mmguard import demo, zoo
 from mmguard.auditing.arms import pair
+from mmguard.auditing.attackers import default_attackers
 from mmguard.auditing.html import marked_texts
 from mmguard.auditing.report import AuditReport
 from mmguard.auditing.run import audit
@@ -75,27 +76,28 @@ class Shown:
 
 
 def take(session: Session, sent: Any, name: str, store: Path, limits: Limits = LIMITS) -> tuple[Dataset, Unpacked]:
-    """Unpacks an upload into the session's folder and reads it.
+    """Unpacks an upload into the session's folder and reads it; what is there from an earlier one stays until then.
 
     Args:
         session: the visitor's.
         sent: what the browser says was uploaded.
-        name: what the folder is called; what had that name is replaced.
+        name: what it is; what was taken as the same before is replaced.
         store: where the server puts uploads.
         limits: how much is taken.
 
     Raises:
         DataError: it is refused, or no dataset.
     """
-    files = stored(sent, store)
+    into = session.folder / f"{name}-{secrets.token_hex(4)}"
     try:
-        unpacked = unpack(files, session.new(name), limits)
-    finally:
-        for _, path in files:
-            path.unlink(missing_ok=True)
-            with suppress(OSError):  # others of the same request are still in it
-                path.parent.rmdir()
-    return read_dataset(unpacked.folder), unpacked
+        unpacked = unpack(stored(sent, store), into, limits)
+        dataset = read_dataset(unpacked.folder)
+    except BaseException:
+        shutil.rmtree(into, ignore_errors=True)
+        raise
+    for earlier in set(session.folder.glob(f"{name}-*")) - {into}:
+        shutil.rmtree(earlier, ignore_errors=True)
+    return dataset, unpacked
 
 
 def settings(strength: str, variant: Variant, surrogate: str) -> ProtectConfig:
@@ -121,6 +123,8 @@ def protect_session(session: Session, config: ProtectConfig, models: Models, tol
     if session.source is None:
         raise ConfigError("there are no pictures yet: drop a folder or a zip file, or take the example")
     session.release, session.pairs = None, []
+    session.new(_shown(session))
+    session.protections += 1
     out = session.new("release")
     session.new("release.record")
     release = protect(session.source, [models.surrogate], config, out, device=models.device, show_progress=told)
@@ -152,7 +156,7 @@ def show(session: Session, number: int) -> Shown:
         raise ConfigError(f"picture {number}: there are {len(images)}")
     pairs = [(ours, released) for ours, released in session.pairs if ours.image == images[number - 1]]
     before, after = load_image(pairs[0][0].image), load_image(pairs[0][1].image)
-    folder = session.folder / "shown"
+    folder = session.folder / _shown(session)
     folder.mkdir(exist_ok=True)
     return Shown(
         images[number - 1].name,
@@ -174,7 +178,7 @@ def audit_session(session: Session, effort: str, models: Models, told: Told) -> 
     if session.test is None:
         raise ConfigError("there are no test pictures: drop a folder or a zip file with others of the same kind")
     quick = effort == "quick"
-    attackers = models.attackers or tuple(f"zoo:{name}" for name in zoo.MEASURED[: 2 if quick else None])
+    attackers = models.attackers or tuple(default_attackers()[: 2 if quick else None])
     out = session.folder / "report"
     report = audit(
         session.release.path, session.source, session.test, attackers, AuditConfig(seeds=1 if quick else 3), out,
@@ -186,13 +190,13 @@ def audit_session(session: Session, effort: str, models: Models, told: Told) -> 
 class Teller:
     """Tells a visitor how far a job is and how long it will take, and ends the job if they want no more of it."""
 
-    def __init__(self, stopping: threading.Event, say: Callable[[float, str], None]) -> None:
-        self._stopping, self._say = stopping, say
+    def __init__(self, stopped: Callable[[], bool], say: Callable[[float, str], None]) -> None:
+        self._stopped, self._say = stopped, say
         self._share, self._began = 0.0, monotonic()
 
     def __call__(self, share: float, what: str) -> None:
         """Takes what the program tells."""
-        if self._stopping.is_set():
+        if self._stopped():
             raise Stopped
         if share < self._share:  # the next stage
             self._began = monotonic()
@@ -200,6 +204,11 @@ class Teller:
         spent = monotonic() - self._began
         left = f", about {duration(spent * (1 - share) / share)} left" if share > 0.02 and spent > 3 else ""
         self._say(share, f"{STAGES.get(what, what)}{left if share < 1 else ''}")
+
+
+def _shown(session: Session) -> str:
+    """The folder of what the page shows: of each protection another, since browsers keep what was at an address."""
+    return f"shown-{session.protections}"
 
 
 def _packed(folder: Path, target: Path, name: str) -> Path:

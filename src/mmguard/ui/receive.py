@@ -6,19 +6,22 @@ first would take it from the others.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 
-from fastapi import HTTPException, UploadFile
+from fastapi import FastAPI, HTTPException, UploadFile
 
 from mmguard.ui.uploads import STORED
 
 _KEPT = 3600.0
 """Seconds that an upload waits to be unpacked; after that, nobody will."""
+_PAUSE = 60.0
+"""Seconds between two looks for such uploads."""
 
 
 def receiver(store: Path) -> Callable[[list[UploadFile]], list[str]]:
@@ -29,7 +32,6 @@ def receiver(store: Path) -> Callable[[list[UploadFile]], list[str]]:
     """
 
     def receive(files: list[UploadFile]) -> list[str]:
-        _forget(store)
         folder = store / secrets.token_hex(32)
         try:
             folder.mkdir()
@@ -45,8 +47,24 @@ def receiver(store: Path) -> Callable[[list[UploadFile]], list[str]]:
     return receive
 
 
+def forgetting(store: Path) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """What an application does for as long as it runs: removes uploads that broke off, or whose visitors left."""
+
+    async def forget() -> None:
+        while True:
+            await asyncio.to_thread(_forget, store)
+            await asyncio.sleep(_PAUSE)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(forget())
+        yield
+        task.cancel()
+
+    return lifespan
+
+
 def _forget(store: Path) -> None:
-    """Removes uploads of visitors who left before they were unpacked."""
     for folder in store.iterdir():
         with suppress(OSError):
             if STORED.fullmatch(folder.name) and time.time() - folder.stat().st_mtime > _KEPT:

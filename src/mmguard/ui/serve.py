@@ -10,8 +10,8 @@ import socket
 import sys
 import tempfile
 import webbrowser
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from mmguard.ui.sessions import Sessions
 
 HOST = "127.0.0.1"
-PORT = 7860
 _M_ARENA_MAX = -8
 """As in glibc's malloc.h."""
 _PATIENCE = 2
@@ -57,14 +56,30 @@ def serve(models: Models, port: int, open_browser: bool, say: Callable[[str], No
         server = uvicorn.Server(
             uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_PATIENCE)
         )
-        # Once it has ended, uvicorn raises the signal that ended it again: files must go then, too.
-        previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit())
         try:
-            with suppress(KeyboardInterrupt):
+            with _signals_exit(), suppress(KeyboardInterrupt):
                 server.run(sockets=[listening])
         finally:
-            signal.signal(signal.SIGTERM, previous)
             sessions.close_all()
+
+
+@contextmanager
+def _signals_exit() -> Iterator[None]:
+    """Has signals that would end the process at once end it by `SystemExit`, so that files go.
+
+    Once it has ended, uvicorn raises the SIGTERM that ended it again. It knows nothing of SIGHUP, which comes when the
+    terminal is closed. Windows has no such signal, and who ignores it (`nohup`) wants the server to go on.
+    """
+    handlers: dict[int, Callable[..., None]] = {signal.SIGTERM: lambda *_: sys.exit()}
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is not None and signal.getsignal(hangup) == signal.SIG_DFL:
+        handlers[hangup] = lambda *_: signal.raise_signal(signal.SIGTERM)
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _share_memory() -> None:
@@ -89,11 +104,11 @@ def create(store: Path, models: Models) -> tuple[FastAPI, Sessions]:
 
     from mmguard.ui.app import mount
     from mmguard.ui.guard import Guard
-    from mmguard.ui.receive import receiver
+    from mmguard.ui.receive import forgetting, receiver
     from mmguard.ui.sessions import Sessions
 
     sessions = Sessions(store)
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(lifespan=forgetting(store), docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Guard)
     app.add_api_route("/upload", receiver(store), methods=["POST"])
     # There is no `launch`, and so nothing that could open a tunnel.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import shutil
 import threading
@@ -40,24 +41,31 @@ class Session:
     release: Release | None = None
     pairs: list[tuple[Sample, Sample]] = field(default_factory=list)
     """Original and released samples."""
-    stopping: threading.Event = field(default_factory=threading.Event)
+    protections: int = 0
+    """How many were begun."""
+    stopped: float = 0.0
+    """What was asked for before this moment is not wanted any more, be it at work or waiting."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _busy: bool = False
     _closed: bool = False
 
     @contextmanager
-    def working(self) -> Iterator[None]:
+    def working(self, asked: float) -> Iterator[None]:
         """Holds the session's files; only one can.
+
+        Args:
+            asked: when the visitor asked for the work.
 
         Raises:
             ConfigError: another does.
+            Stopped: the visitor stopped it while it waited.
         """
         with self._lock:
             if self._busy:
                 raise ConfigError("something is still running here: wait for its end, or stop it")
+            if asked < self.stopped:
+                raise Stopped
             self._busy = True
-            if not self._closed:
-                self.stopping.clear()
         try:
             yield
         finally:
@@ -72,11 +80,16 @@ class Session:
         shutil.rmtree(path, ignore_errors=True)
         return path
 
+    def stop(self, asked: float) -> None:
+        """Ends all work that was asked for before."""
+        with self._lock:
+            self.stopped = max(self.stopped, asked)
+
     def close(self) -> None:
         """Removes all files; if work goes on, ends it first."""
+        self.stop(math.inf)
         with self._lock:
             self._closed = True
-            self.stopping.set()
             if not self._busy:
                 self._remove()
 

@@ -9,6 +9,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -67,6 +68,18 @@ def stored(sent: Any, store: Path) -> list[tuple[str, Path]]:
             raise DataError(f"{name}: was not uploaded here: choose it again")
         files.append((name, path))
     return files
+
+
+def discard(sent: Any, store: Path) -> None:
+    """Deletes uploaded files, where there still are any.
+
+    Args:
+        sent: as for `stored`; of what is refused there, nothing is deleted.
+        store: the server's folder.
+    """
+    with suppress(DataError):
+        for folder in {path.parent for _, path in stored(sent, store)}:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def unpack(files: Sequence[tuple[str, Path]], into: Path, limits: Limits = LIMITS) -> Unpacked:

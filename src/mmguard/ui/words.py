@@ -46,8 +46,8 @@ STAGES = {
 """The stages of the program, and what people read."""
 
 EFFORTS = {
-    "quick": "Quick: two thieves, one try each; says whether anything happens, proves nothing",
-    "thorough": "Thorough: three thieves, three tries each; minutes to hours",
+    "quick": "Quick: each thief tries once; says whether anything happens, proves nothing",
+    "thorough": "Thorough: each thief tries three times; minutes to hours",
 }
 
 NOT_PROTECTED = (
