@@ -192,6 +192,55 @@ def test_where_memory_is_not_enough_steps_are_computed_in_parts(models, rows, mo
     assert steps[1][2] == pytest.approx(steps[0][2], rel=0.05)
 
 
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
+def test_a_step_in_parts_has_the_loss_of_a_whole_one(models, samples, monkeypatch, family):
+    """A mean over tokens, also of Qwen3-VL, which says that it cannot take their number; at the first step the adapter
+    is 0, and dropout does nothing."""
+    rows = [
+        Row(one.id, one.image, one.question, " ".join([one.answer] * (1 + 3 * (number % 3))))
+        for number, one in enumerate(samples[:4])
+    ]
+    losses: dict[int, float] = {}
+
+    def first(step: int, steps: int, loss: float) -> None:
+        losses.setdefault(most, loss)
+
+    compute = attackers._Trainer.compute_loss
+    for most in (4, 1):
+
+        def crowded(self, model, inputs, *args, most=most, **kwargs):
+            if len(inputs["input_ids"]) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+            return compute(self, model, inputs, *args, **kwargs)
+
+        monkeypatch.setattr(attackers._Trainer, "compute_loss", crowded)
+        fine_tune(str(models[family]), rows, "lora", replace(FAST, epochs=1), 0, device="cpu", on_step=first)
+    assert losses[1] == pytest.approx(losses[4], rel=1e-4)
+
+
+def test_training_begins_anew_with_rows_that_were_not_read(models, rows, monkeypatch):
+    """Else augmentations, which go by how often a picture was read, would depend on when memory ran out."""
+    readings: list[list[int]] = []
+    load, compute = Row.load, attackers._Trainer.compute_loss
+
+    def counted(self, store):
+        readings.append([id(self), next(self._readings)])
+        return load(self, store)
+
+    def crowded(self, model, inputs, *args, **kwargs):
+        if len(inputs["input_ids"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return compute(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(Row, "load", counted)
+    monkeypatch.setattr(attackers._Trainer, "compute_loss", crowded)
+    fine_tune(str(models["llava"]), [*rows[:3], rows[0]], "lora", replace(FAST, epochs=1), 0, device="cpu")
+    last = readings[-4:]
+    assert sorted(count for _, count in last) in ([0, 0, 0, 1], [0, 0, 1, 1], [0, 0, 1, 2])
+    assert len({row for row, _ in last}) == 3, "a row that is there twice counts as one"
+    assert next(rows[0]._readings) == 0
+
+
 def test_memory_for_not_even_one_sample_is_an_error(models, rows, monkeypatch):
     def crowded(self, *args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory.")

@@ -206,6 +206,8 @@ def test_what_a_shorthand_meant_or_code_did_before_does_not_count(bench: Bench, 
         replace(line.evidence, provenance={**line.evidence.provenance, "attack versions": {"revision": 0}}),
     ):
         assert not known([replace(line, evidence=evidence)], bench)
+    settings = {name: value for name, value in line.settings.items() if name != "audit.max_pixels"}
+    assert not known([replace(line, settings=settings)], bench), "which showed pictures in full"
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[1]", None])

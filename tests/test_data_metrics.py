@@ -120,6 +120,8 @@ def test_anls_by_hand(reply: str, answers: list[str], expected: float) -> None:
         ("a cat", ["two birds", "a cat sleeps"], 2 * 2 / 5),  # the best
         ("赤い犬", ["赤い猫"], 2 * 2 / 6),
         ("", ["a dog"], 0.0),
+        ("", ["👍"], 0.0),
+        ("👍", ["👍"], 1.0),
     ],
 )
 def test_rouge_by_hand(reply: str, answers: list[str], expected: float) -> None:
@@ -144,7 +146,7 @@ def test_scores_are_shares_and_the_order_of_answers_is_none(name, reply, answers
 def test_an_answer_is_right(answer, others) -> None:
     assert exact_match(answer, [*others, answer]) == 1
     assert anls(answer, [*others, answer]) == 1
-    assert rouge_l(answer, [*others, answer]) == 1
+    assert rouge_l(answer, [*others, answer]) == pytest.approx(1)
     assert vqa_accuracy(answer, [answer] * 10) == 1
     assert all(letter_match(letter, [letter]) == 1 for letter in "AZ")
 

@@ -110,9 +110,10 @@ def test_sentences_are_scored_by_their_words_unless_a_row_says_otherwise(tmp_pat
         {**talk("<image>\nwhat?", "a dog", "where?", "it lies in the deep snow"), "file_name": "c.png"},
         {**talk("<image>\nwhat?", "a dog"), "file_name": "c.png", "metric": "anls"},
         qa(answer="it lies in the deep snow"),
+        {**talk("<image>\nwhat?", "雪の中の赤い犬"), "file_name": "c.png"},
     ]
     samples = read_dataset(image_folder(tmp_path, *rows)).samples
-    assert [sample.metric for sample in samples] == ["rouge", "exact", "exact", "rouge", "anls", "exact"]
+    assert [sample.metric for sample in samples] == ["rouge", "exact", "exact", "rouge", "anls", "exact", "rouge"]
 
 
 @pytest.mark.parametrize("options", [["dog", "cat"], {"A": "dog", "B": "cat"}])

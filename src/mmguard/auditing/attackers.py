@@ -202,9 +202,12 @@ def fine_tune(
     store = store if store is not None else ImageStore()
     at_once = config.batch_size
     while True:
+        # Each time anew, since rows count how often they were read; those that are there several times count together.
+        fresh = {id(row): replace(row) for row in rows}
+        data = [fresh[id(row)] for row in rows]
         try:
             return _fine_tuned(
-                model_name, rows, recipe, config, seed, at_once, device, store, on_step, training, validate
+                model_name, data, recipe, config, seed, at_once, device, store, on_step, training, validate
             )
         except (RuntimeError, MemoryError) as error:
             if at_once == 1 or not is_out_of_memory(error):
@@ -243,6 +246,8 @@ def _fine_tuned(
             peft_config=adapters,
             callbacks=[_OnStep(on_step)] if on_step else None,
         )
+        # The mean over the tokens of a whole step, also of models that say they cannot: TRL computes the loss itself.
+        trainer.model_accepts_loss_kwargs |= at_once < config.batch_size
         trainer.remove_callback(PrinterCallback)  # it prints the losses to standard output
         if training.staged:
             trainer.add_callback(StagedUnfreezing(model, model_name))

@@ -4,7 +4,6 @@ a dataset, on all machines, and need not be run for each."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from typing import Any, cast
 
 from mmguard.auditing.attacks import attack_named
@@ -14,10 +13,13 @@ from mmguard.auditing.report import commits_of
 from mmguard.auditing.runs import Result, Run
 from mmguard.auditing.selection import MixedArm, Sifted
 from mmguard.auditing.stats import FloatArray, Scores
-from mmguard.config import AuditConfig, Recipe
+from mmguard.config import Recipe
 
 _SETTINGS = ("epochs", "batch_size", "lr", "lora_rank", "warmup", "max_new_tokens", "max_pixels", "eval_batch_size")
-"""Those of an audit that the scores of a run depend on; one that was not there yet had its default."""
+"""Those of an audit that the scores of a run depend on."""
+
+UNNAMED = {"max_pixels": 0}
+"""What was done before it became a setting."""
 
 
 def results_of(evidence: Iterable[Evidence], plan: Plan) -> dict[Run, Result]:
@@ -39,8 +41,8 @@ def results_of(evidence: Iterable[Evidence], plan: Plan) -> dict[Run, Result]:
             continue
         if there.get("revision", 1) != here["revision"]:  # which the first results do not name
             continue
-        config = asdict(AuditConfig()) | there["config"]
-        if any(config[key] != here["config"][key] for key in _SETTINGS):
+        config = UNNAMED | there["config"]
+        if any(config.get(key) != here["config"][key] for key in _SETTINGS):
             continue
         for scores in one.scores:
             weights = here["weights"].get(scores.attacker)

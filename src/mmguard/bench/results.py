@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmguard.auditing.attacks import resolve
+from mmguard.auditing.earlier import UNNAMED
 from mmguard.auditing.evidence import Evidence
 from mmguard.auditing.report import AuditReport
 from mmguard.auditing.runs import ATTACK_REVISION, REVISION
@@ -114,12 +115,12 @@ def read_lines(path: Path) -> list[Line]:
 def known(lines: Iterable[Line], bench: Bench) -> dict[Experiment, Line]:
     """The experiments of a benchmark that lines hold, without failures, under the attacks that the file means today.
 
-    A setting that was not there yet when a line was written counts as having had its default. Weights of models, data
-    and versions may have changed since: the line says what they were, and the report repeats it. What came of runs
-    of an earlier revision does not count.
+    A setting that was not there yet when a line was written counts as having had its default, where that is what was
+    done then. Weights of models, data and versions may have changed since: the line says what they were, and the report
+    repeats it. What came of runs of an earlier revision does not count.
     """
     found: dict[Experiment, Line] = {}
-    defaults = _plain(default_settings())
+    defaults = _plain(default_settings()) | {f"audit.{name}": value for name, value in UNNAMED.items()}
     wanted = {one: _plain(one.settings) for one in bench.experiments}
     for line in lines:
         stored = defaults | line.settings

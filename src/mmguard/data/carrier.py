@@ -320,7 +320,9 @@ def _segments(content: bytes) -> Iterator[bytes]:
 
 def _is_metadata(segment: bytes) -> bool:
     """Whether a segment of a JPEG file can be missing; without Adobe's, colours may be others."""
-    return segment[1] == 0xFE or (segment[1] & 0xF0 == 0xE0 and not segment.startswith(b"Adobe", 4))
+    if segment[1] == 0xEE:
+        return not segment.startswith(b"Adobe", 4)
+    return segment[1] == 0xFE or segment[1] & 0xF0 == 0xE0
 
 
 def _encode_jpeg(stored: Tensor, jpeg: Jpeg, **options: Any) -> bytes:

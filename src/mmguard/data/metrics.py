@@ -20,7 +20,8 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d)")
 # A point between digits and a sign in front of a number belong to the number.
 _PUNCTUATION = re.compile(r"(?!(?<=\d)\.(?=\d))(?!(?<!\S)-(?=\d))[^\w\s]|_")
 # Scripts without spaces between words: each sign is one.
-_WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
+_UNSPACED = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
+_WORDS = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _LEADING_LETTER = re.compile(r"\W*([A-Za-z])\s*[.):]")
 _STATED_LETTER = re.compile(r"\b(?:[Aa]nswer|[Oo]ption)\s*(?:[Ii]s|:)?:?\s*\(?([A-Z])\b(?!')")
 
@@ -92,11 +93,14 @@ def rouge_l(reply: str, answers: Sequence[str]) -> float:
     """ROUGE-L (Lin, 2004): the F measure of the longest common subsequence of words; the best over the answers.
 
     For captions and other sentences, which are right in many ways. Words are compared in lower case, without
-    punctuation.
+    punctuation; answers without any word, such as "👍", as wholes.
     """
-    said = _words(reply)
+    said = words(reply)
     # 2 · LCS / (length + length) is what the indel distance leaves of 1.
-    return max(Indel.normalized_similarity(said, _words(answer)) for answer in answers)
+    return max(
+        Indel.normalized_similarity(said, right) if (right := words(answer)) else exact_match(reply, [answer])
+        for answer in answers
+    )
 
 
 METRICS: Mapping[Metric, Callable[[str, Sequence[str]], float]] = {
@@ -136,7 +140,8 @@ def vqa_normalise(text: str) -> str:
     return " ".join(_VQA_WORDS.get(word, word) for word in words if word not in ("a", "an", "the"))
 
 
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
+    """The words of a text in lower case; of scripts that put no spaces between words, its signs."""
     return _WORDS.findall(unicodedata.normalize("NFKC", text).lower())
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from mmguard.data import chat
+from mmguard.data.metrics import words
 from mmguard.data.tasks import option_index
 from mmguard.data.text import insert_trigger
 from mmguard.types import Metric, Sample
@@ -88,7 +89,7 @@ def samples_of(row: dict[str, Any], number: int, image: Path, wordless: bool = F
                 answers=(pair.answer,),
                 turn=turn,
                 split=split,
-                metric=_metric(row, "rouge" if len(pair.answer.split()) > _SHORT else "exact"),
+                metric=_metric(row, "rouge" if len(words(pair.answer)) > _SHORT else "exact"),
             )
             for turn, pair in enumerate(chat.turns(row))
         ]

@@ -84,6 +84,7 @@ def _elsewhere(
     work: Work[Job, Result], jobs: Iterable[Job], workers: int, advance: Callable[[Job, float], None]
 ) -> Generator[tuple[Job, Result | Failed], None, None]:
     waiting, places = iter(jobs), range(workers)
+    beside_others = workers > max(1, torch.cuda.device_count())
     busy: dict[Connection, _Worker[Job, Result]] = {}
 
     def begin(worker: _Worker[Job, Result], job: Job) -> None:
@@ -93,7 +94,7 @@ def _elsewhere(
 
     try:
         for place, job in zip(places, waiting, strict=False):
-            begin(_Worker(work, place), job)
+            begin(_Worker(work, place, beside_others), job)
         while busy:
             for ready in wait(list(busy)):
                 worker = busy[ready]  # type: ignore[index]  # `wait` gives back what it was given
@@ -104,7 +105,7 @@ def _elsewhere(
                 yield worker.job, outcome
                 del busy[worker.connection]
                 for job in islice(waiting, 1):
-                    begin(worker if worker.alive else _Worker(work, worker.place), job)
+                    begin(worker if worker.alive else _Worker(work, worker.place, beside_others), job)
                 if worker.connection not in busy:
                     worker.stop()
     finally:
@@ -119,10 +120,10 @@ class _Worker(Generic[Job, Result]):
 
     job: Job
 
-    def __init__(self, work: Work[Job, Result], place: int) -> None:
+    def __init__(self, work: Work[Job, Result], place: int, beside_others: bool) -> None:
         self.alive, self.place = True, place
         self.connection, theirs = _SPAWN.Pipe()
-        self._process = _SPAWN.Process(target=_serve, args=(theirs, work), daemon=True)
+        self._process = _SPAWN.Process(target=_serve, args=(theirs, work, beside_others), daemon=True)
         with _one_gpu(place):
             self._process.start()
         theirs.close()
@@ -180,7 +181,7 @@ def _one_gpu(place: int) -> Iterator[None]:
             os.environ[_GPUS] = given
 
 
-def _serve(connection: Connection, work: Work[Any, Any]) -> None:
+def _serve(connection: Connection, work: Work[Any, Any], beside_others: bool) -> None:
     """What a worker process does, until there are no more jobs or nobody is there to hear of them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the one that has the results decides
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exit that removes what the job has put on disk
@@ -188,7 +189,7 @@ def _serve(connection: Connection, work: Work[Any, Any]) -> None:
     with suppress(EOFError, OSError):
         while True:
             job = connection.recv()
-            outcome = _attempt(work, job, lambda share: connection.send((share, None)), beside_others=True)
+            outcome = _attempt(work, job, lambda share: connection.send((share, None)), beside_others)
             connection.send((1.0, outcome))
 
 
