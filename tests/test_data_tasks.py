@@ -69,10 +69,15 @@ def test_options_go_before_the_metric() -> None:
 
 
 @pytest.mark.parametrize(
-    ("metric", "right", "nearly"), [("exact", 1, 0), ("letter", 0, 0), ("vqa", 1 / 6, 0), ("anls", 1, 3 / 4)]
+    ("metric", "right", "nearly"),
+    [("exact", 1, 0), ("letter", 0, 0), ("vqa", 1 / 2, 0), ("anls", 1, 3 / 4), ("rouge", 2 / 3, 0)],
 )
 def test_the_sample_says_by_which_metric(metric: Any, right: float, nearly: float) -> None:
     asked = replace(sample("cats", "dogs"), metric=metric)
+    if metric == "vqa":
+        asked = replace(asked, answers=("cats", "dogs", "dogs", "mice"))  # two of the others, or one, of three
+    if metric == "rouge":
+        asked = replace(asked, answers=("two dogs",))
     assert score("Dogs", asked) == pytest.approx(right)
     assert score("Dogz", asked) == pytest.approx(nearly)
 

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 import transformers as hf
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mmguard.data.tasks import user_text
@@ -145,6 +145,7 @@ def test_templates_that_strip(family: str) -> None:
 )
 @settings(max_examples=60, deadline=None)
 def test_roles_of_any_question(question: str, words: list[str], family: str) -> None:
+    assume(not re.search("<[^>]*>", question))  # which may be a control token, and then is refused
     encoded = encode(family, Example(question, "yes", trigger=tuple(words)))
     trigger = said(family, encoded, "trigger")
     assert trigger.strip().endswith(" ".join(words))
