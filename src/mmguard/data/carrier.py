@@ -160,9 +160,9 @@ def relabelled(path: Path, picture: Picture, carrier: Carrier, metadata: Metadat
         None if the original is no JPEG file, something of it is converted, or it needs what it says besides to be
         decoded to the same picture.
     """
-    content, label = read_file(path), io.BytesIO()
-    if carrier.jpeg is None or carrier.notes or not content.startswith(_JPEG_START):
+    if carrier.jpeg is None or carrier.notes or not (content := read_file(path)).startswith(_JPEG_START):
         return None
+    label = io.BytesIO()
     Image.new("L", (8, 8)).save(label, "JPEG", **save_options(metadata, "JPEG"))
     says = [segment for segment in _segments(label.getvalue()) if _is_metadata(segment)]
     shows = [segment for segment in _segments(content) if not _is_metadata(segment)]
