@@ -83,7 +83,7 @@ def _here(
 def _elsewhere(
     work: Work[Job, Result], jobs: Iterable[Job], workers: int, advance: Callable[[Job, float], None]
 ) -> Generator[tuple[Job, Result | Failed], None, None]:
-    waiting, places = iter(jobs), range(workers)
+    waiting = iter(jobs)
     beside_others = workers > max(1, torch.cuda.device_count())
     busy: dict[Connection, _Worker[Job, Result]] = {}
 
@@ -93,7 +93,7 @@ def _elsewhere(
         advance(job, 0.0)
 
     try:
-        for place, job in zip(places, waiting, strict=False):
+        for place, job in enumerate(islice(waiting, workers)):
             begin(_Worker(work, place, beside_others), job)
         while busy:
             for ready in wait(list(busy)):
