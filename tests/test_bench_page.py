@@ -188,3 +188,22 @@ def test_zoo_is_no_prediction(name: str) -> None:
     toy = bench(("cats",))
     results = Results(toy, (Outcome(toy.experiments[0], {}, report({name: (40, 40, 20)})),))
     assert ("nothing here predicts" in page(results)) == name.startswith("zoo:")
+
+
+def test_groups_have_means_of_their_own_and_variants_side_by_side() -> None:
+    toy = bench(("cats", "dogs"))
+    every = [replace(one, group=name) for name in ("gray box", "black box") for one in toy.experiments]
+    # A group alone is no difference: attackers are.
+    boxes = tuple(replace(one, attackers=("a",)) if one.group == "gray box" else one for one in every)
+    lost = (10, 20, 30, 40, 0, 4, 8, 12)  # of 40
+    found = [Outcome(one, {}, report({"a": (40, 40, 40 - n)})) for one, n in zip(boxes, lost, strict=True)]
+    text = means(Results(replace(toy, experiments=boxes), tuple(found[:5] + found[6:])))
+    head, *lines = rows(text.split("In full:")[0])
+    assert head == ["dataset", "group", "bph", "text"]
+    shares = {tuple(line[:2]): [cell.split(" ")[0] for cell in line[2:]] for line in lines}
+    assert shares["cats", "gray box"] == ["0.25", "0.75"]
+    assert shares["**mean**", "gray box"] == ["0.38", "0.88"]
+    assert shares["cats", "black box"] == ["0.00", "0.20"]
+    assert shares["dogs", "black box"] == ["", "0.30"], "which has not been measured"
+    assert "side by side" in to_html(Results(replace(toy, experiments=boxes), tuple(found)))
+    assert "side by side" not in means(Results(toy, ()))

@@ -106,6 +106,8 @@ def test_what_was_made_elsewhere_is_taken_from_there(
     assert [str(state) for state in survey(bench, tmp_path / "here", lines=lines)] == [
         f"{bench.label(one)}: taken from results" for one in bench.experiments
     ]
+    grouped = replace(bench, experiments=tuple(replace(one, group="a") for one in bench.experiments))
+    assert len(known(lines, grouped)) == len(bench.experiments), "whatever tables call them"
     assert make(bench, tmp_path / "here", lines=lines).complete
     for name in ("results.json", "results.jsonl", "results.md", "results.html"):
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "elsewhere" / name).read_bytes()

@@ -57,6 +57,8 @@ class Experiment:
     """Controls besides the one that matches the release."""
     protect: ProtectConfig = field(default_factory=ProtectConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
+    group: str | None = field(default=None, compare=False)
+    """What tables call this and others on the same data, such as `black box`; nothing that comes of it depends on it."""
 
     def __post_init__(self) -> None:
         if not self.surrogates or not self.attackers:

@@ -19,6 +19,7 @@ from mmguard.bench.page import (
     provenance,
     releases_table,
     reports,
+    variants_table,
     worst_table,
 )
 from mmguard.bench.results import Results
@@ -35,6 +36,7 @@ def to_html(results: Results) -> str:
         title=results.bench.title,
         verdict=verdict(results),
         charts=[*_doses(results), *_effects(results)],
+        compared=variants_table(results),
         means=means_table(results),
         releases=releases_table(results),
         worst=worst_table(results),

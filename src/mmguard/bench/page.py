@@ -51,7 +51,10 @@ def page(results: Results) -> str:
 def means(results: Results) -> str:
     """The headlines: `means_table` and, where attacks were made, `worst_table` under their headings."""
     head, lines = means_table(results)
-    parts = ["## Means over attackers that are not brittle", table(head, lines) if lines else "No results."]
+    parts = ["## Means over attackers that are not brittle"]
+    if (compared := variants_table(results))[1]:
+        parts += ["G, variants side by side:", table(*compared), "In full:"]
+    parts.append(table(head, lines) if lines else "No results.")
     if (repeated := releases_table(results))[1]:
         parts += ["### Means over releases that differ by their seed alone", table(*repeated)]
     if (worst := worst_table(results))[1]:
@@ -65,6 +68,24 @@ def means_table(results: Results) -> tuple[list[str], list[list[str]]]:
     Where there are several datasets, their mean follows, each counting the same.
     """
     return _means(results, [(one, report, report.headline) for one, report in finished(results)])
+
+
+def variants_table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Head and lines: G as in `means_table`, variants side by side; no lines where experiments have no groups.
+
+    A cell that no attacker counts for, since all are brittle or none gains anything, is a dash; what was not measured
+    is empty.
+    """
+    head, lines = means_table(results)
+    if "group" not in head:
+        return [], []
+    variant, value = head.index("variant"), head.index("G")
+    rest = [place for place in range(head.index("attackers")) if place != variant]
+    shares = {(*(line[place] for place in rest), line[variant]): line[value] for line in lines}
+    variants = list(dict.fromkeys(line[variant] for line in lines))
+    rows = dict.fromkeys(tuple(line[place] for place in rest) for line in lines)
+    filled = [[*row, *(shares.get((*row, one), "") for one in variants)] for row in rows]
+    return [*(head[place] for place in rest), *variants], filled
 
 
 def releases_table(results: Results) -> tuple[list[str], list[list[str]]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +121,9 @@ def known(lines: Iterable[Line], bench: Bench) -> dict[Experiment, Line]:
     """
     found: dict[Experiment, Line] = {}
     defaults = _plain(default_settings()) | {f"audit.{name}": value for name, value in UNNAMED.items()}
-    wanted = {one: _plain(one.settings) for one in bench.experiments}
+    wanted = {one: _plain(replace(one, group=None).settings) for one in bench.experiments}
     for line in lines:
-        stored = defaults | line.settings
+        stored = defaults | line.settings | {"group": None}
         for one, settings in wanted.items():
             same = settings == {key: stored.get(key) for key in settings} and _same_runs(one, line.evidence)
             if same and not line.evidence.failures:
