@@ -58,7 +58,7 @@ class Experiment:
     protect: ProtectConfig = field(default_factory=ProtectConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     group: str | None = field(default=None, compare=False)
-    """What tables call this and others on the same data, such as `black box`; nothing that comes of it depends on it."""
+    """What tables call this and others on the same data, such as `black box`; no result depends on it."""
 
     def __post_init__(self) -> None:
         if not self.surrogates or not self.attackers:
