@@ -108,6 +108,12 @@ def test_attacks_that_change_no_question_are_named(toy, fake):
     )
 
 
+def test_a_plan_that_is_only_looked_at_tries_no_attack(toy, monkeypatch):
+    monkeypatch.setattr("mmguard.auditing.plan._idle", lambda *_: pytest.fail("tried"))
+    config = replace(CONFIG, attacks=("tail",))
+    assert plan_audit(toy.release, toy.original, toy.test, ["fake"], config, device="cpu").runs
+
+
 def test_end_to_end(toy, model, capfd):
     before = {path: path.read_bytes() for path in toy.release.rglob("*") if path.is_file()}
     report = _audit(toy, [model], out=None)

@@ -200,15 +200,41 @@ def fine_tune(
         raise ValueError("keep_best: give validate, too")
     recipes.require(recipe)
     store = store if store is not None else ImageStore()
+    lr, epochs = schedule(model_name, recipe, config)
+    # Steps of full fine-tuning are smaller than what 16-bit weights can tell apart.
+    dtype = torch.float32 if recipes.PLANS[recipe].everything else None
+
+    def trained(at_once: int) -> Attacker:
+        """The fine-tuned model, made with `at_once` samples in memory, a divisor of the batch size."""
+        attacker = load_attacker(model_name, device, dtype, recipes.quantisation(recipe))
+        model = attacker.model
+        adapters = recipes.adapters(recipe, config, model, model_name)
+        with _quiet(), tempfile.TemporaryDirectory(prefix="mmguard-") as scratch:
+            trainer = _Trainer(
+                model,
+                _arguments(scratch, config, lr * training.lr, epochs * training.epochs, seed, at_once, attacker.device),
+                data_collator=_collator(attacker.processor, bounds=training.pixels is not None),
+                train_dataset=_table(_unread(rows), attacker.processor, store),
+                processing_class=attacker.processor,
+                peft_config=adapters,
+                callbacks=[_OnStep(on_step)] if on_step else None,
+            )
+            # The mean over a whole step's tokens, also of models that say they cannot: TRL computes the loss itself.
+            trainer.model_accepts_loss_kwargs |= at_once < config.batch_size
+            trainer.remove_callback(PrinterCallback)  # it prints the losses to standard output
+            _change_training(trainer, training, attacker, validate)
+            with recipes.learning(recipe, model, model_name):
+                trainer.train()
+            made: Any = trainer.model
+        if adapters and model.dtype == torch.float32 and not recipes.PLANS[recipe].four_bit:
+            made = made.merge_and_unload()
+        made.eval()
+        return replace(attacker, model=made)
+
     at_once = config.batch_size
     while True:
-        # Each time anew, since rows count how often they were read; those that are there several times count together.
-        fresh = {id(row): replace(row) for row in rows}
-        data = [fresh[id(row)] for row in rows]
         try:
-            return _fine_tuned(
-                model_name, data, recipe, config, seed, at_once, device, store, on_step, training, validate
-            )
+            return trained(at_once)
         except (RuntimeError, MemoryError) as error:
             if at_once == 1 or not is_out_of_memory(error):
                 raise
@@ -216,61 +242,33 @@ def fine_tune(
         release_memory()
 
 
-def _fine_tuned(
-    model_name: str,
-    rows: Sequence[Row],
-    recipe: Recipe,
-    config: AuditConfig,
-    seed: int,
-    at_once: int,
-    device: str,
-    store: ImageStore,
-    on_step: Callable[[int, int, float], None] | None,
-    training: Training,
-    validate: Callable[[Attacker], float] | None,
-) -> Attacker:
-    """As `fine_tune`, with `at_once` samples in memory, a divisor of the batch size."""
-    lr, epochs = schedule(model_name, recipe, config)
-    # Steps of full fine-tuning are smaller than what 16-bit weights can tell apart.
-    dtype = torch.float32 if recipes.PLANS[recipe].everything else None
-    attacker = load_attacker(model_name, device, dtype, recipes.quantisation(recipe))
+def _unread(rows: Sequence[Row]) -> list[Row]:
+    """Copies for one training, since rows count how often they were read; those that are there several times count
+    together."""
+    fresh = {id(row): replace(row) for row in rows}
+    return [fresh[id(row)] for row in rows]
+
+
+def _change_training(
+    trainer: _Trainer, training: Training, attacker: Attacker, validate: Callable[[Attacker], float] | None
+) -> None:
+    """Has the trainer do what the attacker does differently."""
     model = attacker.model
-    adapters = recipes.adapters(recipe, config, model, model_name)
-    with _quiet(), tempfile.TemporaryDirectory(prefix="mmguard-") as scratch:
-        trainer = _Trainer(
-            model,
-            _arguments(scratch, config, lr * training.lr, epochs * training.epochs, seed, at_once, attacker.device),
-            data_collator=_collator(attacker.processor, bounds=training.pixels is not None),
-            train_dataset=_table(rows, attacker.processor, store),
-            processing_class=attacker.processor,
-            peft_config=adapters,
-            callbacks=[_OnStep(on_step)] if on_step else None,
-        )
-        # The mean over the tokens of a whole step, also of models that say they cannot: TRL computes the loss itself.
-        trainer.model_accepts_loss_kwargs |= at_once < config.batch_size
-        trainer.remove_callback(PrinterCallback)  # it prints the losses to standard output
-        if training.staged:
-            trainer.add_callback(StagedUnfreezing(model, model_name))
-        if training.keep_best and validate is not None:
-            half = model.dtype != torch.float32
+    if training.staged:
+        trainer.add_callback(StagedUnfreezing(model, attacker.name))
+    if training.keep_best and validate is not None:
+        half = model.dtype != torch.float32
 
-            def look(now: Any) -> float:
-                # What learns is 32-bit meanwhile, and does not take what 16-bit weights put out but under autocast.
-                with torch.autocast(attacker.device.type, torch.bfloat16, enabled=half):
-                    return validate(replace(attacker, model=now))
+        def look(now: Any) -> float:
+            # What learns is 32-bit meanwhile, and does not take what 16-bit weights put out but under autocast.
+            with torch.autocast(attacker.device.type, torch.bfloat16, enabled=half):
+                return validate(replace(attacker, model=now))
 
-            trainer.add_callback(KeepBest(look))
-        if training.pixels is not None:
-            trainer.adversary = adversarial_pixels(training.pixels)
-        if training.features is not None:
-            trainer.adversary = adversarial_features(training.features, projectors(model, model_name))
-        with recipes.learning(recipe, model, model_name):
-            trainer.train()
-        trained: Any = trainer.model
-    if adapters and model.dtype == torch.float32 and not recipes.PLANS[recipe].four_bit:
-        trained = trained.merge_and_unload()
-    trained.eval()
-    return replace(attacker, model=trained)
+        trainer.add_callback(KeepBest(look))
+    if training.pixels is not None:
+        trainer.adversary = adversarial_pixels(training.pixels)
+    if training.features is not None:
+        trainer.adversary = adversarial_features(training.features, projectors(model, attacker.name))
 
 
 def render(processor: Any, text: str, target: str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from mmguard.auditing.stats import FloatArray
 from mmguard.config import AuditConfig
 from mmguard.data.tasks import score, target_text, user_text
 from mmguard.lvlm.generation import greedy
-from mmguard.runtime.memory import is_out_of_memory, release_memory
+from mmguard.runtime.memory import in_parts
 from mmguard.types import Sample
 
 
@@ -35,24 +35,14 @@ def answers(
     """The attacker's greedy answers, `config.eval_batch_size` samples at a time, half as many where memory is not
     enough, a quarter…; each ended at the end of its turn."""
     store = store if store is not None else ImageStore()
-    size, given = config.eval_batch_size, list[str]()
-    while len(given) < len(samples):
-        rows = [
-            Row(
-                sample.id, sample.image, user_text(sample.question, sample.options), target_text(sample),
-                max_pixels=config.max_pixels,
-            )
-            for sample in samples[len(given) : len(given) + size]
-        ]  # fmt: skip
-        try:
-            given += _answer(attacker, rows, config.max_new_tokens, store)
-            continue
-        except (RuntimeError, MemoryError) as error:
-            if len(rows) == 1 or not is_out_of_memory(error):
-                raise
-        size = len(rows) // 2
-        release_memory()
-    return given
+    rows = [
+        Row(
+            sample.id, sample.image, user_text(sample.question, sample.options), target_text(sample),
+            max_pixels=config.max_pixels,
+        )
+        for sample in samples
+    ]  # fmt: skip
+    return in_parts(lambda part: _answer(attacker, part, config.max_new_tokens, store), rows, config.eval_batch_size)
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,14 @@ class Plan:
     shelf: Shelf
     groups: list[int]
     """Number of the image of every test sample."""
-    warnings: tuple[str, ...]
+    data_warnings: tuple[str, ...]
+    """What a reader should know of how the data was read."""
     provenance: dict[str, Any]
+
+    @cached_property  # tries all attacks on texts, which a plan that is only looked at need not wait for
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader of the report should know: of the attacks, and of the data."""
+        return (*_idle(self.attacks, self.runner.pairing), *self.data_warnings)
 
     @property
     def seeds(self) -> range:
@@ -159,7 +166,7 @@ def plan_audit(
         runner=Runner(pairing, samples, validation, test_digest, config, device),
         shelf=Shelf(runs),
         groups=groups,
-        warnings=(*captioned, *_idle(attacks, pairing), *warnings),
+        data_warnings=(*captioned, *warnings),
         provenance={},
     )
     plan.provenance.update(_provenance(plan, released))

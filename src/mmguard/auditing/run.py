@@ -152,6 +152,7 @@ class _Results:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
+        self._warnings = plan.warnings  # now: an attack that fails on this release is better known before days of runs
         self._results: dict[Run, Result] = {}
         self._failed: dict[_Kind, str] = {}
         """Why runs of a kind have no result."""
@@ -201,7 +202,7 @@ class _Results:
             seed=plan.config.seed,
             sifted=tuple(self._sifted(scores)),
             failures=tuple(dict.fromkeys(failures)),
-            warnings=plan.warnings,
+            warnings=self._warnings,
             provenance={**plan.provenance, "commits": self._commits()},
             losses=tuple(curve for one in scores if one.attack is None for curve in self._losses(one)),
         )

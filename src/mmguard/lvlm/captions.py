@@ -14,7 +14,7 @@ from mmguard.errors import SampleError, SurrogateError
 from mmguard.lvlm.generation import greedy
 from mmguard.lvlm.prompt import Encoded, Example
 from mmguard.lvlm.surrogate import Surrogate
-from mmguard.runtime.memory import is_out_of_memory, release_memory
+from mmguard.runtime.memory import in_parts, is_out_of_memory
 from mmguard.types import Dataset
 
 _MAX_TOKENS = 48
@@ -78,18 +78,14 @@ def _prompt_length(encoded: Encoded) -> int:
 def _fitted(model: Surrogate, images: Sequence[Tensor], length: int) -> list[str]:
     """As `_said`; where memory is not enough, half of the pictures at a time, a quarter…"""
     try:
-        return _said(model, images, length)
+        return in_parts(lambda part: _said(model, part, length), images, len(images))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        if len(images) == 1:
-            raise SurrogateError(
-                f"{model.name}: memory is not enough to caption one picture at a time: take a smaller surrogate or "
-                "max-pixels, or a device with more memory"
-            ) from error
-    release_memory()
-    half = len(images) // 2
-    return _fitted(model, images[:half], length) + _fitted(model, images[half:], length)
+        raise SurrogateError(
+            f"{model.name}: memory is not enough to caption one picture at a time: take a smaller surrogate or "
+            "max-pixels, or a device with more memory"
+        ) from error
 
 
 def _said(model: Surrogate, images: Sequence[Tensor], length: int) -> list[str]:
