@@ -101,25 +101,39 @@ def test_variance_between_seeds_is_not_understated():
     from mmguard.auditing.stats import _draw
 
     accuracies = (0.2, 0.5, 0.6, 0.9)
-    draws = _draw(_scores(accuracies, accuracies, items=2000), None, 4000, 0, 0)["clean"]
+    draws = _draw(_scores(accuracies, accuracies, items=2000), None, 4000, 0, 0)["clean"].draws
     assert draws.var() == pytest.approx(np.var(accuracies, ddof=1) / 4, rel=0.1)
 
 
-@pytest.mark.parametrize(("seeds", "spread", "expected"), [(3, 0.02, 0.90), (6, 0.04, 0.88)])
-def test_intervals_cover_the_truth(seeds: int, spread: float, expected: float):
-    """Of 200 simulated audits, about 95% of the intervals hold the true drop; the bound allows for chance."""
+def test_few_seeds_widen_an_interval_as_student_says():
+    # Items all alike leave the seeds alone: two degrees of freedom.
+    (finding,), _ = analyse([_scores((0.8, 0.8, 0.8), (0.7, 0.6, 0.5), items=1000)], resamples=20_000)
+    reach = 4.303 * 0.1 / 3**0.5
+    noise = 1.96 * (0.2 * 0.8 / 1000) ** 0.5  # of items, which count besides
+    assert reach * 0.95 < finding.drop.high - 0.2 < 1.05 * np.hypot(reach, 4.303 / 1.96 * noise)
+
+
+@pytest.mark.parametrize(
+    ("attackers", "seeds", "spread", "items"),
+    [(1, 3, 0.02, 150), (1, 6, 0.04, 150), (1, 3, 0.1, 400), (4, 3, 0.1, 400)],
+)
+def test_intervals_cover_the_truth(attackers: int, seeds: int, spread: float, items: int):
+    """Of 200 simulated audits, about 95% of the intervals hold the true effect; the bound allows for chance."""
     rng = np.random.default_rng(1)
     covered = 0
     for trial in range(200):
-        difficulty = rng.normal(0, 0.15, size=150)  # shared by both arms, as by any two models
-        by_arm = {}
-        for arm, mean in (("clean", 0.7), ("release", 0.6)):
-            chance = mean + difficulty + rng.normal(0, spread, size=(seeds, 1))
-            by_arm[arm] = (rng.random((seeds, 150)) < chance).astype(float)
-        entry = Scores("a", "lora", by_arm, by_arm["clean"][0], "control")
-        (finding,), _ = analyse([entry], resamples=300, seed=trial)
-        covered += finding.drop.low <= 0.1 <= finding.drop.high
-    assert expected <= covered / 200 <= 1
+        difficulty = rng.normal(0, 0.1, size=items)  # shared by all, as by any two models
+        entries = []
+        for name in "abcd"[:attackers]:
+            by_arm = {}
+            for arm, mean in (("clean", 0.6), ("control", 0.6), ("release", 0.5)):
+                chance = mean + difficulty + rng.normal(0, spread, size=(seeds, 1))
+                by_arm[arm] = (rng.random((seeds, items)) < chance).astype(float)
+            entries.append(Scores(name, "lora", by_arm, np.zeros(items), "control"))
+        _, headline = analyse(entries, resamples=300, seed=trial)
+        found = headline.all_beyond_control
+        covered += found.low <= 0.1 <= found.high
+    assert covered / 200 >= 0.91
 
 
 def test_items_of_one_image_are_drawn_together():
@@ -145,21 +159,33 @@ def test_group_sizes_weigh_by_items():
         ((0.20, 0.20, 0.20), 0.20),  # fine-tuning gains nothing
         ((0.15, 0.15, 0.15), 0.20),  # it loses
         ((0.21, 0.21, 0.21), 0.20),  # one item: far from clear
-        ((0.05, 0.20, 0.60), 0.20),  # in the mean it gains, but some seeds do not
     ],
 )
-def test_an_attacker_whose_gain_is_not_clearly_positive_is_in_no_mean(control, zero):
+def test_an_attacker_that_gains_next_to_nothing_is_in_no_mean(control, zero):
     untaught = _scores(control, (0.1, 0.1, 0.1), control, zero, name="untaught")
     taught = _scores((0.8,) * 3, (0.5,) * 3, (0.8,) * 3, zero)
-    (finding, _), headline = analyse([untaught, taught])
+    (_, finding), headline = analyse([taught, untaught])
     assert finding.gain_removed is None
     assert finding.status == "untaught"
     assert (headline.counted, headline.brittle) == (1, 0)
-    assert headline == analyse([taught])[1], "as if it had not been there"
+    assert headline == replace(analyse([taught])[1], untaught=1), "as if it had not been there"
     assert analyse([untaught])[1].beyond_control is None
     # Too few seeds say neither.
     (finding,), _ = analyse([replace(untaught, by_arm={arm: one[:2] for arm, one in untaught.by_arm.items()})])
     assert finding.status == "unjudged"
+
+
+def test_one_seed_that_learned_nothing_makes_an_attacker_doubtful():
+    (finding,), headline = analyse([_scores((0.05, 0.20, 0.60), (0.1,) * 3, (0.05, 0.20, 0.60))])
+    assert finding.status == "doubtful"
+    assert finding.gain_removed is None
+    assert headline.counted == 1
+
+
+def test_who_lost_least_goes_by_points_where_not_all_have_a_share():
+    unclear = _scores((0.05, 0.20, 0.60), (0.3,) * 3, (0.05, 0.20, 0.60), name="unclear")  # and loses nothing
+    clear = _scores((0.8,) * 3, (0.5,) * 3, (0.8,) * 3, name="clear")
+    assert analyse([unclear, clear])[1].strongest == "unclear (lora)"
 
 
 def test_who_lost_least_is_who_kept_most_of_its_gain():

@@ -58,18 +58,18 @@ def test_tables_and_means() -> None:
     assert text.startswith("# Toy\n\nWritten by `mmguard bench --config configs/toy.yaml`.")
     assert "Not complete" not in text
     assert "No claim" not in text
-    cats, dogs, both = (rows(means(results), name, "bph")[0] for name in ("cats", "dogs", "**mean**"))
+    cats, dogs, both = (rows(means(results), name, "bph")[0] for name in ("cats", "dogs", "**mean of 2**"))
     assert cats[2:4] == ["1", "1"]
     assert cats[4].startswith("50.0 (")
     assert dogs[2:4] == ["2", "0"]
     assert dogs[4].startswith("50.0 (")  # of a 25, of b 75
-    assert dogs[7] == "a (lora)"
+    assert dogs[8] == "a (lora)"
     assert both[2:4] == ["3", "1"]
     assert both[4].startswith("50.0 (")
     # Of all, b on cats included, which keeps nothing.
-    assert [row[6].split(" ")[0] for row in (cats, dogs, both)] == ["0.75", "0.50", "0.62"]
+    assert [row[7].split(" ")[0] for row in (cats, dogs, both)] == ["0.75", "0.50", "0.62"]
     narrower = [float(cell[4].split("(")[1].split(" ")[0]) for cell in (cats, dogs, both)]
-    assert narrower[2] > max(narrower[:2])
+    assert narrower[2] > fmean(narrower[:2])
     brittle = rows(text.split("## cats")[1].split("## dogs")[0], "b", "text")
     assert [[*line[2:6], line[-1]] for line in brittle] == [["0.0", "100.0", "50.0", "0.0", "brittle"]]
     assert "- protect.rounds: 7" in text
@@ -135,7 +135,7 @@ def test_same_dataset_twice_has_no_mean() -> None:
     other = tuple(replace(one, attackers=("b",)) for one in toy.experiments)
     toy = replace(toy, experiments=toy.experiments + other)
     results = Results(toy, tuple(Outcome(one, {}, report({"a": (40, 40, 20)})) for one in toy.experiments))
-    assert rows(means(results), "**mean**") == []
+    assert rows(means(results), "**mean of 2**") == []
     assert len(rows(means(results), "cats", "bph")) == 2
 
 
@@ -145,14 +145,14 @@ def test_data_with_one_and_the_same_test_has_no_mean() -> None:
     for tests, lines in ((("t", "t"), 0), (("t", "u"), 2)):
         named = [replace(whole, provenance={**whole.provenance, "test sha256": test}) for test in tests] * 2
         results = Results(toy, tuple(Outcome(e, {}, r) for e, r in zip(toy.experiments, named, strict=True)))
-        assert len(rows(means(results), "**mean**")) == lines
+        assert len(rows(means(results), "**mean of 2**")) == lines
 
 
 def test_no_mean_of_what_a_dataset_lacks() -> None:
     toy = bench(("cats", "dogs"))
     reports = [report({"a": (40, 40, 20)}), report({"a": (0, 0, 0)})] * 2  # no gain, no share
     results = Results(toy, tuple(Outcome(e, {}, r) for e, r in zip(toy.experiments, reports, strict=True)))
-    mean = rows(means(results), "**mean**", "bph")[0]
+    mean = rows(means(results), "**mean of 2**", "bph")[0]
     assert mean[4:6] == ["–", "–"]
 
 
@@ -202,7 +202,7 @@ def test_groups_have_means_of_their_own_and_variants_side_by_side() -> None:
     assert head == ["dataset", "group", "bph", "text"]
     shares = {tuple(line[:2]): [cell.split(" ")[0] for cell in line[2:]] for line in lines}
     assert shares["cats", "gray box"] == ["0.25", "0.75"]
-    assert shares["**mean**", "gray box"] == ["0.38", "0.88"]
+    assert shares["**mean of 2**", "gray box"] == ["0.38", "0.88"]
     assert shares["cats", "black box"] == ["0.00", "0.20"]
     assert shares["dogs", "black box"] == ["", "0.30"], "which has not been measured"
     assert "side by side" in to_html(Results(replace(toy, experiments=boxes), tuple(found)))

@@ -4,19 +4,20 @@ count.
 An item's score is from 0 to 1, and an accuracy is a mean of scores, whether the metric is hard (right or
 wrong) or soft (VQA accuracy, ANLS). Accuracies and differences are shares here; the report turns them into points.
 
-**The bootstrap.** Two things are random: the seed of the fine-tuning run and the test items. Both are
-resampled, crossed (every resampled seed answers every resampled item). Items are the same for all arms, so
-arms are compared on the same resampled items; items that share an image are drawn together, since their
-answers are not independent. Seeds are paired by index: run k of every arm starts from the same adapter and
-sees its rows in the same order, and pairing by index is right whether or not that makes the arms' results
-move together, whereas drawing them apart would be wrong if it does.
+**The bootstrap.** Two things are random: the seed of the fine-tuning run and the test items. Both vary, crossed
+(every seed answers every resampled item). Items are the same for all arms, so arms are compared on the same
+resampled items; items that share an image are drawn together, since their answers are not independent. Seeds are
+paired by index: run k of every arm starts from the same adapter and sees its rows in the same order, and pairing
+by index is right whether or not that makes the arms' results move together, whereas drawing them apart would be
+wrong if it does.
 
-Of S seeds, S − 1 are drawn each time (Rao and Wu, 1988): drawing S would understate the variance between
-seeds by the factor (S − 1)/S, a third for the usual three. Where the test set's noise dominates, intervals
-are wide rather than narrow (simulated coverage of three seeds on 150 items: 98% and more), since the noise of
-single answers is counted with the seeds and with the items. But no percentile interval reaches beyond the
-seeds that were run: where seeds differ by 5 points and 1000 items leave little other noise, three seeds cover
-the truth in 85% of the cases, five in 91%, ten in 94%. Use more seeds then.
+Three seeds are too few to be drawn from: no resample could reach beyond the worst of them. So a resample weighs
+the seeds at random, by normal weights under which any mean over seeds varies as its standard error says; and since
+that error is itself known from few seeds alone, intervals are widened by how much Student's t exceeds the normal,
+with the degrees of freedom of Welch and Satterthwaite: two for one attacker of three seeds that differ by more than
+the test's noise, nearly as many as there are runs for a mean over attackers, and no widening where the test's items
+are all that is uncertain. The noise of single answers is counted with the seeds and with the items, which makes
+intervals wide rather than narrow.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri, stdtrit
 
 BRITTLE_COST = 0.05
 """An attacker is brittle where its matched control costs more than this."""
@@ -38,8 +40,9 @@ MIN_GAIN = 0.02
 """A fine-tuning gain below this is too small to be a share of anything."""
 
 Status = Literal["valid", "doubtful", "brittle", "untaught", "unjudged"]
-"""`unjudged`: fewer than three seeds, or no matched control was run. `doubtful` lies between valid and brittle.
-`untaught`: clean data teaches it nothing, so that nothing can be taken away; it is in no mean."""
+"""`unjudged`: fewer than three seeds, or no matched control was run. `doubtful`: between valid and brittle, or not
+clearly taught by clean data. `untaught`: clean data teaches it next to nothing, so that nothing can be taken away; it
+is in no mean."""
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -138,6 +141,8 @@ class Headline:
     """How many attackers and recipes the means are over."""
     brittle: int
     """How many were left out as brittle."""
+    untaught: int
+    """How many were left out since clean data teaches them next to nothing."""
     beyond_control: Estimate | None
     gain_removed: Estimate | None
     """Mean of G over those attackers that have one."""
@@ -147,7 +152,7 @@ class Headline:
     """As `beyond_control`, brittle attackers included; so is `all_gain_removed`."""
     all_gain_removed: Estimate | None
     strongest: str | None
-    """The attacker (and recipe) that lost least beyond its control."""
+    """The attacker (and recipe) that lost least beyond its control, by G where all have one."""
     claim: bool
     """Whether enough seeds were run for a claim."""
 
@@ -169,13 +174,8 @@ def analyse(
     Raises:
         ValueError: no entry has any test item, arrays differ in shape, or a score is not from 0 to 1.
     """
-    findings, kept = [], []
-    for number, entry in enumerate(scores):
-        draws = _draw(entry, groups, resamples, seed, number)
-        finding, beyond, share = _finding(entry, draws)
-        findings.append(finding)
-        kept.append((finding, beyond, share))
-    return findings, _headline(kept)
+    kept = [_finding(entry, _draw(entry, groups, resamples, seed, k)) for k, entry in enumerate(scores)]
+    return [finding for finding, *_ in kept], _headline(kept)
 
 
 def marginal_values(
@@ -189,7 +189,7 @@ def marginal_values(
         resamples: bootstrap resamples.
         seed: of the bootstrap.
     """
-    return [_marginal(entry, _draw(entry, groups, resamples, seed, number)) for number, entry in enumerate(scores)]
+    return [_marginal(entry, _draw(entry, groups, resamples, seed, k)) for k, entry in enumerate(scores)]
 
 
 def mean_of_independent(estimates: Sequence[Estimate]) -> Estimate:
@@ -212,17 +212,35 @@ def mean_of_repetitions(found: Sequence[Estimate]) -> Estimate:
     Args:
         found: at least two.
     """
-    from scipy.stats import t as student  # slow to import, and seldom needed
-
     values = np.array([one.value for one in found])
     n, mean = len(values), float(values.mean())
-    reach = float(student.ppf(0.975, n - 1) * values.std(ddof=1)) / n**0.5
+    reach = float(stdtrit(n - 1, 0.975) * values.std(ddof=1)) / n**0.5
     down, up = (float(np.mean([(getattr(one, end) - one.value) ** 2 for one in found])) for end in ("low", "high"))
     return Estimate(mean, mean - float(np.hypot(reach, down**0.5)), mean + float(np.hypot(reach, up**0.5)))
 
 
-def _draw(entry: Scores, groups: Sequence[int] | None, resamples: int, seed: int, number: int) -> dict[str, FloatArray]:
-    """Accuracies of every arm, zero-shot included, in every resample. Shape of each: `(resamples,)`."""
+@dataclass(frozen=True)
+class _Drawn:
+    """A number that follows from one attacker's scores, with what resamples came to. Shape of these: `(resamples,)`."""
+
+    value: float
+    draws: FloatArray
+    """Seeds and items varied."""
+    fixed: FloatArray
+    """Items alone."""
+    seeds: int
+
+    def __sub__(self, other: _Drawn) -> _Drawn:
+        return _Drawn(self.value - other.value, self.draws - other.draws, self.fixed - other.fixed, self.seeds)
+
+    @property
+    def by_seeds(self) -> float:
+        """How much of the variance is due to seeds."""
+        return max(0.0, _variance(self.draws) - _variance(self.fixed))
+
+
+def _draw(entry: Scores, groups: Sequence[int] | None, resamples: int, seed: int, number: int) -> dict[str, _Drawn]:
+    """The accuracy of every arm, and of `zero-shot`."""
     shapes = {array.shape for array in entry.by_arm.values()}
     if len(shapes) != 1:
         raise ValueError(f"{entry.attacker}: arms differ in seeds or test items: {sorted(shapes)}")
@@ -232,13 +250,11 @@ def _draw(entry: Scores, groups: Sequence[int] | None, resamples: int, seed: int
     group = np.arange(items) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     if group.shape != (items,):
         raise ValueError(f"groups: {len(group)} given for {items} test items")
-    # Items are drawn by the seed alone, so that all attackers meet the same ones and their mean can be
-    # resampled.
-    picked = max(1, seeds - 1)
-    which = np.random.default_rng([seed, 1, number]).integers(seeds, size=(resamples, picked))
     by_seed = np.concatenate([*entry.by_arm.values(), entry.zero_shot[None]]).T.astype(np.float64)
     if not ((by_seed >= 0) & (by_seed <= 1)).all():
         raise ValueError(f"{entry.attacker}: scores from {by_seed.min()} to {by_seed.max()}, which should be 0 to 1")
+    # Items are drawn by the seed alone, so that all attackers meet the same ones and their mean can be
+    # resampled.
     drawn = np.empty((resamples, by_seed.shape[1]))
     rng = np.random.default_rng([seed, 0])
     number_of_groups = int(group.max()) + 1
@@ -248,82 +264,78 @@ def _draw(entry: Scores, groups: Sequence[int] | None, resamples: int, seed: int
         counts = rng.multinomial(number_of_groups, np.full(number_of_groups, 1 / number_of_groups), size=size)
         weight = counts[:, group].astype(np.float64)
         drawn[start : start + size] = weight @ by_seed / weight.sum(axis=1, keepdims=True)
-    accuracy = {
-        arm: np.take_along_axis(drawn[:, k * seeds : (k + 1) * seeds], which, axis=1).mean(axis=1)
-        for k, arm in enumerate(entry.by_arm)
-    }
-    return accuracy | {"zero-shot": drawn[:, -1]}
+    weights = _seed_weights(resamples, seeds, np.random.default_rng([seed, 1, number]))
+    found = {"zero-shot": _Drawn(float(entry.zero_shot.mean()), drawn[:, -1], drawn[:, -1], seeds)}
+    for k, (arm, scores) in enumerate(entry.by_arm.items()):
+        of_seeds = drawn[:, k * seeds : (k + 1) * seeds]
+        found[arm] = _Drawn(float(scores.mean()), (weights * of_seeds).sum(axis=1), of_seeds.mean(axis=1), seeds)
+    return found
 
 
-def _finding(entry: Scores, draws: dict[str, FloatArray]) -> tuple[Finding, FloatArray | None, FloatArray | None]:
-    """One finding, with the resamples for the means over attackers (`_Kept`)."""
-    mean = {arm: float(array.mean()) for arm, array in entry.by_arm.items()}
-    mean["zero-shot"] = float(entry.zero_shot.mean())
-    seeds = next(iter(entry.by_arm.values())).shape[0]
+def _seed_weights(resamples: int, seeds: int, rng: np.random.Generator) -> FloatArray:
+    """Weights that add up to 1, under which a mean over seeds varies as its standard error says.
 
-    def difference(a: str, b: str) -> Estimate:
-        return interval(mean[a] - mean[b], draws[a] - draws[b])
+    Some are negative, and so may be an accuracy: only differences between arms, weighted alike, are meant.
+    Shape: `(resamples, seeds)`.
+    """
+    noise = rng.standard_normal((resamples, seeds))
+    noise -= noise.mean(axis=1, keepdims=True)
+    return 1 / seeds + noise / np.sqrt(seeds * max(1, seeds - 1))
 
-    gain = difference("clean", "zero-shot")
-    cost = beyond = removed = beyond_draws = share_draws = None
+
+def _finding(entry: Scores, accuracy: Mapping[str, _Drawn]) -> _Kept:
+    """One finding, with what the means over attackers need."""
+    control, release = accuracy.get(entry.matched), accuracy["release"]
+    clean, zero_shot = accuracy["clean"], accuracy["zero-shot"]
+    gain = _estimate([clean - zero_shot])
+    cost = beyond = removed = None
     status: Status = "unjudged"
-    if entry.matched in entry.by_arm:
-        control = entry.matched
-        cost = difference("clean", control)
-        beyond = difference(control, "release")
-        beyond_draws = draws[control] - draws["release"]
-        removed, share_draws = _share(
-            mean[control] - mean["release"],
-            mean[control] - mean["zero-shot"],
-            beyond_draws,
-            draws[control] - draws["zero-shot"],
-        )
-        status = entry.status or _status(cost.value, gain, seeds)
+    if control is not None:
+        cost = _estimate([clean - control])
+        beyond = control - release
+        removed = _share(beyond, control - zero_shot)
+        status = entry.status or _status(cost.value, gain, clean.seeds)
     finding = Finding(
         attacker=entry.attacker,
         recipe=entry.recipe,
         attack=entry.attack,
-        seeds=seeds,
-        zero_shot=mean.pop("zero-shot"),
-        accuracy=mean,
+        seeds=clean.seeds,
+        zero_shot=zero_shot.value,
+        accuracy={arm: accuracy[arm].value for arm in entry.by_arm},
         matched=entry.matched,
         gain=gain,
-        drop=difference("clean", "release"),
+        drop=_estimate([clean - release]),
         control_cost=cost,
-        beyond_control=beyond,
-        gain_removed=removed,
+        beyond_control=_estimate([beyond]) if beyond else None,
+        gain_removed=_estimate([removed]) if removed else None,
         status=status,
     )
-    return finding, beyond_draws, share_draws
+    return finding, beyond, removed
 
 
-def _marginal(entry: Scores, draws: dict[str, FloatArray]) -> Marginal:
-    mean = {arm: float(array.mean()) for arm, array in entry.by_arm.items()}
-
-    def difference(a: str, b: str) -> Estimate:
-        return interval(mean[a] - mean[b], draws[a] - draws[b])
-
+def _marginal(entry: Scores, accuracy: Mapping[str, _Drawn]) -> Marginal:
+    alone = accuracy["clean-part"]
     return Marginal(
         attacker=entry.attacker,
         recipe=entry.recipe,
         attack=entry.attack or "",
-        seeds=len(entry.by_arm["clean-part"]),
-        alone=interval(mean["clean-part"], draws["clean-part"]),
+        seeds=alone.seeds,
+        alone=_estimate([alone]),
         matched=entry.matched,
-        added={arm: difference(arm, "clean-part") for arm in entry.by_arm if arm != "clean-part"},
-        beyond_control=difference(entry.matched, "release"),
+        added={arm: _estimate([accuracy[arm] - alone]) for arm in entry.by_arm if arm != "clean-part"},
+        beyond_control=_estimate([accuracy[entry.matched] - accuracy["release"]]),
     )
 
 
 def _status(cost: float, gain: Estimate, seeds: int) -> Status:
     if seeds < MIN_SEEDS:
         return "unjudged"
-    if gain.low <= 0:
+    if gain.value < MIN_GAIN:
         return "untaught"
     # A hair of tolerance: 0.05 as a difference of two means is rarely 0.05 in binary.
     if cost > BRITTLE_COST + 1e-9:
         return "brittle"
-    return "valid" if cost <= VALID_COST + 1e-9 else "doubtful"
+    return "valid" if cost <= VALID_COST + 1e-9 and gain.low > 0 else "doubtful"
 
 
 def interval(value: float, draws: FloatArray) -> Estimate:
@@ -339,59 +351,73 @@ def in_percent(estimate: Estimate | None) -> str:
     return f"{100 * estimate.value:.1f} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
 
 
-def _share(
-    lost: float, gain: float, lost_draws: FloatArray, gain_draws: FloatArray
-) -> tuple[Estimate | None, FloatArray | None]:
+def _share(lost: _Drawn, gain: _Drawn) -> _Drawn | None:
     """lost / gain, or None where the gain is not clearly positive: a share of nothing is no number."""
-    if gain < MIN_GAIN or np.quantile(gain_draws, 0.025) <= 0:
-        return None, None
-    # A resample without a gain has no finite share; it counts as beyond either end, and never as a wild
-    # number.
-    beyond_any = np.where(lost_draws >= 0, np.inf, -np.inf)
-    positive = gain_draws > 0
-    draws = np.where(positive, lost_draws / np.where(positive, gain_draws, 1.0), beyond_any)
-    estimate = _ends(lost / gain, draws)
-    return estimate, None if estimate is None else draws
+    if gain.value < MIN_GAIN or np.quantile(gain.draws, 0.025) <= 0:
+        return None
+    draws = _ratio(lost.draws, gain.draws)
+    if not np.isfinite(_middle(draws)).all():
+        return None
+    return _Drawn(lost.value / gain.value, draws, _ratio(lost.fixed, gain.fixed), lost.seeds)
 
 
-def _ends(value: float, draws: FloatArray) -> Estimate | None:
-    """The interval of draws that may hold infinities; None if it reaches them."""
+def _ratio(lost: FloatArray, gain: FloatArray) -> FloatArray:
+    """Resamples of a share. One without a gain has none; it counts as beyond either end, and never as a wild number."""
+    positive = gain > 0
+    return np.where(positive, lost / np.where(positive, gain, 1.0), np.where(lost >= 0, np.inf, -np.inf))
+
+
+def _estimate(parts: Sequence[_Drawn]) -> Estimate:
+    """The mean of one number over attackers, or that of one attacker, with its interval.
+
+    What is due to the seeds of each attacker is known from so few runs as it has; what is due to items from many.
+    """
+    value, draws = float(np.mean([one.value for one in parts])), np.mean([one.draws for one in parts], axis=0)
+    low, high = _middle(draws)
+    freedom = sum((one.by_seeds / len(parts) ** 2) ** 2 / (one.seeds - 1) for one in parts if one.seeds > 1)
+    wider = float(stdtrit(_variance(draws) ** 2 / freedom, 0.975) / ndtri(0.975)) if freedom else 1.0
+    return Estimate(value, value - wider * (value - low), value + wider * (high - value))
+
+
+def _variance(draws: FloatArray) -> float:
+    """By the middle 95 %, since draws may hold infinities beyond it."""
+    low, high = _middle(draws)
+    return float((high - low) / (2 * ndtri(0.975))) ** 2
+
+
+def _middle(draws: FloatArray) -> tuple[float, float]:
+    """The ends of the middle 95 %, each a draw."""
     low, high = np.sort(draws)[[int(0.025 * (len(draws) - 1)), int(np.ceil(0.975 * (len(draws) - 1)))]]
-    return Estimate(value, float(low), float(high)) if np.isfinite([low, high]).all() else None
+    return float(low), float(high)
 
 
-_Kept = tuple[Finding, FloatArray | None, FloatArray | None]
-"""A finding, with the resamples of its `beyond_control` and `gain_removed`."""
+_Kept = tuple[Finding, _Drawn | None, _Drawn | None]
+"""A finding, with its `beyond_control` and `gain_removed`."""
 
 
 def _headline(kept: Sequence[_Kept]) -> Headline:
-    judged = [one for one in kept if one[0].beyond_control is not None and one[0].status != "untaught"]
+    controlled = [one for one in kept if one[1] is not None]
+    judged = [one for one in controlled if one[0].status != "untaught"]
     counted = [one for one in judged if one[0].status != "brittle"]
     found = [one for one, *_ in counted]
-    # Of shares, where there are any: one that gains little has few points to lose.
-    lost = [(one.gain_removed, one) for one in found if one.gain_removed]
-    lost = lost or [(one.beyond_control, one) for one in found if one.beyond_control]
-    strongest = min(lost, key=lambda pair: pair[0].value)[1] if lost else None
+    shares = [share for *_, share in counted if share is not None]
+    # Of shares, where all have one: who gains little has few points to lose.
+    lost = shares if len(shares) == len(counted) else [beyond for _, beyond, _ in counted if beyond is not None]
+    least = found[int(np.argmin([one.value for one in lost]))] if found else None
     return Headline(
         counted=len(counted),
         brittle=len(judged) - len(counted),
-        beyond_control=_mean_beyond(counted),
-        gain_removed=_mean_share(counted),
-        with_gain=sum(one.gain_removed is not None for one in found),
-        all_beyond_control=_mean_beyond(judged),
-        all_gain_removed=_mean_share(judged),
-        strongest=f"{strongest.attacker} ({strongest.recipe})" if strongest else None,
+        untaught=len(controlled) - len(judged),
+        beyond_control=_mean([beyond for _, beyond, _ in counted]),
+        gain_removed=_mean(shares),
+        with_gain=len(shares),
+        all_beyond_control=_mean([beyond for _, beyond, _ in judged]),
+        all_gain_removed=_mean([share for *_, share in judged]),
+        strongest=f"{least.attacker} ({least.recipe})" if least else None,
         claim=bool(found) and all(one.seeds >= MIN_SEEDS for one in found),
     )
 
 
-def _mean_beyond(kept: Sequence[_Kept]) -> Estimate | None:
-    values = [finding.beyond_control.value for finding, *_ in kept if finding.beyond_control is not None]
-    draws = [beyond for _, beyond, _ in kept if beyond is not None]
-    return interval(float(np.mean(values)), np.mean(draws, axis=0)) if values else None
-
-
-def _mean_share(kept: Sequence[_Kept]) -> Estimate | None:
-    values = [finding.gain_removed.value for finding, *_ in kept if finding.gain_removed is not None]
-    draws = [share for *_, share in kept if share is not None]
-    return _ends(float(np.mean(values)), np.mean(draws, axis=0)) if values else None
+def _mean(parts: Sequence[_Drawn | None]) -> Estimate | None:
+    there = [one for one in parts if one is not None]
+    return _estimate(there) if there else None

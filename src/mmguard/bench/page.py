@@ -19,13 +19,13 @@ from mmguard.bench.config import Experiment, default_settings, plain
 from mmguard.bench.results import Outcome, Results
 
 LEGEND = (
-    "Accuracies in percent on clean test data, means over seeds; differences in points with 95 % bootstrap intervals "
-    "over seeds and test items. *Control*: what the release changes is changed as much at random: noise for `image` "
-    "and `mislead`, words for `text`, both for the others. *Drop*: clean − release. *Control cost*: clean − control; "
-    "above 5 points the attacker is *brittle*, and its numbers are no evidence. *Beyond control*: control − release. "
-    "*G*: the share of the fine-tuning gain that the release removes beyond the control; *G of all* counts brittle "
-    "attackers, too. Each row is one release: what another run of the same protection would have come to, with another "
-    "seed, the intervals do not say."
+    "Accuracies in percent on clean test data, means over seeds; differences in points with 95 % intervals over seeds "
+    "and test items, as wide as so few seeds make them. *Control*: what the release changes is changed as much at "
+    "random: noise for `image` and `mislead`, words for `text`, both for the others. *Drop*: clean − release. *Control "
+    "cost*: clean − control; above 5 points the attacker is *brittle*, and its numbers are no evidence. *Beyond "
+    "control*: control − release. *G*: the share of the fine-tuning gain that the release removes beyond the control; "
+    "*of all* counts brittle attackers, too. Each row is one release: what another run of the same protection would "
+    "have come to, with another seed, the intervals do not say."
 )
 _ZOO = (
     "The zoo's tiny models demonstrate the method; nothing here predicts how large models fare. Random words and noise "
@@ -130,12 +130,14 @@ def _means(
         rows = [(dataset, head) for dataset, _, head in members]
         # Answers to one and the same test are not independent.
         if len(members) > 1 and len({test for _, test, _ in members}) == len(members):
-            rows.append(("**mean**", _over([head for *_, head in members])))
+            rows.append((f"**mean of {len(members)}**", _over([head for *_, head in members])))
         for dataset, head in rows:
-            numbers = [in_percent(head.beyond_control), _share(head.gain_removed), _share(head.all_gain_removed)]
-            lines.append([dataset, *setting, str(head.counted), str(head.brittle), *numbers, head.strongest or "–"])
-    names = ["dataset", *columns.values(), "attackers", "brittle", "beyond control", "G", "G of all", "lost least"]
-    return names, lines
+            points = in_percent(head.beyond_control), in_percent(head.all_beyond_control)
+            shares = _share(head.gain_removed), _share(head.all_gain_removed)
+            counts = str(head.counted), str(head.brittle)
+            lines.append([dataset, *setting, *counts, *points, *shares, head.strongest or "–"])
+    names = ["dataset", *columns.values(), "attackers", "brittle", "beyond control", "beyond control of all"]
+    return [*names, "G", "G of all", "lost least"], lines
 
 
 _Done = Sequence[tuple[Outcome, AuditReport]]
@@ -179,6 +181,7 @@ def _over(heads: Sequence[Headline]) -> Headline:
     return Headline(
         counted=sum(head.counted for head in heads),
         brittle=sum(head.brittle for head in heads),
+        untaught=sum(head.untaught for head in heads),
         beyond_control=mean([head.beyond_control for head in heads]),
         gain_removed=mean([head.gain_removed for head in heads]),
         with_gain=sum(head.with_gain for head in heads),
