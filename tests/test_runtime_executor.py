@@ -14,17 +14,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmguard.errors import SurrogateError
 from mmguard.runtime.executor import Failed, cores, execute
 
 
 def square(job: int, report: Callable[[float], None]) -> int:
-    """13 raises an exception, 17 is killed, and memory is not enough for 19."""
+    """13 raises an exception, 17 is killed, and memory is not enough for 19 and 23."""
     if job == 13:
         raise ValueError("unlucky")
     if job == 17:
         os.kill(os.getpid(), signal.SIGKILL)
     if job == 19:
         raise MemoryError("too large")
+    if job == 23:
+        raise SurrogateError("gpt: take a smaller model") from MemoryError()
     report(0.5)
     return job * job
 
@@ -87,10 +90,12 @@ def test_memory_that_is_not_enough_beside_others_may_be_enough_alone() -> None:
     assert dict(execute(square, [19])) == {
         19: Failed("MemoryError: too large; take a smaller model or smaller pictures, or a device with more memory")
     }
-    beside = dict(execute(square, [19, 2], 2))[19]
-    assert isinstance(beside, Failed)
-    assert beside.transient
-    assert "fewer jobs" in beside.reason
+    assert dict(execute(square, [23])) == {23: Failed("SurrogateError: gpt: take a smaller model")}
+    found = dict(execute(square, [19, 23], 2))
+    for beside in (found[19], found[23]):
+        assert isinstance(beside, Failed)
+        assert beside.transient
+        assert "fewer jobs" in beside.reason
 
 
 def test_jobs_are_taken_when_a_worker_is_free() -> None:

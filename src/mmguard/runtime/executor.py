@@ -201,4 +201,7 @@ def _attempt(work: Work[Job, Result], job: Job, report: Report, beside_others: b
         reason = f"{type(error).__name__}: {error}"
         if is_out_of_memory(error):
             return Failed(f"{reason}; {_CURE if beside_others else _CURE_ALONE}", transient=beside_others)
+        # An error of ours that names the model which was too large, and has the cure for one that is alone.
+        if beside_others and isinstance(error.__cause__, Exception) and is_out_of_memory(error.__cause__):
+            return Failed(f"{reason}; {_CURE}", transient=True)
         return Failed(reason)
