@@ -582,6 +582,19 @@ def test_parquet_is_read_and_written_in_parts(tmp_path: Path, monkeypatch: pytes
     require_round_trip(file, tmp_path / "out", recorded=False)
 
 
+def test_pictures_without_names_are_known_though_a_row_is_left_out(tmp_path: Path) -> None:
+    """Their numbers are then those of other pictures in the record."""
+    file = parquet(tmp_path / "data" / "x.parquet", [encoded(number) for number in range(4)], pa.binary())
+    release(file, tmp_path / "out", lost=1)
+    record = tmp_path / "out.record" / "record.json"
+    found = json.loads(record.read_text())
+    found["images"][2]["released_sha256"] = "other"
+    require_round_trip(file, tmp_path / "out", recorded=False)
+    record.write_text(json.dumps(found))
+    (problem,) = verify(tmp_path / "out", file).problems
+    assert problem.endswith("x.parquet/000002: is not the file that was recorded")
+
+
 @pytest.mark.parametrize("kind", [pa.list_, pa.large_list])
 def test_parquet_of_lists_of_pictures(tmp_path: Path, kind: Callable[[pa.DataType], pa.DataType]) -> None:
     """As TRL has them: `images`, a list, with a conversation. Rows with another number of pictures are left out."""
