@@ -595,6 +595,18 @@ def test_pictures_without_names_are_known_though_a_row_is_left_out(tmp_path: Pat
     assert problem.endswith("x.parquet/000002: is not the file that was recorded")
 
 
+@pytest.mark.parametrize(
+    "kind", [pa.struct({"bytes": pa.binary(), "path": pa.null()}), pa.struct({"bytes": pa.binary()})]
+)
+def test_parquet_without_room_for_paths(tmp_path: Path, kind: pa.DataType) -> None:
+    """As Arrow writes rows of Python's whose paths are all None."""
+    cells = [{"bytes": encoded(number), "path": None} for number in range(4)]
+    file = parquet(tmp_path / "data" / "x.parquet", cells, kind)
+    release(file, tmp_path / "out", lost=1)
+    assert pq.read_schema(tmp_path / "out" / "x.parquet").equals(pq.read_schema(file), check_metadata=True)
+    require_round_trip(file, tmp_path / "out", recorded=False)
+
+
 @pytest.mark.parametrize("kind", [pa.list_, pa.large_list])
 def test_parquet_of_lists_of_pictures(tmp_path: Path, kind: Callable[[pa.DataType], pa.DataType]) -> None:
     """As TRL has them: `images`, a list, with a conversation. Rows with another number of pictures are left out."""
