@@ -26,7 +26,7 @@ from mmguard.data.rows import released_row
 from mmguard.data.text import is_admissible
 from mmguard.errors import BudgetError, ReleaseError, SampleError
 from mmguard.release import layout
-from mmguard.release.card import WARNING_TEXT, dataset_card
+from mmguard.release.card import WARNING_TEXT, configurations, dataset_card
 from mmguard.release.origin import origin
 from mmguard.release.pictures import Stored, deviations, store, summary
 from mmguard.release.status import FileStatus, statuses, to_csv
@@ -58,6 +58,11 @@ class Release:
     """What became of every file."""
     own_card: Path | None = None
     """The dataset's own `README.md`, if there is one: the release has another."""
+
+    @property
+    def configurations(self) -> list[str]:
+        """Those that the dataset's own card lists; in the release they are one dataset."""
+        return configurations(self.own_card) if self.own_card else []
 
 
 class ReleaseWriter:

@@ -42,8 +42,10 @@ def read(folder: Path, files: Sequence[Path]) -> Source:
     """A row a row, with the path of its unpacked picture in place of the picture.
 
     Raises:
-        DataError: a file is no parquet or is damaged, or not exactly one column holds pictures.
+        DataError: a file is no parquet or is damaged, not exactly one column holds pictures, or files have different
+            columns.
     """
+    _require_one_dataset(folder, files)
     column, named = _picture_column(files)
     root = unpacked(files, _pictures(folder, files, column))
     rows: list[tuple[str, Row | Rejection]] = []
@@ -167,6 +169,24 @@ def _picture(old: Any, new: Released, named: bool) -> Any:
     return {**old, "bytes": content, **({"path": old["path"] or new.image.name} if named else {})}
 
 
+def _columns(file: Path) -> list[str]:
+    with _reading(file):
+        names: list[str] = pq.read_schema(file).names
+        return names
+
+
+def _require_one_dataset(folder: Path, files: Sequence[Path]) -> None:
+    """Refuses shards of different columns, such as several configurations of a hub dataset: nobody could load them,
+    or a release of them, as one dataset."""
+    by_columns = {frozenset(_columns(file)): file for file in reversed(files)}
+    if len(by_columns) > 1:
+        *_, other, one = by_columns.values()
+        raise DataError(
+            f"{folder}: holds several datasets: {_shard(folder, one)} and {_shard(folder, other)} have different "
+            "columns: name the folder or file that is meant, or give them the same columns"
+        )
+
+
 def _picture_column(files: Sequence[Path]) -> tuple[str, bool]:
     """The column that holds pictures, and whether it names them. One of lists is it only where there is no other."""
     found: dict[str, bool] = {}
@@ -218,10 +238,7 @@ def _table(file: Path, without: str) -> pa.Table:
 def _cells(file: Path, column: str) -> Iterator[pa.Scalar]:
     """The pictures of a shard, read a few rows at a time: Arrow cannot hold more than 2 GiB of them at once."""
     with _reading(file):
-        stored = pq.ParquetFile(file)
-        if column not in stored.schema_arrow.names:
-            raise DataError(f"{file}: has no column {column}, which other shards have: remove the file")
-        for batch in stored.iter_batches(_ROWS, columns=[column]):
+        for batch in pq.ParquetFile(file).iter_batches(_ROWS, columns=[column]):
             yield from batch[column]
 
 
@@ -267,6 +284,7 @@ FORMAT = Format(
     write=write,
     loads="**/*.parquet",
     split=_split,
+    columns=_columns,
     sharded=True,
     contains=True,
 )
