@@ -227,6 +227,7 @@ class ReleaseWriter:
         captions: Mapping[str, str] | None = None,
         places: Mapping[str, int | None] | None = None,
         adaptation: Mapping[str, Any] | None = None,
+        decoys: Mapping[str, str] | None = None,
     ) -> Release:
         """Writes record, card and data files; the release is complete once the record is no longer `unfinished`.
 
@@ -240,6 +241,7 @@ class ReleaseWriter:
             places: after how many words of its question each trigger stands, by sample id; behind all of them if it
                 is None or not given.
             adaptation: how the surrogates were adapted, for the record.
+            decoys: the wrong targets that pictures were moved towards, by sample id, for the record.
 
         Raises:
             BudgetError: a trigger is too long, inadmissible, or for a sample without a question (Eq. 16).
@@ -281,6 +283,7 @@ class ReleaseWriter:
         record = {**self._header, "images": images, "samples": samples, "left_out": left_out}
         record["captions"] = dict(captions or {})
         record["adaptation"] = dict(adaptation or {})
+        record["decoys"] = dict(decoys or {})
         record["pictures"] = summary(images)
         _write_text(self.record / layout.RECORD, json.dumps(record, indent=1) + "\n")
         files = statuses(self.dataset, record)
