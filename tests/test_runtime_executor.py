@@ -48,25 +48,45 @@ def test_every_job_has_its_result(workers: int) -> None:
     assert active_children() == []
 
 
-def gpus(job: int, report: Callable[[float], None]) -> tuple[int, str | None]:
+def gpus(job: int, report: Callable[[float], None]) -> tuple[int, tuple[str | None, ...]]:
     """Holds its worker until the other one has a job, too."""
     time.sleep(0.5)
-    return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return os.getpid(), tuple(map(os.environ.get, GPUS))
+
+
+GPUS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 
 
 @pytest.mark.parametrize(
-    ("count", "given", "seen"),
-    [(2, None, {"0", "1"}), (3, "4,7,9", {"4", "7"}), (1, None, {None}), (0, "", {""})],
+    ("hip", "count", "given", "seen"),
+    [
+        (None, 2, (None, None), {("0", None), ("1", None)}),
+        (None, 3, ("4,7,9", None), {("4", None), ("7", None)}),
+        (None, 1, (None, None), {(None, None)}),
+        (None, 0, ("", None), {("", None)}),
+        ("7.0", 2, (None, None), {(None, "0"), (None, "1")}),
+        ("7.0", 2, (None, "4,7"), {(None, "4"), (None, "7")}),
+        ("7.0", 2, ("4,7", None), {("4,7", "4"), ("4,7", "7")}),
+        ("7.0", 2, ("0,1", "4,7"), {("0,1", "4"), ("0,1", "7")}),
+    ],
 )
-def test_workers_take_turns_on_several_gpus(monkeypatch, count: int, given: str | None, seen: set[str | None]) -> None:
+def test_workers_take_turns_on_several_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+    hip: str | None,
+    count: int,
+    given: tuple[str | None, ...],
+    seen: set[tuple[str | None, ...]],
+) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if given is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    for name, value in zip(GPUS, given, strict=True):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
     by_worker = dict(outcome for _, outcome in execute(gpus, range(4), 2))
     assert len(by_worker) == 2
     assert set(by_worker.values()) == seen
-    assert os.environ.get("CUDA_VISIBLE_DEVICES") == given
+    assert tuple(map(os.environ.get, GPUS)) == given
 
 
 @pytest.mark.parametrize("workers", [1, 2])
