@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import numpy as np
@@ -20,7 +21,7 @@ from mmguard.auditing.stealth_images import image_change, likeness, load_lpips, 
 from mmguard.auditing.stealth_texts import bleu, text_changes, usual_language_model
 from mmguard.auditing.summary import mean_interval, measure, share_interval
 from mmguard.config import Lpips
-from mmguard.errors import SurrogateError
+from mmguard.errors import ConfigError, SurrogateError
 from mmguard.lvlm.language import LanguageModel, load_language_model
 
 CPU = torch.device("cpu")
@@ -217,6 +218,55 @@ def test_no_language_model(tmp_path: Path, name: str) -> None:
     source = {"FOLDER": str(tmp_path), "LVLM": str(tiny.built("llava"))}.get(name, name)
     with pytest.raises(SurrogateError, match="give"):
         load_language_model(source, CPU)
+
+
+def full(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+
+@pytest.mark.parametrize(
+    ("owner", "step", "says"),
+    [
+        (hf.AutoModelForCausalLM, "from_pretrained", "memory is not enough to load it"),
+        (hf.PreTrainedModel, "to", "the memory of cpu is not enough for its weights"),
+    ],
+)
+def test_a_language_model_that_memory_is_not_enough_for(
+    owner: type, step: str, says: str, lm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, step, full)
+    with pytest.raises(SurrogateError, match=f"{says}: take a smaller model"):
+        load_language_model(str(lm_folder), CPU)
+
+
+def test_a_pointer_in_place_of_a_language_models_weights(tmp_path: Path) -> None:
+    folder = tiny.language_model(tmp_path)
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(SurrogateError, match="with git-lfs if it was cloned"):
+        load_language_model(str(folder), CPU)
+
+
+def test_a_device_that_is_not_there(lm_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="CUDA devices here"):
+        load_language_model(str(lm_folder), torch.device("cuda:99"))
+
+
+def test_fewer_texts_at_a_time_where_memory_is_not_enough(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["is it red?", "a", "there is a blue square in the image", "dog", "what color is it?"]
+    whole = lm.perplexities(texts)
+    run, most = lm._model.forward, 2
+
+    def forward(input_ids: torch.Tensor, **others: Any) -> Any:
+        return run(input_ids, **others) if len(input_ids) <= most else full()
+
+    monkeypatch.setattr(lm._model, "forward", forward)
+    assert lm.perplexities(texts) == pytest.approx(whole, rel=1e-4)
+    most = 0
+    with pytest.raises(SurrogateError, match="the memory of cpu is not enough for one text"):
+        lm.perplexities(texts)
+    monkeypatch.setattr(lm._tokenizer, "chat_template", "{{ messages[0]['content'] }}")
+    with pytest.raises(SurrogateError, match="the memory of cpu is not enough for one text"):
+        lm.reply("is it red?", 4)
 
 
 def test_the_usual_model_is_taken_only_from_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:

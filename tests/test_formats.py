@@ -6,6 +6,7 @@ import csv
 import datetime
 import io
 import json
+import re
 import shutil
 import tarfile
 from collections.abc import Callable, Sequence
@@ -19,8 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from mmguard.auditing.arms import pair
+from mmguard.cli import app
 from mmguard.config import ProtectConfig
 from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
@@ -582,6 +585,31 @@ def test_parquet_is_read_and_written_in_parts(tmp_path: Path, monkeypatch: pytes
     require_round_trip(file, tmp_path / "out", recorded=False)
 
 
+def test_pictures_without_names_are_known_though_a_row_is_left_out(tmp_path: Path) -> None:
+    """Their numbers are then those of other pictures in the record."""
+    file = parquet(tmp_path / "data" / "x.parquet", [encoded(number) for number in range(4)], pa.binary())
+    release(file, tmp_path / "out", lost=1)
+    record = tmp_path / "out.record" / "record.json"
+    found = json.loads(record.read_text())
+    found["images"][2]["released_sha256"] = "other"
+    require_round_trip(file, tmp_path / "out", recorded=False)
+    record.write_text(json.dumps(found))
+    (problem,) = verify(tmp_path / "out", file).problems
+    assert problem.endswith("x.parquet/000002: is not the file that was recorded")
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.struct({"bytes": pa.binary(), "path": pa.null()}), pa.struct({"bytes": pa.binary()})]
+)
+def test_parquet_without_room_for_paths(tmp_path: Path, kind: pa.DataType) -> None:
+    """As Arrow writes rows of Python's whose paths are all None."""
+    cells = [{"bytes": encoded(number), "path": None} for number in range(4)]
+    file = parquet(tmp_path / "data" / "x.parquet", cells, kind)
+    release(file, tmp_path / "out", lost=1)
+    assert pq.read_schema(tmp_path / "out" / "x.parquet").equals(pq.read_schema(file), check_metadata=True)
+    require_round_trip(file, tmp_path / "out", recorded=False)
+
+
 @pytest.mark.parametrize("kind", [pa.list_, pa.large_list])
 def test_parquet_of_lists_of_pictures(tmp_path: Path, kind: Callable[[pa.DataType], pa.DataType]) -> None:
     """As TRL has them: `images`, a list, with a conversation. Rows with another number of pictures are left out."""
@@ -664,6 +692,46 @@ def test_splits_of_parquet_load_as_those_of_the_original(tmp_path: Path, bare: b
     assert {split: rows["text"][:] for split, rows in loaded.items()} == {
         split: [f"{split} {number}" for number in range(len(cells))] for split, cells in shards.items()
     }
+
+
+def fields_told(made: Path) -> list[str]:
+    """Those that the card names."""
+    (told,) = [line for line in (made / "README.md").read_text().splitlines() if "with the fields" in line]
+    return re.findall("`(.*?)`", told)
+
+
+def test_the_card_of_parquet_names_the_columns_that_there_are(tmp_path: Path) -> None:
+    """Splits that the names of shards say are no column; those of a column are one."""
+    made = protect(splits(tmp_path / "data", train=[encoded(0)], test=[encoded(1)]), [], NOISE, tmp_path / "out")
+    assert fields_told(made.path) == ["text", "picture"]
+    rows = [{"text": "one", "split": "dev"}, {"text": "two", "split": "dev"}]
+    file = parquet(tmp_path / "more" / "x.parquet", [encoded(0), encoded(1)], pa.binary(), rows)
+    made = protect(file, [], NOISE, tmp_path / "second")
+    assert fields_told(made.path) == ["text", "picture", "split"]
+    assert datasets.load_dataset(str(made.path), cache_dir=str(tmp_path / "loaded")).num_rows == {"dev": 2}
+
+
+def test_configurations_of_different_columns_are_several_datasets(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for name, row in {"en": {"text": "one"}, "fr": {"text": "un"}, "vqa": {"question": "what?", "answer": "a"}}.items():
+        parquet(root / name / "train-00000-of-00001.parquet", [encoded(0)], pa.binary(), [row])
+    says = r"en/train-\S+ and vqa/train-\S+ have different columns: name the folder or file that is meant"
+    with pytest.raises(DataError, match=says):
+        read_dataset(root)
+    assert len(read_dataset(root / "vqa").samples) == 1
+
+
+def test_configurations_of_the_same_columns_are_one_dataset_and_told(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for name in ("en", "de"):
+        parquet(root / name / "train-00000-of-00001.parquet", [encoded(0)], pa.binary(), [{"text": name}])
+    (root / "README.md").write_text("---\nconfigs:\n- config_name: en\n- config_name: de\n---\nconfig_name: no\n")
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, ["protect", str(root), "--variant", "random-noise", "-o", str(out)])
+    assert "the configurations en, de: in the release they are one dataset" in done.stdout
+    assert datasets.load_dataset(str(out), cache_dir=str(tmp_path / "loaded")).num_rows == {"train": 2}
+    parts = ["protect", str(root / "en"), "--variant", "random-noise", "-o", str(tmp_path / "part")]
+    assert "the configurations" not in CliRunner().invoke(app, parts).stdout
 
 
 def test_a_parquet_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

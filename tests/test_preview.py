@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 import tiny
 from mmguard.cli import app
 from mmguard.config import ProtectConfig
+from mmguard.data import readers
 from mmguard.data.readers import read_dataset
 from mmguard.errors import ConfigError, DataError, ReleaseError
 from mmguard.protection.preview import preview
@@ -106,6 +108,24 @@ def test_only_the_first_samples_are_protected(
 
 def test_a_limit_holds_as_well(photos: Path, tmp_path: Path, model: str) -> None:
     assert preview(photos, [model], FAST, tmp_path / "p", samples=4, limit=1).samples == 2
+
+
+def test_what_misleads_is_sought_in_all_of_the_dataset_which_is_read_once(
+    photos: Path, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = '{"file_name": "none.png", "question": "what is it?", "answer": "green"}\n'
+    metadata = photos / "metadata.jsonl"
+    metadata.write_text(broken + metadata.read_text() + broken)
+    opened: list[Path] = []
+    open_path = readers.formats.open_path
+    monkeypatch.setattr(readers.formats, "open_path", lambda path: (opened.append(path), open_path(path))[1])
+    aims: list[str] = []
+    monkeypatch.setattr("mmguard.protection.preview.optimise", lambda items, *_: aims.extend(items[0].decoys))
+    made = preview(photos, [model], replace(FAST, variant="mislead"), tmp_path / "p", samples=1)
+    assert opened == [photos]
+    assert aims == ["<b>"], "the only answer that is not right of this picture"
+    assert (made.images, made.samples) == (1, 1)
+    assert [one.where for one in made.failed] == ["metadata.jsonl:1"], "what comes later is not of the first"
 
 
 def test_words_between_words_are_marked_where_they_stand(photos: Path, tmp_path: Path) -> None:

@@ -229,9 +229,14 @@ def test_pictures_are_moved_towards_their_decoys(
         backward(self, examples, images, references)
 
     monkeypatch.setattr(Ensemble, "backward", spy)
-    protect(folder, [llava], replace(FAST, variant="mislead"), tmp_path / "release")
+    release = protect(folder, [llava], replace(FAST, variant="mislead"), tmp_path / "release")
     first, second = (f"what is on side {turn}?" for turn in range(2))
     assert aims == {(first, 40, "blue"), (first, 32, "blue"), (second, 32, "blue"), (first, 64, "red")}
+    record = json.loads((release.record / "record.json").read_bytes())
+    told = {
+        (one.question, load_image(one.image).shape[1], record["decoys"][one.id]) for one in read_dataset(folder).samples
+    }
+    assert told == aims
 
 
 def test_perturbations_live_in_a_file_until_the_release_is_finished(
@@ -259,7 +264,8 @@ def test_the_record_says_how_surrogates_were_adapted(folder: Path, llava: Surrog
     assert record["config"]["inner_steps"] is record["config"]["inner_lr"] is None
     assert record["adaptation"] == {"inner_steps": 2, "inner_lr": {llava.name: 1e-4}}  # three passes over four samples
     protect(folder, [], replace(FAST, variant="random-noise"), tmp_path / "noise")
-    assert json.loads((tmp_path / "noise.record" / "record.json").read_bytes())["adaptation"] == {}
+    noise = json.loads((tmp_path / "noise.record" / "record.json").read_bytes())
+    assert noise["adaptation"] == noise["decoys"] == {}
 
 
 def test_what_never_fits_is_said_clearly(folder: Path, llava: Surrogate, monkeypatch: pytest.MonkeyPatch) -> None:

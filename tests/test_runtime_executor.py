@@ -14,17 +14,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmguard.errors import SurrogateError
 from mmguard.runtime.executor import Failed, cores, execute
 
 
 def square(job: int, report: Callable[[float], None]) -> int:
-    """13 raises an exception, 17 is killed, and memory is not enough for 19."""
+    """13 raises an exception, 17 is killed, and memory is not enough for 19 and 23."""
     if job == 13:
         raise ValueError("unlucky")
     if job == 17:
         os.kill(os.getpid(), signal.SIGKILL)
     if job == 19:
         raise MemoryError("too large")
+    if job == 23:
+        raise SurrogateError("gpt: take a smaller model") from MemoryError()
     report(0.5)
     return job * job
 
@@ -45,25 +48,45 @@ def test_every_job_has_its_result(workers: int) -> None:
     assert active_children() == []
 
 
-def gpus(job: int, report: Callable[[float], None]) -> tuple[int, str | None]:
+def gpus(job: int, report: Callable[[float], None]) -> tuple[int, tuple[str | None, ...]]:
     """Holds its worker until the other one has a job, too."""
     time.sleep(0.5)
-    return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return os.getpid(), tuple(map(os.environ.get, GPUS))
+
+
+GPUS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 
 
 @pytest.mark.parametrize(
-    ("count", "given", "seen"),
-    [(2, None, {"0", "1"}), (3, "4,7,9", {"4", "7"}), (1, None, {None}), (0, "", {""})],
+    ("hip", "count", "given", "seen"),
+    [
+        (None, 2, (None, None), {("0", None), ("1", None)}),
+        (None, 3, ("4,7,9", None), {("4", None), ("7", None)}),
+        (None, 1, (None, None), {(None, None)}),
+        (None, 0, ("", None), {("", None)}),
+        ("7.0", 2, (None, None), {(None, "0"), (None, "1")}),
+        ("7.0", 2, (None, "4,7"), {(None, "4"), (None, "7")}),
+        ("7.0", 2, ("4,7", None), {("4,7", "4"), ("4,7", "7")}),
+        ("7.0", 2, ("0,1", "4,7"), {("0,1", "4"), ("0,1", "7")}),
+    ],
 )
-def test_workers_take_turns_on_several_gpus(monkeypatch, count: int, given: str | None, seen: set[str | None]) -> None:
+def test_workers_take_turns_on_several_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+    hip: str | None,
+    count: int,
+    given: tuple[str | None, ...],
+    seen: set[tuple[str | None, ...]],
+) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if given is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    for name, value in zip(GPUS, given, strict=True):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
     by_worker = dict(outcome for _, outcome in execute(gpus, range(4), 2))
     assert len(by_worker) == 2
     assert set(by_worker.values()) == seen
-    assert os.environ.get("CUDA_VISIBLE_DEVICES") == given
+    assert tuple(map(os.environ.get, GPUS)) == given
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -87,10 +110,12 @@ def test_memory_that_is_not_enough_beside_others_may_be_enough_alone() -> None:
     assert dict(execute(square, [19])) == {
         19: Failed("MemoryError: too large; take a smaller model or smaller pictures, or a device with more memory")
     }
-    beside = dict(execute(square, [19, 2], 2))[19]
-    assert isinstance(beside, Failed)
-    assert beside.transient
-    assert "fewer jobs" in beside.reason
+    assert dict(execute(square, [23])) == {23: Failed("SurrogateError: gpt: take a smaller model")}
+    found = dict(execute(square, [19, 23], 2))
+    for beside in (found[19], found[23]):
+        assert isinstance(beside, Failed)
+        assert beside.transient
+        assert "fewer jobs" in beside.reason
 
 
 def test_jobs_are_taken_when_a_worker_is_free() -> None:

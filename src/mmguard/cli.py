@@ -665,6 +665,7 @@ def _release_dict(release: Release) -> dict[str, Any]:
         "captions": release.captions,
         "pictures": release.pictures,
         "own_card": str(release.own_card) if release.own_card else None,
+        "configurations": release.configurations,
     }
 
 
@@ -685,6 +686,11 @@ def _print_release(release: Release) -> None:
         say(f"Against: {', '.join(release.surrogates)}{caution}")
     if release.own_card:
         say(f"Card:    {release.path / release.own_card.name} is new: copy from yours what readers need")
+        if len(release.configurations) > 1:
+            say(
+                f"         Yours lists the configurations {', '.join(release.configurations)}: in the release they are "
+                "one dataset. To keep them apart, protect the folder of each by itself"
+            )
     if release.captions:
         example = next(iter(release.captions.values()))
         say(

@@ -62,11 +62,31 @@ def read_dataset(
     Raises:
         DataError: there is no such dataset, its file cannot be read, it has no such split, or no row can be used.
     """
+    return _assemble(*_limited(source, split, limit, part))
+
+
+def read_beginning(
+    source: str | Path, images: int, split: str | None = None, limit: int | None = None
+) -> tuple[Dataset, Dataset]:
+    """The first images of a dataset, and all of it: what `read_dataset` gives for both, from files that are read once.
+
+    Args:
+        source: as for `read_dataset`, as the others; which errors are raised is said there, too.
+        images: number of the first ones.
+        split: the split to read.
+        limit: the number of images that are all of it.
+    """
+    found, most = _limited(source, split, limit, "train")
+    return _assemble(found, images if most is None else min(images, most)), _assemble(found, most)
+
+
+def _limited(source: str | Path, split: str | None, limit: int | None, part: str) -> tuple[Source, int | None]:
+    """The rows of a split before any is judged, and how many images are wanted, if not all."""
     if limit is not None and limit < 1:
         raise DataError(f"limit {limit}: give 1 or more images")
     found, limit_of_name = open_source(source, split, part)
     limits = [number for number in (limit, limit_of_name) if number is not None]
-    return _assemble(_of_split(found, split), min(limits, default=None))
+    return _of_split(found, split), min(limits, default=None)
 
 
 def open_source(source: str | Path, split: str | None = None, part: str = "train") -> tuple[Source, int | None]:

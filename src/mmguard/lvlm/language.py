@@ -16,7 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mmguard.errors import SurrogateError
 from mmguard.lvlm.generation import greedy
+from mmguard.lvlm.loading import moved, reading_weights
 from mmguard.lvlm.surrogate import admissible_words
+from mmguard.runtime.devices import require_usable
+from mmguard.runtime.memory import is_out_of_memory, release_memory
 
 _TOKENS_AT_ONCE = 4096
 """Logits of a batch are this number times the vocabulary: 2.4 GB for 150,000 tokens."""
@@ -48,17 +51,20 @@ class LanguageModel:
 
         Args:
             texts: any number.
-            tokens_at_once: texts run together as long as they have no more tokens, padding included. Does not change
-                the result.
+            tokens_at_once: texts run together as long as they have no more tokens, padding included, and memory is
+                enough. Does not change the result.
 
         Returns:
             Of each text; None if it has no token to predict, or more than the model takes.
+
+        Raises:
+            SurrogateError: memory is not enough for one text.
         """
         ids = [self._ids(text) for text in texts]
         found: list[float | None] = [None] * len(texts)
         usable = [number for number in range(len(texts)) if 2 <= len(ids[number]) <= self._most]
         for batch in _batches(sorted(usable, key=lambda number: len(ids[number])), ids, tokens_at_once):
-            for number, nll in zip(batch, self._nll([ids[number] for number in batch]), strict=True):
+            for number, nll in zip(batch, self._fitted([ids[number] for number in batch]), strict=True):
                 found[number] = math.exp(nll) if nll < 700 else None  # beyond that, no float
         return found
 
@@ -66,7 +72,8 @@ class LanguageModel:
     def next_scores(self, text: str) -> Tensor:
         """How likely each token is to follow a text, as logits. Shape: `(V,)`.
 
-        Of a long text the model sees as much of its end as it takes.
+        Of a long text the model sees as much of its end as it takes. Where memory is not enough, the error says so as
+        it is: who searches for triggers may go on with less.
         """
         ids = self._ids(text)[-self._most :] or [self._tokenizer.eos_token_id]
         logits = self._model(input_ids=torch.tensor([ids], device=self._model.device), logits_to_keep=1).logits
@@ -81,7 +88,7 @@ class LanguageModel:
             most_tokens: where the reply is cut off.
 
         Raises:
-            SurrogateError: the model has no chat template.
+            SurrogateError: the model has no chat template, or memory is not enough.
         """
         if not self._tokenizer.chat_template:
             raise SurrogateError(f"{self.name}: has no chat template; give a model tuned to follow instructions")
@@ -93,11 +100,35 @@ class LanguageModel:
             return_dict=True,
         )
         inputs = {name: prompt[name].to(self._model.device) for name in ("input_ids", "attention_mask")}
-        (said,) = greedy(self._model, self._tokenizer, inputs, most_tokens, [])
+        try:
+            (said,) = greedy(self._model, self._tokenizer, inputs, most_tokens, [])
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self._too_large() from error
         return self._tokenizer.decode(said, skip_special_tokens=True)
 
     def _ids(self, text: str) -> list[int]:
         return [*self._begin, *self._tokenizer.encode(text, add_special_tokens=False)]
+
+    def _too_large(self) -> SurrogateError:
+        return SurrogateError(
+            f"{self.name}: the memory of {self._model.device} is not enough for one text: take a smaller model or "
+            "another device"
+        )
+
+    def _fitted(self, ids: Sequence[Sequence[int]]) -> list[float]:
+        """As `_nll`; where memory is not enough, half of the texts at a time, a quarter…"""
+        try:
+            return self._nll(ids)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(ids) == 1:
+                raise self._too_large() from error
+        release_memory()
+        half = len(ids) // 2
+        return self._fitted(ids[:half]) + self._fitted(ids[half:])
 
     def _nll(self, ids: Sequence[Sequence[int]]) -> list[float]:
         """Mean over each text's tokens but the first, in nats."""
@@ -138,13 +169,17 @@ def load_language_model(name: str, device: torch.device) -> LanguageModel:
         device: where it runs.
 
     Raises:
-        SurrogateError: there is no such model, it cannot be fetched, or it is no causal language model.
+        ConfigError: there is no such device.
+        SurrogateError: there is no such model, it cannot be fetched or is not whole, it is no causal language model, or
+            memory is not enough for it.
     """
+    require_usable(device)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     source: dict[str, Any] = pretrained(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
-        model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, use_safetensors=True)
+        with reading_weights(name):
+            model = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, use_safetensors=True)
     except OSError as error:
         raise SurrogateError(
             f"{name}: cannot be read or fetched; give a hub id, a folder with tokenizer and safetensors weights, or a "
@@ -155,4 +190,4 @@ def load_language_model(name: str, device: torch.device) -> LanguageModel:
             f"{name}: transformers {transformers.__version__} finds no causal language model in it; give one, such as "
             f"openai-community/gpt2. Cause: {error}"
         ) from error
-    return LanguageModel(name, model.to(device), tokenizer)
+    return LanguageModel(name, moved(name, model, device), tokenizer)

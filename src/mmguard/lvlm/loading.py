@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +77,41 @@ def load_surrogate(
         quantization_config=quantization_config,
     )
     _require_all_weights(name, model, found["missing_keys"])
+    return Surrogate(name, moved(name, model, place), processor)
+
+
+@contextmanager
+def reading_weights(name: str) -> Iterator[None]:
+    """Says what to do where weights cannot be read, or memory is not enough to.
+
+    Raises:
+        SurrogateError: instead of what is raised within.
+    """
     try:
-        model = model.to(place)
-    except RuntimeError as error:
+        yield
+    except (RuntimeError, MemoryError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise SurrogateError(f"{name}: memory is not enough to load it: take a smaller model") from error
+        raise SurrogateError(
+            f"{name}: its weights cannot be read, or are not of the shapes that its config.json says: fetch it again, "
+            f"with git-lfs if it was cloned. Cause: {' '.join(str(error).split())[:300]}"
+        ) from error
+
+
+def moved(name: str, model: Any, place: torch.device) -> Any:
+    """A model with its weights on a device.
+
+    Raises:
+        SurrogateError: the memory there is not enough.
+    """
+    try:
+        return model.to(place)
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise SurrogateError(
             f"{name}: the memory of {place} is not enough for its weights: take a smaller model or another device"
         ) from error
-    return Surrogate(name, model, processor)
 
 
 def _require_all_weights(name: str, model: Any, missing: Iterable[str]) -> None:
@@ -129,7 +156,8 @@ def _require_code_that_stays(name: str, source: str, trust_remote_code: bool) ->
 
 def _load(name: str, auto: Any, source: str, **kwargs: Any) -> Any:
     try:
-        return auto.from_pretrained(source, **kwargs)
+        with reading_weights(name):
+            return auto.from_pretrained(source, **kwargs)
     except ImportError as error:  # some processors need a package of their own, and say which
         raise SurrogateError(f"{name}: {error}") from error
     except OSError as error:
@@ -142,13 +170,6 @@ def _load(name: str, auto: Any, source: str, **kwargs: Any) -> Any:
             f"{name}: transformers {transformers.__version__} cannot build it: update transformers, or choose a model "
             "that needs no code of its own (of MiniCPM-V, openbmb/MiniCPM-V-4.6 does not); from Python, "
             f"`load_surrogate(FOLDER, trust_remote_code=True)` runs such code. Cause: {error}"
-        ) from error
-    except (RuntimeError, SafetensorError) as error:
-        if is_out_of_memory(error):
-            raise SurrogateError(f"{name}: memory is not enough to load it: take a smaller model") from error
-        raise SurrogateError(
-            f"{name}: its weights cannot be read, or are not of the shapes that its config.json says: fetch it again, "
-            f"with git-lfs if it was cloned. Cause: {' '.join(str(error).split())[:300]}"
         ) from error
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmguard.config import ProtectConfig
 from mmguard.data.images import load_picture, picture_of
-from mmguard.data.readers import read_dataset
+from mmguard.data.readers import read_beginning, read_dataset
 from mmguard.data.tasks import target_text
 from mmguard.data.text import trigger_start
 from mmguard.errors import ConfigError, ReleaseError
@@ -104,11 +104,12 @@ def preview(
     if samples < 1:
         raise ConfigError(f"preview {samples}: give 1 or more samples")
     config = config or ProtectConfig()
-    data = read_dataset(dataset, split, samples if limit is None else min(samples, limit))
+    if config.misleads:  # the whole dataset says what pictures can be mistaken for
+        data, whole = read_beginning(dataset, samples, split, limit)
+    else:
+        data = whole = read_dataset(dataset, split, samples if limit is None else min(samples, limit))
     data = replace(data, samples=data.samples[:samples])
-    # The whole dataset says what pictures can be mistaken for.
-    every = read_dataset(dataset, split, limit).samples if config.misleads else data.samples
-    require_something_to_do(replace(data, samples=every), config)
+    require_something_to_do(whole if config.misleads else data, config)
     folder = Path(out).resolve() if out is not None else None
     if folder is not None:
         require_apart(folder, data)
@@ -120,7 +121,7 @@ def preview(
     items, unreadable = begin(with_captions(data, said), config, ensemble, None, failed, show_progress)
     if config.misleads:
         captioned = [one for item in items for one in item.samples]
-        assign(items, [*(one for one in every if one.answer), *captioned])
+        assign(items, [*(one for one in whole.samples if one.answer), *captioned])
     if config.optimised and ensemble is not None:
         with stages(work(items, config), show_progress) as advance:
             optimise(items, ensemble, config, advance)

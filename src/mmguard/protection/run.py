@@ -134,13 +134,15 @@ def _fill(
     failed += [Rejection(str(item.path), str(item.lost)) for item in items if item.lost is not None]
     triggers: dict[str, Trigger] = {}
     places: dict[str, int | None] = {}
+    decoys: dict[str, str] = {}
     for item in items:
         item.delta = torch.empty(0)  # lets go of the file
         if item.lost is None:
             triggers |= {sample.id: trigger for sample, trigger in zip(item.samples, item.triggers, strict=True)}
             places |= {sample.id: place for sample, place in zip(item.samples, item.places, strict=True)}
+            decoys |= {sample.id: decoy for sample, decoy in zip(item.samples, item.decoys, strict=config.misleads)}
     captioned = {s.id: s.answer for item in items if item.lost is None for s in item.samples if item.path in said}
-    return writer.finish(triggers, failed, captioned, places, adaptation)
+    return writer.finish(triggers, failed, captioned, places, adaptation, decoys)
 
 
 def default_folder(source: str) -> Path:

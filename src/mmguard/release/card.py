@@ -6,6 +6,7 @@ would tell a thief what to undo.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,21 @@ def dataset_card(
         loading=_LOADING.format(split=f', split="{split}"' if split else "") if format_.loads else "",
         images=images,
         samples=samples,
-        fields=", ".join(f"`{field}`" for field in dict.fromkeys(field for row in rows for field in row)),
+        fields=", ".join(f"`{field}`" for field in _fields(rows, format_, files)),
     )
+
+
+def configurations(card: Path) -> list[str]:
+    """The names of the configurations that a dataset's card lists in its YAML header."""
+    text = card.read_text(encoding="utf-8", errors="replace")
+    header = text.partition("\n---")[0] if text.startswith("---") else ""
+    return list(dict.fromkeys(re.findall(r"config_name: *(.+)", header)))
+
+
+def _fields(rows: Sequence[dict[str, Any]], format_: Format, files: Sequence[Path]) -> dict[str, None]:
+    """What a reader finds in every sample, in order."""
+    found = map(format_.columns, files) if format_.columns else rows
+    return dict.fromkeys(field for one in found for field in one)
 
 
 def _patterns(rows: Sequence[dict[str, Any]], format_: Format, files: Sequence[Path]) -> dict[str, str]:

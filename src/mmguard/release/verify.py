@@ -226,7 +226,7 @@ def _check_rows(
             result.problems.append(f"{where} (id {members[0].id}): fields altered: {matching.altered[number]}")
         _check_words(where, members, original.rows[expected[place]], row, record.words, result)
     with progress("Verifying", len(images), show_progress) as advance:
-        _check_images(source, images, record, result, advance)
+        _check_images(source, images, record, original.named, result, advance)
     wanted = {source.root / layout.CARD, *source.files, *(source.image_root / name for name in images.values())}
     _check_no_other_files(source.root, wanted, result)
 
@@ -287,9 +287,10 @@ def _placed(question: str, words: tuple[str, ...], first: int) -> tuple[tuple[st
 
 
 def _check_images(
-    source: Source, images: dict[Path, str], record: _Record, result: Verification, advance: Advance
+    source: Source, images: dict[Path, str], record: _Record, named: bool, result: Verification, advance: Advance
 ) -> None:
     contained = formats.named(source.format).contains
+    recorded = set(record.hashes.values())
     for original, name in images.items():
         advance(1)
         file = source.image_root / name
@@ -311,9 +312,13 @@ def _check_images(
         if not contained and (says := misnamed(file)):
             found.append(says)
         result.problems += [f"{name}: {deviation}" for deviation in found]
-        if name in record.hashes:
-            for path, recorded in zip((original, file), record.hashes[name], strict=True):
-                if layout.sha256(path) != recorded:
+        # Pictures without names are numbered by row, and by others once a row is left out.
+        if not named and recorded:
+            if (layout.sha256(original), layout.sha256(file)) not in recorded:
+                result.problems.append(f"{file}: is not the file that was recorded")
+        elif name in record.hashes:
+            for path, hashed in zip((original, file), record.hashes[name], strict=True):
+                if layout.sha256(path) != hashed:
                     result.problems.append(f"{path}: is not the file that was recorded")
 
 

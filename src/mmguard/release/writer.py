@@ -26,7 +26,7 @@ from mmguard.data.rows import released_row
 from mmguard.data.text import is_admissible
 from mmguard.errors import BudgetError, ReleaseError, SampleError
 from mmguard.release import layout
-from mmguard.release.card import WARNING_TEXT, dataset_card
+from mmguard.release.card import WARNING_TEXT, configurations, dataset_card
 from mmguard.release.origin import origin
 from mmguard.release.pictures import Stored, deviations, store, summary
 from mmguard.release.status import FileStatus, statuses, to_csv
@@ -58,6 +58,11 @@ class Release:
     """What became of every file."""
     own_card: Path | None = None
     """The dataset's own `README.md`, if there is one: the release has another."""
+
+    @property
+    def configurations(self) -> list[str]:
+        """Those that the dataset's own card lists; in the release they are one dataset."""
+        return configurations(self.own_card) if self.own_card else []
 
 
 class ReleaseWriter:
@@ -222,6 +227,7 @@ class ReleaseWriter:
         captions: Mapping[str, str] | None = None,
         places: Mapping[str, int | None] | None = None,
         adaptation: Mapping[str, Any] | None = None,
+        decoys: Mapping[str, str] | None = None,
     ) -> Release:
         """Writes record, card and data files; the release is complete once the record is no longer `unfinished`.
 
@@ -235,6 +241,7 @@ class ReleaseWriter:
             places: after how many words of its question each trigger stands, by sample id; behind all of them if it
                 is None or not given.
             adaptation: how the surrogates were adapted, for the record.
+            decoys: the wrong targets that pictures were moved towards, by sample id, for the record.
 
         Raises:
             BudgetError: a trigger is too long, inadmissible, or for a sample without a question (Eq. 16).
@@ -276,6 +283,7 @@ class ReleaseWriter:
         record = {**self._header, "images": images, "samples": samples, "left_out": left_out}
         record["captions"] = dict(captions or {})
         record["adaptation"] = dict(adaptation or {})
+        record["decoys"] = dict(decoys or {})
         record["pictures"] = summary(images)
         _write_text(self.record / layout.RECORD, json.dumps(record, indent=1) + "\n")
         files = statuses(self.dataset, record)

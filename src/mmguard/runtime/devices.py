@@ -10,6 +10,7 @@ import torch
 
 from mmguard.errors import ConfigError
 
+CUDA_VISIBILITY = "CUDA_VISIBLE_DEVICES"
 _auto: ContextVar[str | torch.device] = ContextVar("auto", default="auto")
 
 
@@ -45,6 +46,14 @@ def require_usable(place: torch.device) -> torch.device:
     return place
 
 
+def visibility() -> str:
+    """The variable of the environment that says which GPUs a process sees.
+
+    ROCm knows CUDA's too, but its own comes before it.
+    """
+    return "HIP_VISIBLE_DEVICES" if torch.version.hip else CUDA_VISIBILITY
+
+
 def require_first(name: str | torch.device) -> None:
     """Refuses a GPU that is not the first: trainers take that, whatever is asked for.
 
@@ -53,7 +62,7 @@ def require_first(name: str | torch.device) -> None:
     """
     if index := device_of(name).index:
         raise ConfigError(
-            f"device {name}: trainers take the first GPU there is: run with CUDA_VISIBLE_DEVICES={index} and cuda"
+            f"device {name}: trainers take the first GPU there is: run with {visibility()}={index} and cuda"
         )
 
 

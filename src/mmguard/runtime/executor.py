@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from mmguard.runtime.devices import CUDA_VISIBILITY, visibility
 from mmguard.runtime.memory import is_out_of_memory
 from mmguard.runtime.quiet import quiet_libraries
 
@@ -35,7 +36,6 @@ _CURE = "run again, with fewer jobs at a time"
 _CURE_ALONE = "take a smaller model or smaller pictures, or a device with more memory"
 _PATIENCE = 10.0
 """Seconds that a process has to clean up."""
-_GPUS = "CUDA_VISIBLE_DEVICES"
 _SPAWN = multiprocessing.get_context("spawn")  # a fork of a process with threads, or with a GPU, may hang
 
 
@@ -166,19 +166,21 @@ def _one_gpu(place: int) -> Iterator[None]:
     Said in the environment, since it must be known before CUDA is first used.
     """
     seen = [str(number) for number in range(torch.cuda.device_count())]
-    given = os.environ.get(_GPUS)
     if len(seen) < 2:
         yield
         return
-    seen = given.split(",")[: len(seen)] if given else seen
-    os.environ[_GPUS] = seen[place % len(seen)]
+    name = visibility()
+    before = os.environ.get(name)
+    if given := before or os.environ.get(CUDA_VISIBILITY):
+        seen = given.split(",")[: len(seen)]
+    os.environ[name] = seen[place % len(seen)]
     try:
         yield
     finally:
-        if given is None:
-            del os.environ[_GPUS]
+        if before is None:
+            del os.environ[name]
         else:
-            os.environ[_GPUS] = given
+            os.environ[name] = before
 
 
 def _serve(connection: Connection, work: Work[Any, Any], beside_others: bool) -> None:
@@ -201,4 +203,7 @@ def _attempt(work: Work[Job, Result], job: Job, report: Report, beside_others: b
         reason = f"{type(error).__name__}: {error}"
         if is_out_of_memory(error):
             return Failed(f"{reason}; {_CURE if beside_others else _CURE_ALONE}", transient=beside_others)
+        # An error of ours that names the model which was too large, and has the cure for one that is alone.
+        if beside_others and isinstance(error.__cause__, Exception) and is_out_of_memory(error.__cause__):
+            return Failed(f"{reason}; {_CURE}", transient=True)
         return Failed(reason)

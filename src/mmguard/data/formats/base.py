@@ -49,6 +49,8 @@ class Format:
     """Which files of a release `datasets.load_dataset` reads, as a pattern; None if it does not know the format."""
     split: Callable[[Path], str | None] = lambda file: None
     """Which split a data file holds as a whole, as its name says."""
+    columns: Callable[[Path], Sequence[str]] | None = None
+    """The fields that a data file has, where `read` gives rows others besides; None where it does not."""
     sharded: bool = False
     """Whether several data files make one dataset."""
     contains: bool = False

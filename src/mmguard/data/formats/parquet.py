@@ -42,8 +42,10 @@ def read(folder: Path, files: Sequence[Path]) -> Source:
     """A row a row, with the path of its unpacked picture in place of the picture.
 
     Raises:
-        DataError: a file is no parquet or is damaged, or not exactly one column holds pictures.
+        DataError: a file is no parquet or is damaged, not exactly one column holds pictures, or files have different
+            columns.
     """
+    _require_one_dataset(folder, files)
     column, named = _picture_column(files)
     root = unpacked(files, _pictures(folder, files, column))
     rows: list[tuple[str, Row | Rejection]] = []
@@ -84,7 +86,9 @@ def write(dataset: Dataset, released: Sequence[Released], out: Path) -> None:
 def _changed(table: pa.Table, column: str, released: Mapping[int, Released]) -> pa.Table:
     """The rows of a shard that are released, by number, with other pictures and words."""
     table, ours = table.take(pa.array(list(released), pa.int64())), released.values()
-    table = _replaced(table, column, [_picture(old.as_py(), new) for old, new in zip(table[column], ours, strict=True)])
+    named = _has_paths(_single(table.schema.field(column).type))
+    pictures = [_picture(old.as_py(), new, named) for old, new in zip(table[column], ours, strict=True)]
+    table = _replaced(table, column, pictures)
     for name in dict.fromkeys(name for one in ours for name in one.changed if name != column):
         values = [one.changed.get(name, old.as_py()) for old, one in zip(table[name], ours, strict=True)]
         table = _replaced(table, name, values)
@@ -156,13 +160,31 @@ def _contents(cell: Any) -> list[tuple[bytes | None, str | None]]:
     return [(cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)]
 
 
-def _picture(old: Any, new: Released) -> Any:
+def _picture(old: Any, new: Released, named: bool) -> Any:
     if isinstance(old, list):
-        return [_picture(old[0], new)]
+        return [_picture(old[0], new, named)]
     content = new.image.read_bytes()
     if not isinstance(old, dict):
         return content
-    return {**old, "bytes": content, "path": old.get("path") or new.image.name}
+    return {**old, "bytes": content, **({"path": old["path"] or new.image.name} if named else {})}
+
+
+def _columns(file: Path) -> list[str]:
+    with _reading(file):
+        names: list[str] = pq.read_schema(file).names
+        return names
+
+
+def _require_one_dataset(folder: Path, files: Sequence[Path]) -> None:
+    """Refuses shards of different columns, such as several configurations of a hub dataset: nobody could load them,
+    or a release of them, as one dataset."""
+    by_columns = {frozenset(_columns(file)): file for file in reversed(files)}
+    if len(by_columns) > 1:
+        *_, other, one = by_columns.values()
+        raise DataError(
+            f"{folder}: holds several datasets: {_shard(folder, one)} and {_shard(folder, other)} have different "
+            "columns: name the folder or file that is meant, or give them the same columns"
+        )
 
 
 def _picture_column(files: Sequence[Path]) -> tuple[str, bool]:
@@ -176,7 +198,8 @@ def _picture_column(files: Sequence[Path]) -> tuple[str, bool]:
                     type_ = _single(field.type)
                     cells = (_contents(cell.as_py()) for cell in batch[field.name]) if _may_hold(type_) else ()
                     if any(content and is_picture(content) for cell in cells for content, _ in cell):
-                        (found if type_ == field.type else listed)[field.name] = pa.types.is_struct(type_)
+                        kind = found if type_ == field.type else listed
+                        kind[field.name] = kind.get(field.name, True) and _has_paths(type_)
                 break
     found = found or listed
     if len(found) != 1:
@@ -199,6 +222,13 @@ def _may_hold(type_: pa.DataType) -> bool:
     return pa.types.is_binary(type_) or pa.types.is_large_binary(type_)
 
 
+def _has_paths(type_: pa.DataType) -> bool:
+    """Whether pictures of this type have room for a path: where none has any, Arrow may have settled on no type for
+    it."""
+    place = type_.get_field_index("path") if pa.types.is_struct(type_) else -1
+    return place >= 0 and not pa.types.is_null(type_.field(place).type)
+
+
 def _table(file: Path, without: str) -> pa.Table:
     with _reading(file):
         stored = pq.ParquetFile(file)
@@ -208,10 +238,7 @@ def _table(file: Path, without: str) -> pa.Table:
 def _cells(file: Path, column: str) -> Iterator[pa.Scalar]:
     """The pictures of a shard, read a few rows at a time: Arrow cannot hold more than 2 GiB of them at once."""
     with _reading(file):
-        stored = pq.ParquetFile(file)
-        if column not in stored.schema_arrow.names:
-            raise DataError(f"{file}: has no column {column}, which other shards have: remove the file")
-        for batch in stored.iter_batches(_ROWS, columns=[column]):
+        for batch in pq.ParquetFile(file).iter_batches(_ROWS, columns=[column]):
             yield from batch[column]
 
 
@@ -257,6 +284,7 @@ FORMAT = Format(
     write=write,
     loads="**/*.parquet",
     split=_split,
+    columns=_columns,
     sharded=True,
     contains=True,
 )
