@@ -453,8 +453,8 @@ def utilisation(arguments: argparse.Namespace) -> list[str]:
         "## Utilisation",
         "",
         f"PGD steps on {arguments.batch} pictures of {arguments.image} x {arguments.image} pixels, in "
-        f"{str(dtype).removeprefix('torch.')}; operations as PyTorch counts them, against a product of two {SIDE} x {SIDE} "
-        "matrices on the same device.",
+        f"{str(dtype).removeprefix('torch.')}; operations as PyTorch counts them, against a product of two "
+        f"{SIDE} x {SIDE} matrices on the same device.",
         "",
         *table(["", "GFLOP a picture and step", "picture steps/hour", "of the product's rate"], rows),
         "",
