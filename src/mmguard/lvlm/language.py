@@ -13,6 +13,7 @@ import transformers
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import is_gguf_available
 
 from mmguard.errors import SurrogateError
 from mmguard.lvlm.generation import greedy
@@ -138,10 +139,12 @@ def load_language_model(name: str, device: torch.device) -> LanguageModel:
         device: where it runs.
 
     Raises:
-        SurrogateError: there is no such model, it cannot be fetched, or it is no causal language model.
+        SurrogateError: there is no such model, it cannot be fetched or read, or it is no causal language model.
     """
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     source: dict[str, Any] = pretrained(name)
+    if "gguf_file" in source and not is_gguf_available():
+        raise SurrogateError(f"{name}: to read a GGUF file needs the package gguf: pip install 'mmguard[gguf]'")
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
         model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, use_safetensors=True)
