@@ -10,6 +10,6 @@ ENV PIP_BREAK_SYSTEM_PACKAGES=1 PIP_NO_CACHE_DIR=1 HF_HOME=/cache
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
-RUN pip install '.[cloud,purify,qlora]'
+RUN pip install '.[cloud,gguf,purify,qlora,ray]'
 WORKDIR /data
 ENTRYPOINT ["mmguard"]

@@ -47,6 +47,18 @@ from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.loop import optimise, start
 
 QUESTION = "what is the color of the largest shape in this picture?"
+FEW, MANY = 16, 64
+"""Candidates a slot: ours, and the paper's."""
+GROWTH = (
+    ("96 x 96 pixels, 5 words", 96, 1, QUESTION),
+    ("192 x 192 pixels", 192, 1, QUESTION),
+    ("384 x 384 pixels", 384, 1, QUESTION),
+    ("a question four times as long", 96, 1, " ".join([QUESTION] * 4)),
+    ("two surrogates", 96, 2, QUESTION),
+)
+"""What a protection is timed with: in words, the width of pictures, the number of surrogates, the question."""
+SIDE = 4096
+"""Of the matrices whose product is the measure of what a device can do."""
 
 
 def pictures(number: int, size: int) -> list[Tensor]:
@@ -146,14 +158,18 @@ class Bench:
         def naive() -> hotflip.Trigger:
             evaluation = Objective(self.surrogate, config)([example], [image], references[0])
             (gradient,) = torch.autograd.grad(evaluation.loss.sum(), evaluation.forward.embeddings)
-            (slots,) = hotflip.propose(self.surrogate, evaluation.encoded, gradient, [example.trigger], config.top_c)
+            (scores,) = hotflip.scores(self.surrogate, evaluation.encoded, gradient, [example.trigger])
+            words = self.surrogate.admissible_tokens().words
+
+            def propose(trigger: hotflip.Trigger, slot: int) -> list[str]:
+                return [trigger[slot], *hotflip.best(words, scores[slot], config.top_c)]
 
             @torch.no_grad()
             def exact(triggers: Sequence[hotflip.Trigger]) -> Tensor:
                 one = [naive_loss(self.surrogate, replace(example, trigger=t), image, original) for t in triggers]
                 return torch.stack(one)
 
-            return hotflip.search(example.trigger, slots, exact)
+            return hotflip.search(example.trigger, propose, exact)
 
         return ours, naive
 
@@ -330,7 +346,7 @@ def steps(arguments: argparse.Namespace) -> list[str]:
 def searches(arguments: argparse.Namespace) -> list[str]:
     """Second table: the trigger search by number of image tokens and candidates."""
     rows = []
-    for size, top_c in [(arguments.search[0], 16), *((size, 64) for size in arguments.search)]:
+    for size, top_c in [(arguments.search[0], FEW), *((size, MANY) for size in arguments.search)]:
         surrogate = model(arguments)
         with Bench(surrogate, 1, size) as bench:
             ours, naive = bench.search(ProtectConfig(variant="crs", top_c=top_c))
@@ -358,7 +374,7 @@ def whole(arguments: argparse.Namespace) -> list[str]:
     """Third table: whole protection, and its growth."""
     folder, surrogate = arguments.scratch, model(arguments)
     words = surrogate.admissible_tokens().words
-    config = ProtectConfig(variant="crs", rounds=1, inner_steps=1, inner_batch_size=2, top_c=64)
+    config = ProtectConfig(variant="crs", rounds=1, inner_steps=1, inner_batch_size=2, top_c=MANY)
     some = items_of(arguments.batch, 96, folder, config, words)
     ensemble = Ensemble([surrogate], config)
     with Bench(surrogate, 1, 96) as bench:
@@ -400,13 +416,7 @@ def whole(arguments: argparse.Namespace) -> list[str]:
         "",
     ]
     grown_rows = []
-    for label, size, members, question in (
-        ("96 x 96 pixels, 5 words", 96, 1, QUESTION),
-        ("192 x 192 pixels", 192, 1, QUESTION),
-        ("384 x 384 pixels", 384, 1, QUESTION),
-        ("a question four times as long", 96, 1, " ".join([QUESTION] * 4)),
-        ("two surrogates", 96, 2, QUESTION),
-    ):
+    for label, size, members, question in GROWTH:
         made = [replace(i, samples=[replace(s, question=question) for s in i.samples]) for i in
                 items_of(4, size, folder, light, words)]  # fmt: skip
         group = Ensemble([model(arguments) for _ in range(members)], light)
@@ -420,9 +430,9 @@ def utilisation(arguments: argparse.Namespace) -> list[str]:
     """Fourth table: how much of what the processor can multiply reaches the PGD step."""
     surrogate = model(arguments)
     device, dtype = surrogate.device, surrogate.model.dtype
-    square = torch.randn(4096, 4096, device=device, dtype=dtype)
+    square = torch.randn(SIDE, SIDE, device=device, dtype=dtype)
     product = clock({"": lambda: square @ square}, arguments.repeats, device)[""]
-    peak = 2 * 4096**3 / product
+    peak = 2 * SIDE**3 / product
     with Bench(surrogate, arguments.batch, arguments.image) as bench:
         rows = []
         for variant in ("multimodal", "bph", "crs"):
@@ -443,8 +453,8 @@ def utilisation(arguments: argparse.Namespace) -> list[str]:
         "## Utilisation",
         "",
         f"PGD steps on {arguments.batch} pictures of {arguments.image} x {arguments.image} pixels, in "
-        f"{str(dtype).removeprefix('torch.')}; operations as PyTorch counts them, against a product of two 4096 x 4096 "
-        "matrices on the same device.",
+        f"{str(dtype).removeprefix('torch.')}; operations as PyTorch counts them, against a product of two "
+        f"{SIDE} x {SIDE} matrices on the same device.",
         "",
         *table(["", "GFLOP a picture and step", "picture steps/hour", "of the product's rate"], rows),
         "",

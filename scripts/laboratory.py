@@ -1,7 +1,7 @@
 """Build a larger model for experiments: `python scripts/laboratory.py --out smollava`. It is not shipped.
 
 A LLaVA around a real pretrained language model, SmolLM2-135M unless another that speaks ChatML is named, from the hub
-or from a GGUF file (which needs the package `gguf`). Tower and projector are new, and learn to see from the zoo's
+or from a GGUF file (which needs `pip install '.[gguf]'`). Tower and projector are new, and learn to see from the zoo's
 drawings: in the first stage alone, in the second together with the language model. The result is a plain Hugging Face
 folder for `mmguard protect --surrogate` and `mmguard audit --attacker`. The defaults want a GPU.
 """

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from os import PathLike, fsdecode
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -554,13 +557,34 @@ def test_a_gpu_that_trainers_would_not_take(toy):
         _audit(toy, device="cuda:1")
 
 
-def test_nothing_private_is_read(toy, fake):
+@pytest.fixture
+def looked_at() -> Iterator[list[Path]]:
+    """What this process opens or lists, as long as the test lasts. Hooks cannot be taken away: it ends by itself."""
+    seen: list[Path] = []
+    watching = True
+
+    def hook(event: str, arguments: tuple) -> None:
+        # A file may be named by its number, and `listdir` by nothing, for the folder where one is.
+        if (
+            watching
+            and event in ("open", "os.listdir", "os.scandir")
+            and isinstance(arguments[0], (str, bytes, PathLike))
+        ):
+            seen.append(Path(fsdecode(arguments[0])).absolute())
+
+    sys.addaudithook(hook)
+    yield seen
+    watching = False
+
+
+def test_nothing_private_is_read(toy, fake, looked_at):
     record = toy.release.with_name("release.record")
     record.mkdir()
     (record / "record.json").write_text("{}", encoding="utf-8")
-    record.chmod(0)
+    looked_at.clear()
     assert _audit(toy, out=None).findings
-    record.chmod(0o700)
+    assert any(path.is_relative_to(toy.release) for path in looked_at)
+    assert [path for path in looked_at if path.is_relative_to(record)] == []
 
 
 @pytest.mark.parametrize("again", [False, True])

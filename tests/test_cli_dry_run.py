@@ -8,6 +8,7 @@ import re
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -20,6 +21,7 @@ from mmguard.config import ImageFormat, ProtectConfig
 from mmguard.data.readers import read_dataset
 from mmguard.errors import ConfigError, DataError, ReleaseError
 from mmguard.protection import estimate as module
+from mmguard.protection import survey as surveying
 from mmguard.protection.estimate import _extrapolated, _few, _Round, _spread
 from mmguard.protection.run import protect
 from mmguard.protection.survey import Survey, survey
@@ -139,11 +141,16 @@ def photos(tmp_path: Path) -> Path:
     return write(tmp_path / "photos", rows, {f"{n}.png": (30 + 2 * n, 40) for n in range(16)})
 
 
-def test_the_estimate_is_right_within_a_factor(photos: Path, tmp_path: Path, model: str) -> None:
+def test_the_estimate_is_right_within_a_factor(
+    photos: Path, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Time of this process's threads on a processor: what else the machine does in the meantime does not count.
+    for timing in (module, surveying):
+        monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=time.process_time))
     found = survey(photos, [model], FAST, tmp_path / "release")
-    began = time.perf_counter()
+    began = time.process_time()
     release = protect(photos, [model], FAST, tmp_path / "release")
-    spent = time.perf_counter() - began
+    spent = time.process_time() - began
     assert spent / 4 < found.seconds < 4 * spent
     size = sum(path.stat().st_size for path in release.path.rglob("*"))
     assert size / 1.5 < found.cost.release_bytes < 1.5 * size

@@ -25,6 +25,7 @@ UNSEEN = {
     "num2words": "the processor of SmolVLM",
     "bitsandbytes": "transformers, for the recipe qlora",
     "gcsfs": "fsspec, for gs://",
+    "gguf": "transformers, for language models in that form",
     "s3fs": "fsspec, for s3://",
 }
 """Imported by others on our behalf."""

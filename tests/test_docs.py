@@ -199,7 +199,8 @@ def test_the_citation_is_of_this_version() -> None:
     assert "2605.14291" in str(citation["references"])
 
 
-def test_the_image_runs_the_command_on_a_gpu_build_of_torch() -> None:
+def test_the_dockerfile_names_a_gpu_build_of_torch_the_engine_for_several_gpus_and_the_command() -> None:
     lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
     assert any(re.match(r"FROM pytorch/pytorch:[\d.]+-cuda[\d.]+-", line) for line in lines)
+    assert any(re.match(r"RUN pip install '\.\[.*\bray\b.*\]'", line) for line in lines)
     assert 'ENTRYPOINT ["mmguard"]' in lines

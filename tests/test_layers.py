@@ -34,12 +34,32 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAG
 
 def imported(path: Path) -> set[str]:
     """The parts of mmguard that a module imports, at the top or inside functions."""
+    package = ("mmguard", *path.parent.relative_to(PACKAGE).parts)
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mmguard":
-            parts = (node.module or "").split(".")[1:]
-            found |= {parts[0]} if parts else {alias.name for alias in node.names}
-    return found - {"__version__"}
+        if isinstance(node, ast.Import):
+            found |= {tuple(alias.name.split(".")) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = (*base, *(node.module or "").split(".")) if node.module else base
+            # Of the package itself come its parts; of a part, whatever it has.
+            found |= {(*module, alias.name) for alias in node.names} if module == ("mmguard",) else {module}
+    return {parts[1] for parts in found if parts[0] == "mmguard" and len(parts) > 1} - {"__version__"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from mmguard.release import writer", "from mmguard import release", "import mmguard.release.writer",
+        "import os, mmguard.release as r", "from ..release import writer", "from .. import release",
+        "from ..release.writer import ReleaseWriter", "def late():\n    from ..release.writer import ReleaseWriter",
+    ],
+)  # fmt: skip
+def test_every_way_to_import_is_seen(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "new.py").write_text(f"import json\nfrom .images import x\n{line}\n")
+    assert imported(tmp_path / "data" / "new.py") == {"data", "release"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -9,10 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 import mmguard
-from mmguard.cli import app
 
 _NO_NETWORK = """
 import os, socket, sys
@@ -39,8 +37,9 @@ def attempts(tmp_path: Path) -> Path:
     return tmp_path / "attempts"
 
 
-def run(attempts: Path, *arguments: object) -> str:
-    """Runs Python with a user's environment: nothing in it says that the hub is offline."""
+def run(attempts: Path, *arguments: object, code: int = 0) -> str:
+    """Runs Python with a user's environment: nothing in it says that the hub is offline. What it prints, if it ends
+    with the code."""
     # The package by its absolute path: a relative one of ours would not be found from another folder.
     paths = [str(attempts.with_name("site")), str(Path(mmguard.__file__).parents[1])]
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")}
@@ -48,7 +47,7 @@ def run(attempts: Path, *arguments: object) -> str:
     done = subprocess.run(
         [sys.executable, *map(str, arguments)], capture_output=True, text=True, env=environment, cwd=attempts.parent
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return done.stdout
 
 
@@ -70,17 +69,41 @@ def test_protect_and_audit_ask_for_no_network(attempts: Path) -> None:
     assert not attempts.exists()
 
 
+def test_bench_asks_for_no_network(attempts: Path) -> None:
+    matrix = """
+title: toy
+defaults:
+  dataset: easy-vqa:train:what:2
+  surrogates: [zoo:qwen3vl-tiny]
+  attackers: [zoo:qwen3vl-tiny]
+  test: easy-vqa:test:what:2
+  protect: {rounds: 1, inner_steps: 1, pgd_steps: 1, top_c: 2, trigger_words: 2}
+  audit: {seeds: 1, epochs: 1, max_new_tokens: 2, bootstrap: 200}
+experiments:
+  - protect: {variant: crs}
+"""
+    (attempts.parent / "toy.yaml").write_text(matrix)
+    out = run(attempts, "-m", "mmguard.cli", "bench", "--config", "toy.yaml", "--offline", "--json")
+    assert json.loads(out)["complete"]
+    assert not attempts.exists()
+
+
+def test_with_models_and_data_that_are_here_no_network_is_asked_for_either(attempts: Path) -> None:
+    data, model = "easy-vqa:train:what:3", ("--surrogate", "zoo:qwen3vl-tiny")
+    out = run(attempts, "-m", "mmguard.cli", "protect", data, *model, "-o", "release", "--json", *FAST)
+    assert json.loads(out)["images"] == 3
+    assert not attempts.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("protect", "s3://bucket/folder", "-o", "OUT"), "s3://bucket/folder: is not on this machine"),
-        (("protect", "owner/name", "-o", "OUT"), "owner/name: is no local path, and cannot be loaded"),
-        (("protect", "easy-vqa:train:2", "-o", "OUT", "--surrogate", "owner/name"), "owner/name"),
-        (("bench", "--config", "OUT"), "OUT"),
+        (("protect", "s3://bucket/folder", "-o", "out"), "s3://bucket/folder: is not on this machine"),
+        (("protect", "owner/name", "-o", "out"), "owner/name: is no local path, and cannot be loaded"),
+        (("protect", "easy-vqa:train:2", "-o", "out", "--surrogate", "owner/name"), "owner/name"),
     ],
 )
-def test_what_is_not_here_is_said(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
-    placed = [str(tmp_path / argument) if argument == "OUT" else argument for argument in arguments]
-    result = CliRunner().invoke(app, [*placed, "--offline", "--json"])
-    assert result.exit_code == 1
-    assert message in json.loads(result.stdout)["message"]
+def test_what_is_not_here_is_said(arguments: tuple[str, ...], message: str, attempts: Path) -> None:
+    out = run(attempts, "-m", "mmguard.cli", *arguments, "--offline", "--json", code=1)
+    assert message in json.loads(out)["message"]
+    assert not attempts.exists()

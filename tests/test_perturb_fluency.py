@@ -16,7 +16,7 @@ import tiny
 from mmguard.config import ProtectConfig
 from mmguard.data.readers import read_dataset
 from mmguard.data.text import inserted_place, inserted_words
-from mmguard.errors import ConfigError
+from mmguard.errors import ConfigError, SurrogateError
 from mmguard.lvlm.language import LanguageModel, load_language_model
 from mmguard.lvlm.loading import load_surrogate
 from mmguard.lvlm.weights import weights_digest
@@ -122,6 +122,13 @@ def test_a_gguf_file_does_as_well_as_a_folder(folder: Path, tmp_path: Path) -> N
     assert origin(read_dataset(folder), replace(FAST, fluency=str(written)), ())["weights"] == {str(written): digest}
     written.write_bytes(written.read_bytes() + b"\0")
     assert weights_digest(str(written)) not in (digest, None)
+
+
+def test_a_gguf_file_without_the_package_that_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmguard.lvlm.language.is_gguf_available", lambda: False)
+    (tmp_path / "lm.gguf").write_bytes(b"GGUF")
+    with pytest.raises(SurrogateError, match=r"lm\.gguf: .*pip install 'mmguard\[gguf\]'"):
+        load_language_model(str(tmp_path / "lm.gguf"), torch.device("cpu"))
 
 
 def test_words_that_the_language_model_does_not_know(lm: LanguageModel) -> None:

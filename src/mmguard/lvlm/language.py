@@ -13,6 +13,7 @@ import transformers
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import is_gguf_available
 
 from mmguard.errors import SurrogateError
 from mmguard.lvlm.generation import greedy
@@ -170,12 +171,14 @@ def load_language_model(name: str, device: torch.device) -> LanguageModel:
 
     Raises:
         ConfigError: there is no such device.
-        SurrogateError: there is no such model, it cannot be fetched or is not whole, it is no causal language model, or
-            memory is not enough for it.
+        SurrogateError: there is no such model, it cannot be fetched or read or is not whole, it is no causal language
+            model, or memory is not enough for it.
     """
     require_usable(device)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     source: dict[str, Any] = pretrained(name)
+    if "gguf_file" in source and not is_gguf_available():
+        raise SurrogateError(f"{name}: to read a GGUF file needs the package gguf: pip install 'mmguard[gguf]'")
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
         with reading_weights(name):
