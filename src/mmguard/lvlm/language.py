@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import is_gguf_available
+from transformers.utils.import_utils import is_gguf_available
 
 from mmguard.errors import SurrogateError
 from mmguard.lvlm.generation import greedy
