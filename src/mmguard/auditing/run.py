@@ -6,6 +6,7 @@ clean arm and the controls) and a clean test set.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -202,10 +203,19 @@ class _Results:
             seed=plan.config.seed,
             sifted=tuple(self._sifted(scores)),
             failures=tuple(dict.fromkeys(failures)),
-            warnings=self._warnings,
+            warnings=(*self._warnings, *self._diverged()),
             provenance={**plan.provenance, "commits": self._commits()},
             losses=tuple(curve for one in scores if one.attack is None for curve in self._losses(one)),
         )
+
+    def _diverged(self) -> Iterator[str]:
+        """Names the runs that came to nothing by an accident of training, which would pass for protection."""
+        losses = {run: self._results[run].losses for run in self._plan.runs if run in self._results}
+        if diverged := [str(run) for run, steps in losses.items() if steps and not math.isfinite(steps[-1])]:
+            yield (
+                "training diverged (its last loss is no finite number); the answers count all the same, though that is "
+                f"no merit of the data, and another attempt may go well: {'; '.join(diverged)}"
+            )
 
     def _commits(self) -> list[str]:
         """What the runs were made with, some perhaps earlier or elsewhere."""
