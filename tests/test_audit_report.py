@@ -109,9 +109,12 @@ def test_no_attacker_finished():
 def test_the_verdict_names_what_failed():
     report = replace(
         _report(0.5),
-        failures=(Failure("b", "broke"), Failure("c", "broke", "gray"), Failure("c", "broke, too", "vae:x")),
-    )
-    assert "**Not counted**, since it failed: b; c under gray, vae:x." in report.verdict
+        failures=(
+            Failure("b", "broke"), Failure("c", "broke", "gray"), Failure("c", "broke, too", "vae:x"),
+            Failure("big", "broke", None, "full"), Failure("big", "broke", "gray", "lora"),
+        ),
+    )  # fmt: skip
+    assert "since it failed: b; c under gray, vae:x; big (full); big (lora) under gray." in report.verdict
 
 
 def test_zoo_attackers_do_not_predict_large_ones():

@@ -373,6 +373,8 @@ def test_an_error_ends_its_recipe_only(toy, fake, monkeypatch):
     report = _audit(toy, config=replace(CONFIG, recipes=("full", "lora")), progress=lambda share, _: told.append(share))
     assert [finding.recipe for finding in report.findings] == ["lora"]
     assert [one.reason for one in report.failures] == ["full clean seed 0: RuntimeError: out of memory"]
+    assert [one.recipe for one in report.failures] == ["full"]
+    assert "since it failed: fake (full)." in report.verdict
     assert told[-1] == 1
 
 

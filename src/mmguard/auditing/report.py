@@ -65,11 +65,13 @@ def not_tested(attacks: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Failure:
-    """An attacker that could not be audited, without attacks or under one."""
+    """An attacker that could not be audited, under all recipes or one, without attacks or under one."""
 
     attacker: str
     reason: str
     attack: str | None = None
+    recipe: str | None = None
+    """None where the attacker failed as such; the first audits did not tell."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class AuditReport:
         parts += [section.to_markdown(f"## {section.title}") for section in sections(self)]
         if self.failures:
             parts += [
-                "## Attackers that failed",
+                "## What failed",
                 bullets(f"{one.attacker}: {one.reason}" for one in self.failures),
             ]
         parts += ["## Not tested, and not protected against", bullets(self.not_tested)]
@@ -238,10 +240,11 @@ def _verdict(report: AuditReport) -> str:
 
 
 def _failed(failures: Iterable[Failure]) -> str:
-    """Attackers and attacks, each once: `a; b under gray, vae:x`."""
+    """Attackers, recipes and attacks, each once: `a; b (lora) under gray, vae:x`."""
     by_attacker: dict[str, list[str]] = {}
     for one in failures:
-        by_attacker.setdefault(one.attacker, []).append(one.attack or "")
+        name = f"{one.attacker} ({one.recipe})" if one.recipe else one.attacker
+        by_attacker.setdefault(name, []).append(one.attack or "")
     return "; ".join(
         attacker if "" in attacks else f"{attacker} under {', '.join(dict.fromkeys(attacks))}"
         for attacker, attacks in by_attacker.items()

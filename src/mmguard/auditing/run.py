@@ -229,7 +229,8 @@ class _Results:
                 made = {arm: self._runs(name, recipe, arm, attack) for arm in plan.arms_under(attack)}
                 needed = [kind for runs in made.values() for run in runs for kind in _needed(run)]
                 if failed := [kind for kind in needed if kind in self._failed]:
-                    failures.append(Failure(name, self._failed[failed[0]], attack=failed[0][-1]))
+                    _, of_recipe, under = failed[0]
+                    failures.append(Failure(name, self._failed[failed[0]], under, of_recipe))
                     continue
                 by_arm: dict[str, FloatArray] = {
                     arm: np.stack([self._results[run].scores for run in runs]) for arm, runs in made.items()
