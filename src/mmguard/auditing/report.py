@@ -39,8 +39,8 @@ NOT_TESTED: dict[str, frozenset[str]] = {
     "removal of the inserted words by perplexity": frozenset({"perplexity"}),
     "paraphrase of the questions": frozenset({"paraphrase"}),
     "translation of the questions, and removal of the inserted words by hand": frozenset(),
-    "filters that drop samples of unusual training loss": frozenset({"loss-filter"}),
-    "filters that drop samples of unusual features": frozenset({"feature-filter"}),
+    "filters that drop samples of unusual training loss from among clean ones": frozenset({"loss-filter"}),
+    "filters that drop samples of unusual features from among clean ones": frozenset({"feature-filter"}),
     "filters that drop near duplicates": frozenset({"dedup"}),
     "detectors of protected samples that learned from leaked originals": frozenset({"leaked-detector"}),
     "training for less or more time": frozenset({"epochs"}),
@@ -57,9 +57,14 @@ NOT_TESTED: dict[str, frozenset[str]] = {
 """What an audit does not test, each with the families of attacks of which one is enough to test it."""
 
 
+_TELL_APART = frozenset({"loss-filter", "feature-filter"})
+"""Where all samples are protected these have nothing to find: they are tested on mixtures only."""
+
+
 def not_tested(attacks: Iterable[str]) -> tuple[str, ...]:
     """What remains untested once these attacks were made."""
-    made = {family for name in attacks for family in families(name)}
+    parts = [frozenset(families(name)) for name in attacks]
+    made = {family for one in parts for family in (one if "mix" in one else one - _TELL_APART)}
     return tuple(line for line, testing in NOT_TESTED.items() if not testing & made)
 
 
