@@ -353,8 +353,9 @@ MIXTURE_LEGEND = (
 
 FILTER_LEGEND = (
     "*Dropped*: percent of the training samples. *AUC*: how well what the filter goes by tells protected (in the "
-    "control, randomly changed) samples from clean ones, where data is a mixture of both: 1 is perfect, 0.5 chance. "
-    "Means over seeds."
+    "control, randomly changed) samples from clean ones, where data is a mixture of both, whichever look more "
+    "suspicious: 1 is perfect; chance comes to a little more than 0.5, or to about 0.54 in earlier results, which took "
+    "the better side in every seed by itself. Means over seeds."
 )
 
 

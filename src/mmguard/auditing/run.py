@@ -25,7 +25,7 @@ from mmguard.auditing.losses import LossCurve, loss_curve
 from mmguard.auditing.plan import Plan, plan_audit
 from mmguard.auditing.report import AuditReport, Failure, Filtered
 from mmguard.auditing.runs import Result, Run
-from mmguard.auditing.selection import MixedArm
+from mmguard.auditing.selection import MixedArm, mean_auc
 from mmguard.auditing.stats import FloatArray, Scores
 from mmguard.config import AuditConfig, Recipe
 from mmguard.errors import ConfigError
@@ -245,10 +245,8 @@ class _Results:
                 runs = self._runs(one.attacker, cast("Recipe", one.recipe), cast("MixedArm", arm), one.attack)
                 found = [sifted for run in runs if (sifted := self._results[run].sifted) is not None]
                 if found:
-                    aucs = [sifted.auc for sifted in found if sifted.auc is not None]
                     dropped = float(np.mean([sifted.dropped for sifted in found]))
-                    auc = float(np.mean(aucs)) if aucs else None
-                    yield Filtered(one.attacker, one.recipe, str(one.attack), arm, dropped, auc)
+                    yield Filtered(one.attacker, one.recipe, str(one.attack), arm, dropped, mean_auc(found))
 
     def _runs(self, attacker: str, recipe: Recipe, arm: MixedArm, attack: str | None) -> list[Run]:
         """One a seed."""
