@@ -150,5 +150,12 @@ def test_what_was_tested_is_not_called_untested() -> None:
     assert [line for line in left if line in NOT_TESTED] == list(left)
 
 
+@pytest.mark.parametrize("sieve", ["loss-filter-20", "feature-filter-20"])
+def test_a_filter_is_tested_only_where_there_is_something_to_tell_apart(sieve: str) -> None:
+    assert not_tested([sieve]) == tuple(NOT_TESTED)
+    assert not_tested([sieve, "mix-20"]) == not_tested(["mix-20"])
+    assert len(not_tested([f"mix-20+{sieve}"])) == len(not_tested(["mix-20"])) - 1
+
+
 def test_every_attack_says_what_it_tests() -> None:
     assert sorted(family for families in NOT_TESTED.values() for family in families) == sorted(attacks._FAMILIES)

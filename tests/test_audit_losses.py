@@ -22,9 +22,12 @@ def test_long_runs_are_averaged_over_neighbouring_steps() -> None:
     assert curve.mean[-1] == pytest.approx(595.5)
 
 
-def test_a_run_that_diverges_ends_the_curve() -> None:
-    curve = loss_curve("a", "lora", "clean", [[1.0, 2.0, float("nan")], [1.0, 2.0, 3.0]])
-    assert curve.steps == (1, 2)
+def test_a_run_that_diverges_ends_in_its_own_curve_only() -> None:
+    curve = loss_curve("a", "lora", "clean", [[1.0, 2.0, float("nan")], [1.0, 4.0, 3.0]])
+    assert (curve.steps, curve.mean, curve.high, curve.diverged) == ((1, 2, 3), (1, 3, 3), (1, 4, 3), 1)
+    alone = loss_curve("a", "lora", "clean", [[1.0, float("inf")]])
+    assert (alone.steps, alone.diverged) == ((1,), 1)
+    assert loss_curve("a", "lora", "clean", [[float("nan"), 1.0]]).diverged == 0
     assert loss_curve("a", "lora", "clean", [[float("inf")]]).steps == ()
 
 

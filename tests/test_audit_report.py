@@ -13,12 +13,21 @@ from mmguard.auditing.report import NOT_TESTED, AuditReport, Failure, Filtered, 
 from mmguard.auditing.stats import Scores, analyse, marginal_values
 
 
-def _report(release: float, control: float = 0.8, seeds: int = 3, name: str = "big", zero=0.2, **more) -> AuditReport:
-    def arm(share: float) -> np.ndarray:
-        return np.tile(np.arange(200) < round(200 * share), (seeds, 1))
+def _arm(share: float, seeds: int = 3) -> np.ndarray:
+    return np.tile(np.arange(200) < round(200 * share), (seeds, 1))
 
-    by_arm = {"clean": arm(0.8), "release": arm(release), "control": arm(control)}
-    findings, headline = analyse([Scores(name, "lora", by_arm, arm(zero)[0], "control")])
+
+def _report(release: float, control: float = 0.8, seeds: int = 3, name: str = "big", zero=0.2, **more) -> AuditReport:
+    return _of((release, control, zero), seeds=seeds, name=name, **more)
+
+
+def _of(*attackers: tuple[float, float, float], seeds: int = 3, name: str = "big", **more) -> AuditReport:
+    """Of attackers that are right on 80 percent after clean data, by what release, control and nothing teach them."""
+    scores = []
+    for release, control, zero in attackers:
+        by_arm = {"clean": _arm(0.8, seeds), "release": _arm(release, seeds), "control": _arm(control, seeds)}
+        scores.append(Scores(name, "lora", by_arm, _arm(zero)[0], "control"))
+    findings, headline = analyse(scores)
     return AuditReport(headline, tuple(findings), **more)
 
 
@@ -57,6 +66,39 @@ def test_only_brittle_attackers():
     assert "| brittle |" in report.to_markdown()
 
 
+def test_who_is_not_clearly_taught_is_not_called_brittle():
+    brittle, untaught = (0.3, 0.6, 0.2), (0.8, 0.8, 0.8)
+    assert _of(untaught).verdict.startswith("**No result.** Attackers were not clearly taught by clean data")
+    assert _of(brittle, untaught).verdict.startswith("**No result.** Every attacker is brittle, or not clearly taught:")
+    assert " Left out: 1 not clearly taught." in _of((0.5, 0.8, 0.2), untaught).verdict
+
+
+def test_no_claim_where_all_attackers_together_do_not_clearly_lose():
+    lost, brittle, hardened = (0.5, 0.8, 0.2), (0.3, 0.7, 0.2), (0.8, 0.5, 0.2)
+    assert _of(lost, brittle).verdict.startswith("**Attackers lose** 30.0 points")
+    verdict = _of(lost, hardened).verdict
+    assert verdict.startswith("**No clear evidence of protection**: attackers lose 30.0 points")
+    assert " Left out: 1 brittle; with the brittle counted it is 0.0 points (" in verdict
+    assert verdict.endswith(" That is not clearly above 0.")
+
+
+def test_a_share_of_the_gain_is_that_of_all_attackers_or_said_of_whose_it_is():
+    all_gain, of_one = _of((0.5, 0.8, 0.2), (0.65, 0.8, 0.2)).verdict, _of((0.5, 0.8, 0.2), (0.6, 0.76, 0.75)).verdict
+    assert "matched control, 38% of what fine-tuning gains (" in all_gain
+    assert "beyond the matched control, in the mean over 2 attackers," in of_one
+    assert " The only one of them that clearly gains loses 50% of what fine-tuning gains (" in of_one
+
+
+def test_the_verdict_says_which_attacks_it_is_about():
+    assert ", if they train on the release as it is; no attack was tried." in _report(0.5).verdict
+    assert "; no attack but mixtures was tried." in _mixed((20, 80)).verdict
+    failed = replace(_report(0.5), failures=(Failure("c", "broke", "gray"),))
+    assert "; no attack was carried out." in failed.verdict
+    attacked = _attacked(0.7)
+    assert "that serve it best, of those tried, mixtures apart." in attacked.verdict
+    assert "; the attacks are judged apart" in replace(attacked, worst_case=None).verdict
+
+
 def test_no_attacker_finished():
     findings, headline = analyse([])
     report = AuditReport(headline, tuple(findings), failures=(Failure("x/y", "SurrogateError: no such model"),))
@@ -67,9 +109,12 @@ def test_no_attacker_finished():
 def test_the_verdict_names_what_failed():
     report = replace(
         _report(0.5),
-        failures=(Failure("b", "broke"), Failure("c", "broke", "gray"), Failure("c", "broke, too", "vae:x")),
-    )
-    assert "**Not counted**, since it failed: b; c under gray, vae:x." in report.verdict
+        failures=(
+            Failure("b", "broke"), Failure("c", "broke", "gray"), Failure("c", "broke, too", "vae:x"),
+            Failure("big", "broke", None, "full"), Failure("big", "broke", "gray", "lora"),
+        ),
+    )  # fmt: skip
+    assert "since it failed: b; c under gray, vae:x; big (full); big (lora) under gray." in report.verdict
 
 
 def test_zoo_attackers_do_not_predict_large_ones():

@@ -277,6 +277,26 @@ def test_losses_are_kept_and_a_run_without_them_still_counts(toy, fake):
     assert {one.arm for one in again.losses} == {"clean", "random-noise", "random-words", "control"}
 
 
+def test_a_run_that_diverged_counts_and_is_named(toy, fake, monkeypatch):
+    real = runs.fine_tune
+
+    def fine_tune(name, rows, recipe, config, seed, *, on_step, **more):
+        tuned = real(name, rows, recipe, config, seed, on_step=on_step, **more)
+        if fake[-1][2:] == ("release", 1):
+            on_step(2, 2, float("nan"))
+        return tuned
+
+    monkeypatch.setattr(runs, "fine_tune", fine_tune)
+    for report in (_audit(toy), _audit(toy)):  # the second from the shelf
+        (warning,) = report.warnings
+        assert warning.startswith("training diverged")
+        assert warning.endswith(": fake lora release seed 1")
+        assert report.findings[0].seeds == 2
+    page = (toy.out / "report.html").read_text(encoding="utf-8")
+    assert "release diverged (1 seed)" in page
+    assert "clean 1.5" in page
+
+
 def test_another_metric_is_another_test(toy, fake):
     _audit(toy)
     path = toy.test / "metadata.jsonl"
@@ -356,6 +376,8 @@ def test_an_error_ends_its_recipe_only(toy, fake, monkeypatch):
     report = _audit(toy, config=replace(CONFIG, recipes=("full", "lora")), progress=lambda share, _: told.append(share))
     assert [finding.recipe for finding in report.findings] == ["lora"]
     assert [one.reason for one in report.failures] == ["full clean seed 0: RuntimeError: out of memory"]
+    assert [one.recipe for one in report.failures] == ["full"]
+    assert "since it failed: fake (full)." in report.verdict
     assert told[-1] == 1
 
 

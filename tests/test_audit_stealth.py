@@ -21,6 +21,7 @@ from mmguard.auditing.stealth import stealth
 from mmguard.auditing.stealth_judge import DIMENSIONS, JudgeConfig, Judgement, Score
 from mmguard.auditing.stealth_recovery import recoveries
 from mmguard.auditing.stealth_report import HEADINGS, StealthReport
+from mmguard.auditing.summary import Measure
 from mmguard.cli import app
 from mmguard.config import ProtectConfig
 from mmguard.data.images import load_image
@@ -166,6 +167,25 @@ def test_markdown_has_all_parts_in_order(base: Path) -> None:
     ]  # fmt: skip
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("beyond", "says"),
+    [
+        (Estimate(0.1, 0.05, 0.15), " and are, by SSIM, more like the originals than with noise of the same size (0.8"),
+        (Estimate(-0.1, -0.15, -0.05), " and are, by SSIM, less like the originals than with noise"),
+        (
+            Estimate(0.1, -0.3, 0.5),
+            "; by SSIM, their likeness to the originals cannot be told from that of equal noise",
+        ),
+    ],
+)
+def test_no_difference_found_is_not_called_none(beyond: Estimate, says: str) -> None:
+    def of(value: float, **more: Estimate) -> Measure:
+        return Measure(6, Estimate(value, value, value), value, value, value, (("a.png", value),), **more)
+
+    similar = of(0.8, control=Estimate(0.7, 0.7, 0.7), beyond_control=beyond)
+    assert says in StealthReport((), (), {"psnr": of(40), "largest_change": of(4), "ssim": similar}).verdict
 
 
 @pytest.mark.parametrize(

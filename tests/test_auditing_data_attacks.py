@@ -25,7 +25,7 @@ from mmguard.auditing.filters import Judge, most, sample_losses, unusual
 from mmguard.auditing.html import to_html
 from mmguard.auditing.report import AuditReport
 from mmguard.auditing.run import audit
-from mmguard.auditing.selection import clean_places, sift
+from mmguard.auditing.selection import Sifted, clean_places, mean_auc, sift
 from mmguard.auditing.stats import Scores, analyse, marginal_values
 from mmguard.config import AuditConfig
 from mmguard.data.readers import read_dataset
@@ -248,7 +248,7 @@ def test_a_mixture_is_judged_by_what_the_release_adds(toy, fake, tmp_path) -> No
 def test_only_a_mixture_as_attack_leaves_the_verdict_alone(toy, fake) -> None:
     report = _audit(toy, "mix-50")
     assert report.worst_case is None
-    assert report.verdict == _audit(toy).verdict
+    assert report.verdict == _audit(toy).verdict.replace("no attack was", "no attack but mixtures was")
 
 
 def test_a_mixture_that_fails_costs_itself_only(toy, fake, monkeypatch) -> None:
@@ -269,11 +269,21 @@ def test_a_filter_leaves_the_others_again_and_again_and_its_auc_is_right() -> No
     assert [row.id for row in left] == ["0", "2", "3", "5", "0", "2"]
     assert sifted.dropped == pytest.approx(1 / 3)
     assert sifted.auc == pytest.approx(4 / 6)  # 1, 3, 5 against 0 and 4; what is known does not count
-    # Which of both look more suspicious does not matter.
-    assert sift(rows, -suspicion, suspicion > 0.5, clean=[0, 2, 4])[1].auc == pytest.approx(4 / 6)
+    assert sift(rows, -suspicion, suspicion > 0.5, clean=[0, 2, 4])[1].auc == pytest.approx(2 / 6)
     assert sift(rows, suspicion, suspicion > 2, clean=range(6))[1].auc is None
     with pytest.raises(ConfigError, match="drops every sample"):
         sift(rows, suspicion, np.ones(6, dtype=bool), clean=[])
+
+
+def test_which_samples_look_more_suspicious_does_not_matter_and_seeds_that_differ_in_it_are_chance() -> None:
+    def seeds(*aucs: float | None, folded: bool = False) -> list[Sifted]:
+        return [Sifted(0.2, auc, folded) for auc in aucs]
+
+    assert [mean_auc(seeds(*aucs)) for aucs in ((0.2, 0.3, 0.4), (0.8, 0.7, 0.6))] == pytest.approx([0.7, 0.7])
+    assert mean_auc(seeds(0.4, 0.6, None)) == pytest.approx(0.5)
+    assert mean_auc(seeds(None)) is None
+    # Results from before do not say which way they went: all are taken as they are.
+    assert mean_auc([Sifted(0.2, 0.7), *seeds(0.3)]) == pytest.approx(0.7)
 
 
 def test_losses_are_unusual_on_both_sides() -> None:

@@ -45,6 +45,13 @@ def test_verdict_goes_by_the_worst_case_and_by_enough_seeds() -> None:
     assert verdict(results).startswith("In **0 of 2** experiments")
 
 
+def test_verdict_counts_only_what_holds_with_brittle_attackers_too() -> None:
+    toy = bench(("cats",))
+    right = {"a": (40, 40, 20)}, {"a": (40, 40, 30), "brittle": (40, 20, 35)}
+    outcomes = [Outcome(one, {}, report(each)) for one, each in zip(toy.experiments, right, strict=True)]
+    assert verdict(Results(toy, tuple(outcomes))).startswith("In **1 of 2** experiments")
+
+
 def test_verdict_of_nothing() -> None:
     text = verdict(Results(bench(("cats",)), ()))
     assert text.startswith("In **0 of 2** experiments")

@@ -345,6 +345,28 @@ def test_failures_stay_where_they_are(
     assert "- easy-vqa:train:what:3, random-noise, eps 4: broken: zero-shot: OSError: no such model" in page
 
 
+def test_what_is_there_stays_until_it_is_made_anew(
+    bench: Bench, fake: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make(bench, tmp_path)
+    file = tmp_path / "results.jsonl"
+    content = file.read_bytes()
+    seen: list[bytes] = []
+
+    def plan_audit(*arguments, **more):
+        seen.append(file.read_bytes())
+        raise OSError("the disk is away")
+
+    monkeypatch.setattr(run, "plan_audit", plan_audit)
+    failed = make(bench, tmp_path)
+    assert [*seen, file.read_bytes()] == [content] * 5
+    assert [one.report.to_dict() for one in failed.outcomes] == [one.report.to_dict() for one in first.outcomes]
+    assert {one.failure for one in failed.outcomes} == {"OSError: the disk is away"}
+    assert not failed.complete
+    page = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert "bph: OSError: the disk is away" in page
+
+
 def test_a_release_that_was_tampered_with_is_no_evidence(bench: Bench, fake: list, tmp_path: Path) -> None:
     only = replace(bench, experiments=bench.experiments[1:2])
     folder = tmp_path / make(only, tmp_path).outcomes[0].release["folder"]

@@ -11,7 +11,10 @@ import pytest
 
 from mmguard.config import ProtectConfig
 from mmguard.data.readers import read_dataset
+from mmguard.errors import ReleaseError
+from mmguard.release import origin as module
 from mmguard.release.origin import origin
+from mmguard.release.writer import ReleaseWriter
 
 GOOD = Path(__file__).parent / "data" / "good.png"
 
@@ -51,3 +54,15 @@ def test_settings_models_rows_and_images_count(folder: Path) -> None:
     (folder / "b.png").write_bytes(GOOD.read_bytes() + b"\0")
     seen.append(origin(read_dataset(folder), config, ["zoo:llava-tiny"]))
     assert len({json.dumps(one) for one in seen}) == len(seen)
+
+
+def test_what_other_code_made_is_not_the_same(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin() -> None:
+        ReleaseWriter(tmp_path / "release", read_dataset(folder), ProtectConfig(variant="random-noise"), ()).close()
+
+    assert module.RELEASE_REVISION > 1 or "revision" not in origin(read_dataset(folder), ProtectConfig(), ())
+    begin()
+    begin()
+    monkeypatch.setattr(module, "RELEASE_REVISION", module.RELEASE_REVISION + 1)
+    with pytest.raises(ReleaseError, match="holds an unfinished release, and not of the same: revision: "):
+        begin()

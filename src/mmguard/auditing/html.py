@@ -170,17 +170,21 @@ def spoken(lines: Sequence[Line]) -> str:
 def _loss_charts(curves: Sequence[LossCurve]) -> Iterator[Chart]:
     """One for each attacker and recipe (the paper's Fig. 4)."""
     for title in dict.fromkeys(_label(curve) for curve in curves):
-        lines = [
-            Line(curve.arm, curve.steps, curve.mean, curve.low, curve.high)
-            for curve in curves
-            if _label(curve) == title and curve.steps
-        ]
-        if lines:
-            ends = ", ".join(f"{line.label} {line.y[-1]:.2g}" for line in lines)
+        drawn = [curve for curve in curves if _label(curve) == title and curve.steps]
+        if drawn:
+            lines = [Line(curve.arm, curve.steps, curve.mean, curve.low, curve.high) for curve in drawn]
+            ends = ", ".join(_end(curve) for curve in drawn)
             yield line_chart(
                 lines, "step", "training loss (nats a token)", f"Training loss of {title}. At the end: {ends}.",
                 f"{title}. At the end: {ends}.", log=True,
             )  # fmt: skip
+
+
+def _end(curve: LossCurve) -> str:
+    """The last loss, unless training diverged: the curve is then that of the other seeds, or breaks off."""
+    if not curve.diverged:
+        return f"{curve.arm} {curve.mean[-1]:.2g}"
+    return f"{curve.arm} diverged ({curve.diverged} {'seed' if curve.diverged == 1 else 'seeds'})"
 
 
 def _label(one: Finding | LossCurve) -> str:

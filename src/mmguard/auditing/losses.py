@@ -25,10 +25,12 @@ class LossCurve:
     """Of the seed whose loss is least."""
     high: tuple[float, ...]
     """Of the seed whose loss is largest."""
+    diverged: int = 0
+    """How many seeds' last loss is no finite number."""
 
 
 def loss_curve(attacker: str, recipe: str, arm: str, runs: Sequence[Sequence[float]]) -> LossCurve:
-    """The curve of an arm. Where a loss is no finite number the curve has a gap.
+    """The curve of an arm: of the seeds whose loss is a finite number; where none is, there is no point.
 
     Args:
         attacker: its name.
@@ -40,8 +42,10 @@ def loss_curve(attacker: str, recipe: str, arm: str, runs: Sequence[Sequence[flo
     losses = np.array([run[:length] for run in runs], dtype=np.float64)
     bins = np.array_split(np.arange(length), min(length, _POINTS))
     means = np.stack([losses[:, steps].mean(1) for steps in bins], axis=1)  # (seeds, points)
-    finite = np.isfinite(means).all(0)
-    means = means[:, finite]
-    steps = [float(steps.mean()) + 1 for steps, kept in zip(bins, finite, strict=True) if kept]
-    mean, low, high = (tuple(values.tolist()) for values in (means.mean(0), means.min(0), means.max(0)))
-    return LossCurve(attacker, recipe, arm, tuple(steps), mean, low, high)
+    finite = np.isfinite(means)
+    kept = finite.any(0)
+    means = np.where(finite, means, np.nan)[:, kept]
+    steps = [float(steps.mean()) + 1 for steps, keep in zip(bins, kept, strict=True) if keep]
+    mean, low, high = (tuple(of(means, axis=0).tolist()) for of in (np.nanmean, np.nanmin, np.nanmax))
+    diverged = sum(not np.isfinite(run[-1]) for run in runs)
+    return LossCurve(attacker, recipe, arm, tuple(steps), mean, low, high, diverged)

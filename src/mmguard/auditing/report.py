@@ -39,8 +39,8 @@ NOT_TESTED: dict[str, frozenset[str]] = {
     "removal of the inserted words by perplexity": frozenset({"perplexity"}),
     "paraphrase of the questions": frozenset({"paraphrase"}),
     "translation of the questions, and removal of the inserted words by hand": frozenset(),
-    "filters that drop samples of unusual training loss": frozenset({"loss-filter"}),
-    "filters that drop samples of unusual features": frozenset({"feature-filter"}),
+    "filters that drop samples of unusual training loss from among clean ones": frozenset({"loss-filter"}),
+    "filters that drop samples of unusual features from among clean ones": frozenset({"feature-filter"}),
     "filters that drop near duplicates": frozenset({"dedup"}),
     "detectors of protected samples that learned from leaked originals": frozenset({"leaked-detector"}),
     "training for less or more time": frozenset({"epochs"}),
@@ -57,19 +57,26 @@ NOT_TESTED: dict[str, frozenset[str]] = {
 """What an audit does not test, each with the families of attacks of which one is enough to test it."""
 
 
+_TELL_APART = frozenset({"loss-filter", "feature-filter"})
+"""Where all samples are protected these have nothing to find: they are tested on mixtures only."""
+
+
 def not_tested(attacks: Iterable[str]) -> tuple[str, ...]:
     """What remains untested once these attacks were made."""
-    made = {family for name in attacks for family in families(name)}
+    parts = [frozenset(families(name)) for name in attacks]
+    made = {family for one in parts for family in (one if "mix" in one else one - _TELL_APART)}
     return tuple(line for line, testing in NOT_TESTED.items() if not testing & made)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An attacker that could not be audited, without attacks or under one."""
+    """An attacker that could not be audited, under all recipes or one, without attacks or under one."""
 
     attacker: str
     reason: str
     attack: str | None = None
+    recipe: str | None = None
+    """None where the attacker failed as such; the first audits did not tell."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,7 @@ class AuditReport:
         parts += [section.to_markdown(f"## {section.title}") for section in sections(self)]
         if self.failures:
             parts += [
-                "## Attackers that failed",
+                "## What failed",
                 bullets(f"{one.attacker}: {one.reason}" for one in self.failures),
             ]
         parts += ["## Not tested, and not protected against", bullets(self.not_tested)]
@@ -197,31 +204,34 @@ LEGEND = (
     "beyond control, in percent of what fine-tuning on the control gains over zero-shot; – where that gain "
     "is not clearly positive. *Brittle*: the control alone costs more than 5 points, so this attacker fails "
     "at any change; it is left out of the verdict. *Doubtful*: it costs 3 to 5 points. "
-    "*Untaught*: it gains nothing from clean data, and is left out, too. *Unjudged*: too few "
-    "seeds, or no control. With few seeds the intervals are too narrow: where seeds differ by 5 points, those from "
-    "3 seeds hold the truth in 85% of the cases, from 5 in 91%, from 10 in 94%."
+    "*Untaught*: clean data does not clearly teach it, for which one bad seed suffices; it is left out, too. "
+    "*Unjudged*: too few seeds, or no control. With few seeds the intervals are too narrow: where seeds differ by 5 "
+    "points, those from 3 seeds hold the truth in 85% of the cases, from 5 in 91%, from 10 in 94%."
 )
 
 
 def _verdict(report: AuditReport) -> str:
     headline = report.worst_case.headline if report.worst_case else report.headline
     few = any(finding.seeds < MIN_SEEDS for finding in report.findings)
+    untaught = any(finding.status == "untaught" for finding in report.findings)
     if not report.findings:
         text = "**No result.** No attacker finished, so nothing can be said about this release."
     elif headline.beyond_control is None and headline.brittle:
+        which = "Every attacker is brittle, or not clearly taught" if untaught else "Every attacker is brittle"
         text = (
-            "**No result.** Every attacker is brittle: changes made at random already cost it more than 5 "
+            f"**No result.** {which}: changes made at random already cost {'some' if untaught else 'it'} more than 5 "
             "points, so what the protection adds cannot be told. Train longer, or take sturdier attackers."
         )
-    elif headline.beyond_control is None and any(finding.status == "untaught" for finding in report.findings):
+    elif headline.beyond_control is None and untaught:
         text = (
-            "**No result.** Clean data teaches no attacker anything: train longer, or take other attackers; or set "
-            "`metric` in the rows of the test, if replies can be right in other words than the answers."
+            "**No result.** Attackers were not clearly taught by clean data, for which one bad seed suffices: use more "
+            "seeds, train longer, or take other attackers; or set `metric` in the rows of the test, if replies can be "
+            "right in other words than the answers."
         )
     elif headline.beyond_control is None:
         text = "**No result.** The matched control was not run, so what the protection adds cannot be told."
     else:
-        text = _effect(headline, headline.beyond_control, worst=report.worst_case is not None)
+        text = _effect(report, headline, headline.beyond_control)
         if report.worst_case and report.headline.beyond_control:
             without = "Without attacks" if report.under_attack else "In the mean over recipes"
             text += f" {without} they lose {_points(report.headline.beyond_control)}."
@@ -235,43 +245,86 @@ def _verdict(report: AuditReport) -> str:
 
 
 def _failed(failures: Iterable[Failure]) -> str:
-    """Attackers and attacks, each once: `a; b under gray, vae:x`."""
+    """Attackers, recipes and attacks, each once: `a; b (lora) under gray, vae:x`."""
     by_attacker: dict[str, list[str]] = {}
     for one in failures:
-        by_attacker.setdefault(one.attacker, []).append(one.attack or "")
+        name = f"{one.attacker} ({one.recipe})" if one.recipe else one.attacker
+        by_attacker.setdefault(name, []).append(one.attack or "")
     return "; ".join(
         attacker if "" in attacks else f"{attacker} under {', '.join(dict.fromkeys(attacks))}"
         for attacker, attacks in by_attacker.items()
     )
 
 
-def _effect(headline: Headline, beyond: Estimate, worst: bool) -> str:
-    of_gain = ""
-    if headline.gain_removed is not None:
-        share = headline.gain_removed
-        percent = (f"{100 * number:.0f}" for number in (share.value, share.low, share.high))
-        of_gain = ", {}% of what fine-tuning gains ({} to {}%)".format(*percent)
-        if headline.with_gain < headline.counted:
-            of_gain += f" in the mean over the {headline.with_gain} of them that clearly gain"
-    amount = f"{_points(beyond)} beyond the matched control{of_gain}"
-    mean = f", in the mean over {headline.counted} attackers" if headline.counted > 1 else ""
-    if worst:
-        mean += ", in the worst case: if each chooses the recipe and the attack that serve it best"
-    left_out = ""
-    if headline.brittle and headline.all_beyond_control:
-        left_out = f" {headline.brittle} brittle left out; with them it is {_points(headline.all_beyond_control)}."
-    least = f" The attacker that lost least is {headline.strongest}." if headline.counted > 1 else ""
-    if beyond.low > 0 and not headline.claim:
-        return f"In these few runs attackers lost {amount}{mean}.{least}{left_out}"
+def clearly_lose(headline: Headline) -> bool:
+    """Whether attackers clearly lose more than to the control, with brittle ones counted and without.
+
+    Who is brittle is told by the same control, which is noisy: leaving them out favours the protection a little.
+    """
+    found = headline.beyond_control, headline.all_beyond_control
+    return all(one is not None and one.low > 0 for one in found)
+
+
+def _effect(report: AuditReport, headline: Headline, beyond: Estimate) -> str:
+    several = headline.counted > 1
+    of_gain, apart = _of_gain(headline)
+    mean = f", in the mean over {headline.counted} attackers" if several else ""
+    amount = f"{_points(beyond)} beyond the matched control{of_gain}{mean}{_conditions(report)}"
+    rest = apart + (f" The attacker that lost least is {headline.strongest}." if several else "")
+    rest += _left_out(report, headline)
+    if clearly_lose(headline):
+        return f"{'**Attackers lose**' if headline.claim else 'In these few runs attackers lost'} {amount}.{rest}"
     if beyond.low > 0:
-        return f"**Attackers lose** {amount}{mean}.{least}{left_out}"
+        return f"**No clear evidence of protection**: attackers lose {amount}.{rest} That is not clearly above 0."
     if beyond.high < 0 and headline.claim:
         gained = Estimate(-beyond.value, -beyond.high, -beyond.low)
         return (
             "**No evidence of protection**: attackers learn more from the release than from the matched "
-            f"control, by {_points(gained)}{mean}.{least}{left_out}"
+            f"control, by {_points(gained)}{mean}{_conditions(report)}.{rest}"
         )
-    return f"**No evidence of protection**: attackers lose {amount}{mean}.{least}{left_out}"
+    return f"**No evidence of protection**: attackers lose {amount}.{rest}"
+
+
+def _of_gain(headline: Headline) -> tuple[str, str]:
+    """What is lost as a share of the gain: as a clause where all have one, else as a sentence on those that do."""
+    share = headline.gain_removed
+    if share is None:
+        return "", ""
+    value, low, high = (f"{100 * number:.0f}" for number in (share.value, share.low, share.high))
+    percent = f"{value}% of what fine-tuning gains ({low} to {high}%)"
+    if headline.with_gain == headline.counted:
+        return f", {percent}", ""
+    if headline.with_gain == 1:
+        return "", f" The only one of them that clearly gains loses {percent}."
+    return "", f" The {headline.with_gain} of them that clearly gain lose {percent} in the mean."
+
+
+def _conditions(report: AuditReport) -> str:
+    """What attackers do of whom the headline tells."""
+    if report.worst_case and report.under_attack:
+        return (
+            ", in the worst case: if each chooses the recipe and the attack that serve it best, of those tried, "
+            "mixtures apart"
+        )
+    if report.under_attack:
+        attacks = "the attacks are judged apart, with too few test images to choose one by"
+    elif any(one.attack for one in report.failures):
+        attacks = "no attack was carried out"
+    else:
+        attacks = f"no attack{' but mixtures' if report.mixtures else ''} was tried"
+    who = "in the worst case: if each chooses the recipe that serves it best and trains" if report.worst_case else ""
+    return f", {who or 'if they train'} on the release as it is; {attacks}"
+
+
+def _left_out(report: AuditReport, headline: Headline) -> str:
+    """Who is in no mean."""
+    findings = report.worst_case.findings if report.worst_case else report.findings
+    left = []
+    if untaught := sum(one.status == "untaught" for one in findings):
+        left.append(f"{untaught} not clearly taught")
+    if headline.brittle and (of_all := headline.all_beyond_control):
+        left.append(f"{headline.brittle} brittle; with the brittle counted it is {_points(of_all)}")
+    return f" Left out: {', and '.join(left)}." if left else ""
 
 
 ATTACK_LEGEND = (
@@ -300,8 +353,9 @@ MIXTURE_LEGEND = (
 
 FILTER_LEGEND = (
     "*Dropped*: percent of the training samples. *AUC*: how well what the filter goes by tells protected (in the "
-    "control, randomly changed) samples from clean ones, where data is a mixture of both: 1 is perfect, 0.5 chance. "
-    "Means over seeds."
+    "control, randomly changed) samples from clean ones, where data is a mixture of both, whichever look more "
+    "suspicious: 1 is perfect; chance comes to a little more than 0.5, or to about 0.54 in earlier results, which took "
+    "the better side in every seed by itself. Means over seeds."
 )
 
 

@@ -6,6 +6,7 @@ clean arm and the controls) and a clean test set.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -24,7 +25,7 @@ from mmguard.auditing.losses import LossCurve, loss_curve
 from mmguard.auditing.plan import Plan, plan_audit
 from mmguard.auditing.report import AuditReport, Failure, Filtered
 from mmguard.auditing.runs import Result, Run
-from mmguard.auditing.selection import MixedArm
+from mmguard.auditing.selection import MixedArm, mean_auc
 from mmguard.auditing.stats import FloatArray, Scores
 from mmguard.config import AuditConfig, Recipe
 from mmguard.errors import ConfigError
@@ -202,10 +203,19 @@ class _Results:
             seed=plan.config.seed,
             sifted=tuple(self._sifted(scores)),
             failures=tuple(dict.fromkeys(failures)),
-            warnings=self._warnings,
+            warnings=(*self._warnings, *self._diverged()),
             provenance={**plan.provenance, "commits": self._commits()},
             losses=tuple(curve for one in scores if one.attack is None for curve in self._losses(one)),
         )
+
+    def _diverged(self) -> Iterator[str]:
+        """Names the runs that came to nothing by an accident of training, which would pass for protection."""
+        losses = {run: self._results[run].losses for run in self._plan.runs if run in self._results}
+        if diverged := [str(run) for run, steps in losses.items() if steps and not math.isfinite(steps[-1])]:
+            yield (
+                "training diverged (its last loss is no finite number); the answers count all the same, though that is "
+                f"no merit of the data, and another attempt may go well: {'; '.join(diverged)}"
+            )
 
     def _commits(self) -> list[str]:
         """What the runs were made with, some perhaps earlier or elsewhere."""
@@ -219,7 +229,8 @@ class _Results:
                 made = {arm: self._runs(name, recipe, arm, attack) for arm in plan.arms_under(attack)}
                 needed = [kind for runs in made.values() for run in runs for kind in _needed(run)]
                 if failed := [kind for kind in needed if kind in self._failed]:
-                    failures.append(Failure(name, self._failed[failed[0]], attack=failed[0][-1]))
+                    _, of_recipe, under = failed[0]
+                    failures.append(Failure(name, self._failed[failed[0]], under, of_recipe))
                     continue
                 by_arm: dict[str, FloatArray] = {
                     arm: np.stack([self._results[run].scores for run in runs]) for arm, runs in made.items()
@@ -234,10 +245,8 @@ class _Results:
                 runs = self._runs(one.attacker, cast("Recipe", one.recipe), cast("MixedArm", arm), one.attack)
                 found = [sifted for run in runs if (sifted := self._results[run].sifted) is not None]
                 if found:
-                    aucs = [sifted.auc for sifted in found if sifted.auc is not None]
                     dropped = float(np.mean([sifted.dropped for sifted in found]))
-                    auc = float(np.mean(aucs)) if aucs else None
-                    yield Filtered(one.attacker, one.recipe, str(one.attack), arm, dropped, auc)
+                    yield Filtered(one.attacker, one.recipe, str(one.attack), arm, dropped, mean_auc(found))
 
     def _runs(self, attacker: str, recipe: Recipe, arm: MixedArm, attack: str | None) -> list[Run]:
         """One a seed."""

@@ -31,8 +31,10 @@ class Sifted:
     dropped: float
     """Share of the samples."""
     auc: float | None
-    """How well the suspicion tells changed samples from clean ones, whichever look more suspicious (area under the ROC
-    curve, folded: from 0.5, which is chance, to 1). None where there is only one of both."""
+    """How well the suspicion tells changed samples from clean ones: area under the ROC curve, 0.5 being chance, less
+    where clean ones look more suspicious. None where there is only one of both."""
+    folded: bool = True
+    """Whether that is from 0.5 to 1, whichever look more suspicious, as it is in results from before."""
 
 
 def clean_places(pairing: Pairing, selection: Selection, seed: int) -> list[int]:
@@ -100,6 +102,26 @@ def sift(
     changed = ~np.isin(np.arange(len(data)), list(clean))[judged]
     auc = None
     if len(set(changed)) == 2:
-        one_way = float(roc_auc_score(changed, suspicion[judged]))
-        auc = max(one_way, 1 - one_way)
-    return repeated(left, len(data)), Sifted(float(drop.mean()), auc)
+        auc = float(roc_auc_score(changed, suspicion[judged]))
+    return repeated(left, len(data)), Sifted(float(drop.mean()), auc, folded=False)
+
+
+def mean_auc(found: Sequence[Sifted]) -> float | None:
+    """The mean over seeds, whichever samples look more suspicious: folded once, as every fold adds what is chance.
+
+    Args:
+        found: what a filter did, for each seed.
+
+    Returns:
+        From 0.5 to 1; None where no seed tells.
+    """
+    aucs = [one.auc for one in found if one.auc is not None]
+    if not aucs:
+        return None
+    if any(one.folded for one in found):  # it is lost which way they went
+        aucs = [_folded(auc) for auc in aucs]
+    return _folded(float(np.mean(aucs)))
+
+
+def _folded(auc: float) -> float:
+    return max(auc, 1 - auc)

@@ -134,11 +134,11 @@ def _image_clauses(measures: Mapping[str, Measure]) -> list[str]:
     if similar is None or similar.control is None or similar.beyond_control is None:
         return [text]
     more = similar.beyond_control
-    how = "more like the originals than" if more.low > 0 else "less like the originals than"
-    if more.low <= 0 <= more.high:
-        how = "about as much like the originals as"
     values = f"{similar.mean.value:.3f} against {similar.control.value:.3f}"
-    return [f"{text} and are, by SSIM, {how} with noise of the same size ({values})"]
+    if more.low <= 0 <= more.high:  # which does not make them the same
+        return [f"{text}; by SSIM, their likeness to the originals cannot be told from that of equal noise ({values})"]
+    how = "more" if more.low > 0 else "less"
+    return [f"{text} and are, by SSIM, {how} like the originals than with noise of the same size ({values})"]
 
 
 def _text_clauses(measures: Mapping[str, Measure]) -> list[str]:

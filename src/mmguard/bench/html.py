@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmguard.auditing.html import illustrated, spoken
+from mmguard.auditing.report import clearly_lose
 from mmguard.auditing.stats import Estimate, Headline
 from mmguard.bench.config import Experiment, plain
 from mmguard.bench.page import (
@@ -54,11 +55,11 @@ def to_html(results: Results) -> str:
 def verdict(results: Results) -> str:
     """What all experiments together say, in plain words: of each its worst case, where one was measured."""
     heads = [report.worst_case.headline if report.worst_case else report.headline for _, report in finished(results)]
-    lost = [head for head in heads if head.claim and head.beyond_control and head.beyond_control.low > 0]
+    lost = [head for head in heads if head.claim and clearly_lose(head)]
     unknown = len(results.bench.experiments) - sum(head.beyond_control is not None for head in heads)
     text = (
         f"In **{len(lost)} of {len(results.bench.experiments)}** experiments attackers lose more than to the matched "
-        "control (95% interval above 0, each by itself)"
+        "control (95% interval above 0, each by itself, with brittle attackers and without)"
     )
     if unknown:
         text += f"; {unknown} of them {'has' if unknown == 1 else 'have'} no result"

@@ -32,7 +32,7 @@ class Outcome:
     """Its folder and what it was made from; empty if it was not made."""
     report: AuditReport | None
     failure: str | None = None
-    """Why there is no report."""
+    """Why there is no report, or none but that of an earlier time."""
     evidence: Evidence | None = field(default=None, compare=False, repr=False)
     """What the report follows from."""
 
@@ -47,8 +47,8 @@ class Results:
     @property
     def complete(self) -> bool:
         """Whether every attacker of every experiment has its result."""
-        reports = [one.report for one in self.outcomes if one.report is not None and not one.report.failures]
-        return len(reports) == len(self.bench.experiments)
+        whole = [one for one in self.outcomes if one.report and not one.report.failures and not one.failure]
+        return len(whole) == len(self.bench.experiments)
 
     def to_dict(self) -> dict[str, Any]:
         """All findings with their intervals, and what each was made with, ready for JSON."""
@@ -112,8 +112,10 @@ def read_lines(path: Path) -> list[Line]:
         raise DataError(f"{path}: is no file of results ({error}): give a results.jsonl that bench wrote") from error
 
 
-def known(lines: Iterable[Line], bench: Bench) -> dict[Experiment, Line]:
+def known(lines: Iterable[Line], bench: Bench, failed: bool = False) -> dict[Experiment, Line]:
     """The experiments of a benchmark that lines hold, without failures, under the attacks that the file means today.
+
+    `failed` also takes those with failures.
 
     A setting that was not there yet when a line was written counts as having had its default, where that is what was
     done then. Weights of models, data and versions may have changed since: the line says what they were, and the report
@@ -126,7 +128,7 @@ def known(lines: Iterable[Line], bench: Bench) -> dict[Experiment, Line]:
         stored = defaults | line.settings | {"group": None}
         for one, settings in wanted.items():
             same = settings == {key: stored.get(key) for key in settings} and _same_runs(one, line.evidence)
-            if same and not line.evidence.failures:
+            if same and (failed or not line.evidence.failures):
                 found[one] = line
     return found
 

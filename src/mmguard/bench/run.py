@@ -20,10 +20,10 @@ from mmguard.auditing.run import carry_out
 from mmguard.bench.config import Bench, Experiment
 from mmguard.bench.html import to_html
 from mmguard.bench.page import page
-from mmguard.bench.results import Line, Outcome, Results, known
+from mmguard.bench.results import Line, Outcome, Results, known, read_lines
 from mmguard.config import ProtectConfig
 from mmguard.data.readers import open_source, read_dataset
-from mmguard.errors import ReleaseError
+from mmguard.errors import DataError, ReleaseError
 from mmguard.protection.run import protect
 from mmguard.release import layout
 from mmguard.release.origin import origin
@@ -58,7 +58,7 @@ def run_bench(
 
     Returns:
         What is also in `results.json` and the files beside it. An experiment that fails is listed, and does
-        not end the others.
+        not end the others. What the folder already holds of experiments that fail now, or are not reached, stays there.
 
     Raises:
         ConfigError: the device is a GPU that trainers would not take.
@@ -66,7 +66,8 @@ def run_bench(
     require_first(device)  # now, and not when the first release is made
     releases = _Releases(out / "releases", device, progress)
     outcomes = {one: line.outcome(one) for one, line in known(lines, bench).items()}
-    results = _results(bench, outcomes)
+    before = {one: line.outcome(one) for one, line in _before(out, bench).items() if one not in outcomes}
+    results = _results(bench, before | outcomes)
     if outcomes:
         _write(results, out)
     for number, one in enumerate(bench.experiments, 1):
@@ -82,10 +83,19 @@ def run_bench(
             outcomes[one] = Outcome(one, release, evidence.report(), evidence=evidence)
         # A benchmark runs for days: whatever ends one experiment, the others can go on.
         except Exception as error:
-            outcomes[one] = Outcome(one, release, None, f"{type(error).__name__}: {error}")
-        results = _results(bench, outcomes)
+            found = before.get(one, Outcome(one, release, None))
+            outcomes[one] = replace(found, failure=f"{type(error).__name__}: {error}")
+        results = _results(bench, before | outcomes)
         _write(results, out)
     return results
+
+
+def _before(out: Path, bench: Bench) -> dict[Experiment, Line]:
+    """What an earlier run wrote of the experiments: releases or runs that it is from may be gone."""
+    try:
+        return known(read_lines(out / "results.jsonl"), bench, failed=True)
+    except DataError:  # there is none, or what is there says nothing
+        return {}
 
 
 def _results(bench: Bench, outcomes: Mapping[Experiment, Outcome]) -> Results:

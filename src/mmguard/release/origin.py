@@ -16,9 +16,13 @@ from mmguard.types import Dataset
 
 _PACKAGES = ("mmguard", "torch", "torchvision", "transformers", "peft")
 
+RELEASE_REVISION = 1
+"""Of the code of protections: raised when a change alters what comes of one, so that releases from before, finished or
+not, are not taken for the same. Records that do not name it are of revision 1."""
+
 
 def origin(dataset: Dataset, config: ProtectConfig, surrogates: Sequence[str]) -> dict[str, Any]:
-    """Settings, weights, data and versions, ready for JSON.
+    """Settings, weights, data, versions and revision, ready for JSON.
 
     Args:
         dataset: the owner's data.
@@ -35,6 +39,8 @@ def origin(dataset: Dataset, config: ProtectConfig, surrogates: Sequence[str]) -
         "data": _data_digest(dataset),
         "versions": versions(*_PACKAGES),
     }
+    if RELEASE_REVISION > 1:  # the first releases lie under a hash of what they are made from, without it
+        made_from["revision"] = RELEASE_REVISION
     plain: dict[str, Any] = json.loads(json.dumps(made_from))
     return plain
 
