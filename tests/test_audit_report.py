@@ -66,11 +66,11 @@ def test_only_brittle_attackers():
     assert "| brittle |" in report.to_markdown()
 
 
-def test_who_is_not_clearly_taught_is_not_called_brittle():
+def test_who_is_untaught_is_not_called_brittle():
     brittle, untaught = (0.3, 0.6, 0.2), (0.8, 0.8, 0.8)
-    assert _of(untaught).verdict.startswith("**No result.** Attackers were not clearly taught by clean data")
-    assert _of(brittle, untaught).verdict.startswith("**No result.** Every attacker is brittle, or not clearly taught:")
-    assert " Left out: 1 not clearly taught." in _of((0.5, 0.8, 0.2), untaught).verdict
+    assert _of(untaught).verdict.startswith("**No result.** Clean data taught the attackers less than 2 points")
+    assert _of(brittle, untaught).verdict.startswith("**No result.** Every attacker is brittle or untaught:")
+    assert " Left out: 1 untaught by clean data." in _of((0.5, 0.8, 0.2), untaught).verdict
 
 
 def test_no_claim_where_all_attackers_together_do_not_clearly_lose():

@@ -197,16 +197,15 @@ def sections(report: AuditReport) -> Iterator[Section]:
 
 LEGEND = (
     "Accuracies in percent on clean test data, means over seeds (and of partial scores, where the task's metric "
-    "gives them); differences in points with 95% bootstrap intervals over seeds and test items. "
-    "*Drop*: clean − release. *Control cost*: clean − matched control, "
+    "gives them); differences in points with 95% intervals over seeds and test items, as wide as so few seeds make "
+    "them. *Drop*: clean − release. *Control cost*: clean − matched control, "
     "which changes as much at random: words in the same places, noise anywhere in the picture. "
     "*Beyond control*: control − release. *Gain removed*: "
     "beyond control, in percent of what fine-tuning on the control gains over zero-shot; – where that gain "
     "is not clearly positive. *Brittle*: the control alone costs more than 5 points, so this attacker fails "
-    "at any change; it is left out of the verdict. *Doubtful*: it costs 3 to 5 points. "
-    "*Untaught*: clean data does not clearly teach it, for which one bad seed suffices; it is left out, too. "
-    "*Unjudged*: too few seeds, or no control. With few seeds the intervals are too narrow: where seeds differ by 5 "
-    "points, those from 3 seeds hold the truth in 85% of the cases, from 5 in 91%, from 10 in 94%."
+    "at any change; it is left out of the verdict. *Doubtful*: it costs 3 to 5 points, or what clean data teaches is "
+    "not clearly above 0. *Untaught*: clean data teaches it less than 2 points; it is left out, too. *Unjudged*: too "
+    "few seeds, or no control."
 )
 
 
@@ -217,16 +216,15 @@ def _verdict(report: AuditReport) -> str:
     if not report.findings:
         text = "**No result.** No attacker finished, so nothing can be said about this release."
     elif headline.beyond_control is None and headline.brittle:
-        which = "Every attacker is brittle, or not clearly taught" if untaught else "Every attacker is brittle"
+        which = "Every attacker is brittle or untaught" if untaught else "Every attacker is brittle"
         text = (
             f"**No result.** {which}: changes made at random already cost {'some' if untaught else 'it'} more than 5 "
             "points, so what the protection adds cannot be told. Train longer, or take sturdier attackers."
         )
     elif headline.beyond_control is None and untaught:
         text = (
-            "**No result.** Attackers were not clearly taught by clean data, for which one bad seed suffices: use more "
-            "seeds, train longer, or take other attackers; or set `metric` in the rows of the test, if replies can be "
-            "right in other words than the answers."
+            "**No result.** Clean data taught the attackers less than 2 points: train longer, or take others; or set "
+            "`metric` in the rows of the test, if replies can be right in other words than the answers."
         )
     elif headline.beyond_control is None:
         text = "**No result.** The matched control was not run, so what the protection adds cannot be told."
@@ -271,7 +269,7 @@ def _effect(report: AuditReport, headline: Headline, beyond: Estimate) -> str:
     mean = f", in the mean over {headline.counted} attackers" if several else ""
     amount = f"{_points(beyond)} beyond the matched control{of_gain}{mean}{_conditions(report)}"
     rest = apart + (f" The attacker that lost least is {headline.strongest}." if several else "")
-    rest += _left_out(report, headline)
+    rest += _left_out(headline)
     if clearly_lose(headline):
         return f"{'**Attackers lose**' if headline.claim else 'In these few runs attackers lost'} {amount}.{rest}"
     if beyond.low > 0:
@@ -316,12 +314,11 @@ def _conditions(report: AuditReport) -> str:
     return f", {who or 'if they train'} on the release as it is; {attacks}"
 
 
-def _left_out(report: AuditReport, headline: Headline) -> str:
+def _left_out(headline: Headline) -> str:
     """Who is in no mean."""
-    findings = report.worst_case.findings if report.worst_case else report.findings
     left = []
-    if untaught := sum(one.status == "untaught" for one in findings):
-        left.append(f"{untaught} not clearly taught")
+    if headline.untaught:
+        left.append(f"{headline.untaught} untaught by clean data")
     if headline.brittle and (of_all := headline.all_beyond_control):
         left.append(f"{headline.brittle} brittle; with the brittle counted it is {_points(of_all)}")
     return f" Left out: {', and '.join(left)}." if left else ""
