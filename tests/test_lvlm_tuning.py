@@ -12,6 +12,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from mmguard.lvlm import tuning
+from mmguard.lvlm.attention import attending_layers
 from mmguard.lvlm.loading import load_surrogate
 from mmguard.lvlm.prompt import Example
 from mmguard.lvlm.surrogate import Surrogate
@@ -247,6 +248,17 @@ def test_lora_covers_the_linear_layers_but_the_head() -> None:
     assert wrapped == linear - {"lm_head"}
     config = lora_config(8)
     assert (config.r, config.lora_alpha, config.lora_dropout, config.bias) == (8, 16, 0.1, "none")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_leave_the_attention_modules_alone(family: str) -> None:
+    model = load_surrogate(built(family))
+    layers = attending_layers(model.model)
+    with adapted(model, rank=4, seed=0) as adapter:
+        assert attending_layers(model.model) == layers  # modules are equal only to themselves
+        with adapter.merged():
+            assert attending_layers(model.model) == layers
+    assert attending_layers(model.model) == layers != []
 
 
 def test_preserved_restores_flags_after_an_error() -> None:

@@ -31,7 +31,12 @@ Layer = tuple[nn.Module, ...]
 
 
 @contextmanager
-def tap(model: nn.Module, layers: Sequence[int], groups: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+def tap(
+    model: nn.Module,
+    layers: Sequence[int],
+    groups: Mapping[str, Tensor],
+    attending: Sequence[Layer] | None = None,
+) -> Iterator[dict[str, Tensor]]:
     """Records attention in one forward pass of a model loaded with `attn_implementation=IMPLEMENTATION`.
 
     Args:
@@ -39,6 +44,7 @@ def tap(model: nn.Module, layers: Sequence[int], groups: Mapping[str, Tensor]) -
         layers: the decoder layers K, as `attention_modules` numbers them.
         groups: by name, which query rows S belong to the group: bool `(B, L)`, with L the length of the
             queries in this forward pass (with a KV cache: of the new tokens only).
+        attending: as of `attention_modules`.
 
     Yields:
         An empty dict. The forward pass fills in, for each group, the attention Ā_k(S) `(K, B, L_keys)`,
@@ -50,7 +56,7 @@ def tap(model: nn.Module, layers: Sequence[int], groups: Mapping[str, Tensor]) -
     """
     if _ACTIVE.get() is not None:
         raise SurrogateError("an attention tap is active already: close it before opening another one")
-    session = _Session(attention_modules(model, layers), dict(groups))
+    session = _Session(attention_modules(model, layers, attending), dict(groups))
     token = _ACTIVE.set(session)
     try:
         yield session.result
@@ -93,7 +99,7 @@ class _Session:
 _ACTIVE: ContextVar[_Session | None] = ContextVar("mmguard_tap", default=None)
 
 
-def attention_modules(model: nn.Module, layers: Sequence[int]) -> list[Layer]:
+def attention_modules(model: nn.Module, layers: Sequence[int], attending: Sequence[Layer] | None = None) -> list[Layer]:
     """The attention modules of some decoder layers.
 
     Args:
@@ -101,11 +107,12 @@ def attention_modules(model: nn.Module, layers: Sequence[int]) -> list[Layer]:
         layers: by number from 0 among the layers that attend (layers of linear attention do not count); negative
             numbers count from the last. Where a model reads the image by cross-attention (Mllama), its n-th layer of
             cross-attention and its n-th layer of self-attention count as one layer, which sees image and text.
+        attending: the model's `attending_layers`, where they are known: to find them takes a walk through all modules.
 
     Raises:
         SurrogateError: the model has no such layer.
     """
-    found = attending_layers(model)
+    found = attending_layers(model) if attending is None else attending
     missing = [layer for layer in layers if not -len(found) <= layer < len(found)]
     if missing or not layers:
         asked = ", ".join(map(str, missing)) or "(none given)"

@@ -21,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.mllama.modeling_mllama import MllamaVisionEncoderLayer
 
 from mmguard.errors import SampleError
-from mmguard.lvlm.attention import attention_modules, tap
+from mmguard.lvlm.attention import Layer, attending_layers, attention_modules, tap
 from mmguard.lvlm.energy import energy_per_image_token
 from mmguard.lvlm.pixels import Size, differentiable_pixels, shrunk, shrunk_size
 from mmguard.lvlm.prefix import Prefix, empty_cache
@@ -334,6 +334,11 @@ class Surrogate:
     def _layer_types(self) -> Sequence[str]:
         return getattr(self.model.config.get_text_config(), "layer_types", None) or ()
 
+    @cached_property
+    def _attending(self) -> Sequence[Layer]:
+        # Once for a model: adapters come and go inside the attention modules, which stay the same.
+        return attending_layers(self.model)
+
     def _cast(self, pixels: dict[str, Tensor]) -> dict[str, Tensor]:
         return {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in pixels.items()}
 
@@ -347,7 +352,8 @@ class Surrogate:
             yield
             return
         # The layers K are left out: what the tap reads in passing would not be there the second time.
-        tapped = {part for layer in attention_modules(self.model, layers) for part in layer} if layers else set()
+        found = attention_modules(self.model, layers, self._attending) if layers else []
+        tapped = {part for layer in found for part in layer}
         chosen: list[Any] = [
             module
             for module in self.model.modules()
@@ -372,7 +378,7 @@ class Surrogate:
         with _Embeddings(self.model, labels.shape) as embedded, _head_at(self.model, predicted != -100):
             if layers:
                 groups = {"trigger": roles.trigger[:, start:], "answer": roles.answer[:, start:]}
-                with tap(self.model, layers, groups) as recorded:
+                with tap(self.model, layers, groups, self._attending) as recorded:
                     logits = self.model(**inputs).logits
                 attention = Attention(recorded["trigger"], recorded["answer"])
             else:
