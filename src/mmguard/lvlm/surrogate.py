@@ -215,7 +215,7 @@ class Surrogate:
         none = torch.zeros_like(encoded.labels[:, :length], dtype=torch.bool)
         with _head_at(self.model, none):
             self.model(**inputs, **self._cast(pixels), cache=cache, use_cache=True)
-        state = [(module, module.rope_deltas) for module in self.model.modules() if hasattr(module, "rope_deltas")]
+        state = [(module, module.rope_deltas) for module in self._remembering]
         return Prefix(encoded.inputs["input_ids"][0, :length], cache, state)
 
     def _agrees(self, encoded: Encoded, pixels: dict[str, Tensor], length: int) -> bool:
@@ -338,6 +338,11 @@ class Surrogate:
     def _attending(self) -> Sequence[Layer]:
         # Once for a model: adapters come and go inside the attention modules, which stay the same.
         return attending_layers(self.model)
+
+    @cached_property
+    def _remembering(self) -> Sequence[Any]:
+        """Modules that remember in `rope_deltas` where a text goes on behind its image; known once it ran."""
+        return [module for module in self.model.modules() if hasattr(module, "rope_deltas")]
 
     def _cast(self, pixels: dict[str, Tensor]) -> dict[str, Tensor]:
         return {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in pixels.items()}
