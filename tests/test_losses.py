@@ -50,6 +50,20 @@ def test_nothing_to_bind_costs_nothing_and_has_no_gradient() -> None:
     assert gradient.abs().sum() == 0
 
 
+def test_what_a_layer_does_not_see_is_no_target_there() -> None:
+    rows = distributions(2, 1, 5, 0)
+    rows[0, :, :2] = 0  # a sliding window
+    rows.requires_grad_(True)
+    targets = torch.tensor([[[True, True, True, False, False]], [[False, False, True, False, False]]])
+    found = [losses.mass(rows[[0]], target) for target in targets]
+    assert torch.equal(*found)
+    assert torch.equal(*(torch.autograd.grad(loss.sum(), rows)[0] for loss in found))
+    both = (losses.mass(rows[[0]], targets[1]) + losses.mass(rows[[1]], targets[0])) / 2
+    torch.testing.assert_close(losses.mass(rows, targets[0]), both)
+    hidden = torch.tensor([[True, True, False, False, False]])
+    torch.testing.assert_close(losses.mass(rows, hidden), losses.mass(rows[[1]], hidden) / 2)
+
+
 def test_mass_pulls_hardest_where_attention_has_vanished() -> None:
     target = torch.tensor([[True, False]])
     slope = {}
@@ -145,4 +159,7 @@ def test_theorem_51_holds_once_the_clean_mass_is_counted(seed: int) -> None:
     target[:, :3] = True
     shift = losses.routing_shift(clean, protected, target)
     assert (shift.total_variation >= shift.bound - shift.clean_mass - 1e-5).all()
+    protected[0, :, :3] = 0  # a sliding window hides R
+    hidden = losses.routing_shift(clean, protected / protected.sum(-1, keepdim=True), target)
+    assert (hidden.total_variation >= hidden.bound - hidden.clean_mass - 1e-5).all()
     assert losses.routing_shift(clean, clean, target & False).bound.tolist() == [0] * 4

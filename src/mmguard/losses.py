@@ -24,13 +24,14 @@ def mass(rows: Tensor, target: Tensor) -> Tensor:
         target: R, bool `(B, L)`.
 
     Returns:
-        `(B,)`, in nats, 0 at best; exactly 0 where S or R is empty, since there is then nothing to bind.
+        `(B,)`, in nats, 0 at best; exactly 0 where S or R is empty, since there is then nothing to bind. In each layer
+        R is what of it is seen there: what a mask hides (sliding windows) can get no attention.
     """
-    size = target.sum(1)
+    seen = target & (rows > 0)
+    size = seen.sum(-1).clamp_min(1)  # (K, B)
     # No more than keeps the logarithm finite: below a floor there is no gradient, where most is to be gained.
-    surprise = -(rows.clamp_min(torch.finfo(rows.dtype).tiny).log() * target).sum(-1) / size.clamp_min(1)
-    divergence = surprise.mean(0) - size.clamp_min(1).log()
-    return divergence * ((size > 0) & (rows.sum(-1) > 0).all(0))
+    surprise = -(rows.clamp_min(torch.finfo(rows.dtype).tiny).log() * seen).sum(-1) / size
+    return (surprise - size.log()).mean(0)
 
 
 def bridge_path_hijack(
@@ -143,7 +144,8 @@ class RoutingShift:
     """Left side: mean_k TV(Ā_k^p(Ω_y), Ā_k^c(Ω_y))."""
     bound: Tensor
     """Right side: 1 − √(η/2), with η = ℓ_mass(Ω_y → R). At most 1; says nothing where it is negative, and is 0
-    where R is empty."""
+    where R is empty. Of layers that see none of R nothing is sure: η is that of the others, and the bound their share
+    of it."""
     clean_mass: Tensor
     """Mean_k clean attention on R. The theorem takes it to be 0; for image tokens, which exist on clean input too, it
     is not, and only `total_variation ≥ bound − clean_mass` is sure."""
@@ -158,5 +160,6 @@ def routing_shift(clean_rows: Tensor, answer_rows: Tensor, target: Tensor) -> Ro
         target: R, bool `(B, L)`.
     """
     distance = 0.5 * (clean_rows - answer_rows).abs().sum(-1).mean(0)
-    bound = 1 - (mass(answer_rows, target).clamp_min(0) / 2).sqrt()
-    return RoutingShift(distance, bound * target.any(1), (clean_rows * target).sum(-1).mean(0))
+    share = (target & (answer_rows > 0)).any(-1).float().mean(0)  # of the layers
+    eta = mass(answer_rows, target).clamp_min(0) / share.clamp_min(1 / len(answer_rows))
+    return RoutingShift(distance, share * (1 - (eta / 2).sqrt()), (clean_rows * target).sum(-1).mean(0))
