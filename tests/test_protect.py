@@ -487,6 +487,18 @@ def test_ensembles_of_different_tokenizers_sum_their_losses(folder: Path, llava:
         Ensemble([llava, qwen], replace(FAST, weights=(1.0,)))
 
 
+def test_a_surrogate_without_weight_has_no_say_in_the_triggers(folder: Path, llava: Surrogate, qwen: Surrogate) -> None:
+    config = replace(FAST, variant="multimodal")
+    (path, samples), *_ = read_dataset(folder).by_image().items()
+    found = []
+    for surrogates, weights in (([llava], (1.0,)), ([qwen, llava], (0.0, 1.0))):
+        ensemble = Ensemble(surrogates, replace(config, weights=weights))
+        item = start(path, samples, config, llava.admissible_tokens().words)
+        images = [to_unit(item.original())] * len(item.aims)
+        found.append(ensemble.search(item.aims, images, ensemble.references(item.aims, images)))
+    assert found[0] == found[1]
+
+
 def test_every_surrogate_is_adapted_at_the_rate_that_suits_it(
     llava: Surrogate, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

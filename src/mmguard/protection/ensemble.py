@@ -163,8 +163,8 @@ class Ensemble:
     def search(
         self, examples: Sequence[Example], images: Sequence[Tensor], references: Sequence[Reference]
     ) -> list[Trigger]:
-        """A better trigger for every sample: an equal share of the candidates from the gradient of each member, and
-        among them the one whose exact ℓ_prot, over all members, is least (Eq. 19-20).
+        """A better trigger for every sample: an equal share of the candidates from the gradient of each member that has
+        a weight, and among them the one whose exact ℓ_prot, over all members, is least (Eq. 19-20).
 
         Args:
             examples: with their present triggers, which may be empty.
@@ -177,8 +177,10 @@ class Ensemble:
         triggers = [example.trigger for example in examples]
         if not any(triggers):
             return triggers
+        # Those of weight 0 have no say in the loss, and none in what is tried.
+        heard = [pair for pair in zip(self.members, references, strict=True) if pair[0].weight]
         evaluations, scores = [], []
-        for member, reference in zip(self.members, references, strict=True):
+        for member, reference in heard:
             with torch.enable_grad():
                 evaluation = member.objective(examples, images, reference)
                 require_numbers(evaluation.loss)
@@ -188,18 +190,20 @@ class Ensemble:
         return [
             hotflip.search(
                 trigger,
-                self._proposing(example, [mine[row] for mine in scores]),
-                self._exact(example, images[row], evaluations, references, row),
+                self._proposing(example, [member for member, _ in heard], [mine[row] for mine in scores]),
+                self._exact(example, images[row], heard, evaluations, row),
             )
             if trigger
             else trigger
             for row, (example, trigger) in enumerate(zip(examples, triggers, strict=True))
         ]
 
-    def _proposing(self, example: Example, scores: Sequence[Tensor]) -> Callable[[Trigger, int], list[str]]:
-        """The candidates for a slot of one sample's trigger, from the scores of each member, `(slots, V_adm)`."""
-        share = -(-self._config.top_c // len(self.members))
-        vocabularies = [member.surrogate.admissible_tokens().words for member in self.members]
+    def _proposing(
+        self, example: Example, members: Sequence[Member], scores: Sequence[Tensor]
+    ) -> Callable[[Trigger, int], list[str]]:
+        """The candidates for a slot of one sample's trigger, from the scores of some members, `(slots, V_adm)` each."""
+        share = -(-self._config.top_c // len(members))
+        vocabularies = [member.surrogate.admissible_tokens().words for member in members]
 
         def propose(trigger: Trigger, slot: int) -> list[str]:
             likely = None
@@ -213,18 +217,18 @@ class Ensemble:
 
         return propose
 
+    @staticmethod
     def _exact(
-        self,
         example: Example,
         image: Tensor,
+        heard: Sequence[tuple[Member, Reference]],
         evaluations: Sequence[Evaluation],
-        references: Sequence[Reference],
         row: int,
     ) -> Callable[[Sequence[Trigger]], Tensor]:
         """ℓ_prot of one sample as a function of its trigger: every member's exact loss of the same strings."""
         parts = [
             (member.weight, member.objective.exact(example, image, evaluation, reference, row))
-            for member, evaluation, reference in zip(self.members, evaluations, references, strict=True)
+            for (member, reference), evaluation in zip(heard, evaluations, strict=True)
         ]
         return lambda triggers: torch.stack([weight * loss(triggers).cpu() for weight, loss in parts]).sum(0)
 
