@@ -224,9 +224,9 @@ def test_pictures_are_moved_towards_their_decoys(
     aims: set[tuple[str | None, int, str]] = set()
     backward = Ensemble.backward
 
-    def spy(self: Ensemble, examples: Any, images: Any, references: Any) -> None:
+    def spy(self: Ensemble, examples: Any, images: Any, *rest: Any) -> None:
         aims.update((one.question, image.shape[1], one.answer) for one, image in zip(examples, images, strict=True))
-        backward(self, examples, images, references)
+        backward(self, examples, images, *rest)
 
     monkeypatch.setattr(Ensemble, "backward", spy)
     release = protect(folder, [llava], replace(FAST, variant="mislead"), tmp_path / "release")
@@ -431,11 +431,11 @@ def test_a_picture_that_hardly_fits_does_not_slow_down_all_that_follow(
     items = [start(*one, config, ()) for one in (large, *[small] * 10, few)]
     tried: list[tuple[int, bool]] = []
 
-    def tight(self: Objective, examples: Any, images: list[Tensor], reference: Any) -> Any:
+    def tight(self: Objective, examples: Any, images: list[Tensor], *rest: Any) -> Any:
         tried.append((len(examples), self.surrogate.recompute))
         if images[0].shape[1:] == (32, 56) and tried[-1] != (1, True):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        return plain(self, examples, images, reference)
+        return plain(self, examples, images, *rest)
 
     plain = Objective.__call__
     monkeypatch.setattr(Objective, "__call__", tight)
@@ -610,8 +610,8 @@ def broken_objective(monkeypatch: pytest.MonkeyPatch, breaks: Callable[[Any, tup
     """Makes the losses of images of some sizes no number, for surrogates in some state."""
     compute = Objective.__call__
 
-    def call(self: Objective, examples: Any, images: list[Tensor], reference: Any) -> Any:
-        evaluation = compute(self, examples, images, reference)
+    def call(self: Objective, examples: Any, images: list[Tensor], *rest: Any) -> Any:
+        evaluation = compute(self, examples, images, *rest)
         lost = torch.tensor([breaks(self.surrogate.model, tuple(image.shape)) for image in images])
         factor = torch.where(lost, torch.nan, 1.0)
         return replace(evaluation, loss=evaluation.loss * factor)

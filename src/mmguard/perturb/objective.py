@@ -71,15 +71,22 @@ class Objective:
         assert forward.attention is not None
         return Reference(None, forward.attention.answer, encoded.length)
 
-    def __call__(self, examples: Sequence[Example], images: Sequence[Tensor], reference: Reference) -> Evaluation:
+    def __call__(
+        self,
+        examples: Sequence[Example],
+        images: Sequence[Tensor],
+        reference: Reference,
+        encoded: Encoded | None = None,
+    ) -> Evaluation:
         """ℓ_joint of a batch, with the graph to images and embeddings where gradients are enabled.
 
         Args:
             examples: with their triggers.
             images: protected, `[0,1]` float, each `(3, H, W)`.
             reference: of the same samples in the same order.
+            encoded: the examples, where the surrogate encoded them before, with images of the same sizes.
         """
-        encoded = self.surrogate.encode(examples, images)
+        encoded = self.surrogate.encode(examples, images) if encoded is None else encoded
         pixels = self.surrogate.pixels(images)
         forward = self.surrogate.forward(encoded, pixels, self._layers)
         perturbed = self._perturbed(encoded, pixels, reference)

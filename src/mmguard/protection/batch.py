@@ -13,7 +13,7 @@ from mmguard.config import ProtectConfig
 from mmguard.data.images import Picture, load_image
 from mmguard.data.tasks import target_text
 from mmguard.errors import SampleError
-from mmguard.lvlm.prompt import Example
+from mmguard.lvlm.prompt import Encoded, Example
 from mmguard.perturb import image as pgd
 from mmguard.perturb.budget import ImageBudget, apply, to_unit
 from mmguard.perturb.objective import Reference
@@ -250,6 +250,8 @@ class _Part:
     """Number in the batch of each sample's image."""
     examples: list[Example]
     references: list[Reference]
+    encoded: list[Encoded]
+    """The texts as each member of the ensemble reads them."""
 
 
 def _parts(batch: Sequence[Item], originals: Sequence[Tensor], ensemble: Ensemble, size: int) -> list[_Part]:
@@ -258,8 +260,9 @@ def _parts(batch: Sequence[Item], originals: Sequence[Tensor], ensemble: Ensembl
     parts = []
     for start in range(0, len(rows), size):
         owners, examples = zip(*rows[start : start + size], strict=True)
-        references = ensemble.references(examples, [units[k] for k in owners])
-        parts.append(_Part(list(owners), list(examples), references))
+        images = [units[k] for k in owners]
+        references, encoded = ensemble.references(examples, images), ensemble.encoded(examples, images)
+        parts.append(_Part(list(owners), list(examples), references, encoded))
     return parts
 
 
@@ -277,7 +280,8 @@ def _perturb(
 
     def backward(protected: list[Tensor]) -> None:
         for part in parts:
-            ensemble.backward(part.examples, [protected[k] for k in part.owners], part.references)
+            images = [protected[k] for k in part.owners]
+            ensemble.backward(part.examples, images, part.references, part.encoded)
         require_numbers(*(image.grad for image in protected if image.grad is not None))
 
     moved = list(deltas)

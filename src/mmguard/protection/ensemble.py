@@ -13,7 +13,7 @@ from torch import Tensor
 from mmguard.config import ProtectConfig
 from mmguard.errors import ConfigError, SurrogateError
 from mmguard.lvlm.language import LanguageModel
-from mmguard.lvlm.prompt import Example
+from mmguard.lvlm.prompt import Encoded, Example
 from mmguard.lvlm.surrogate import Surrogate
 from mmguard.lvlm.tuning import Adapter, adapted
 from mmguard.lvlm.weights import recommended
@@ -149,14 +149,31 @@ class Ensemble:
         """The clean side of a batch for every member, in its present state."""
         return [member.objective.reference(examples, images) for member in self.members]
 
-    def backward(self, examples: Sequence[Example], images: Sequence[Tensor], references: Sequence[Reference]) -> None:
+    def encoded(self, examples: Sequence[Example], images: Sequence[Tensor]) -> list[Encoded]:
+        """A batch's texts for every member; of the images only their sizes are read."""
+        return [member.surrogate.encode(examples, images) for member in self.members]
+
+    def backward(
+        self,
+        examples: Sequence[Example],
+        images: Sequence[Tensor],
+        references: Sequence[Reference],
+        encoded: Sequence[Encoded] | None = None,
+    ) -> None:
         """Adds the gradient of the batch's summed ℓ_prot to `.grad` of the images, `[0,1]` float `(3, H, W)`.
+
+        Args:
+            examples: with their triggers.
+            images: protected.
+            references: from `references`, of the same samples.
+            encoded: from `encoded`, where that is done; it is the same in every step.
 
         Raises:
             FloatingPointError: a loss is no finite number.
         """
-        for member, reference in zip(self.members, references, strict=True):
-            loss = member.objective(examples, images, reference).loss
+        texts = self.encoded(examples, images) if encoded is None else encoded
+        for member, reference, text in zip(self.members, references, texts, strict=True):
+            loss = member.objective(examples, images, reference, text).loss
             require_numbers(loss)
             (member.weight * loss.sum()).backward()
 
