@@ -33,7 +33,7 @@ def origin(dataset: Dataset, config: ProtectConfig, surrogates: Sequence[str]) -
         SurrogateError: the zoo has no such model.
     """
     models = [*surrogates, config.fluency] if config.fluency else surrogates
-    made_from = {
+    made_from: dict[str, Any] = {
         "config": asdict(config),
         "weights": {name: weights_digest(name) for name in models},
         "data": _data_digest(dataset),
