@@ -212,7 +212,7 @@ LEGEND = (
 def _verdict(report: AuditReport) -> str:
     headline = report.worst_case.headline if report.worst_case else report.headline
     few = any(finding.seeds < MIN_SEEDS for finding in report.findings)
-    untaught = any(finding.status == "untaught" for finding in report.findings)
+    untaught = headline.untaught > 0
     if not report.findings:
         text = "**No result.** No attacker finished, so nothing can be said about this release."
     elif headline.beyond_control is None and headline.brittle:

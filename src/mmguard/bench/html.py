@@ -32,13 +32,14 @@ _POINTS = "points lost beyond the matched control"
 
 def to_html(results: Results) -> str:
     """All of it, as a page that is complete in itself."""
+    means = means_table(results)
     return render(
         "bench.html",
         title=results.bench.title,
         verdict=verdict(results),
         charts=[*_doses(results), *_effects(results)],
-        compared=variants_table(results),
-        means=means_table(results),
+        compared=variants_table(*means),
+        means=means,
         releases=releases_table(results),
         worst=worst_table(results),
         legend=LEGEND,

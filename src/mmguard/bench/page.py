@@ -52,7 +52,7 @@ def means(results: Results) -> str:
     """The headlines: `means_table` and, where attacks were made, `worst_table` under their headings."""
     head, lines = means_table(results)
     parts = ["## Means over attackers that are not brittle"]
-    if (compared := variants_table(results))[1]:
+    if (compared := variants_table(head, lines))[1]:
         parts += ["G, variants side by side:", table(*compared), "In full:"]
     parts.append(table(head, lines) if lines else "No results.")
     if (repeated := releases_table(results))[1]:
@@ -70,13 +70,12 @@ def means_table(results: Results) -> tuple[list[str], list[list[str]]]:
     return _means(results, [(one, report, report.headline) for one, report in finished(results)])
 
 
-def variants_table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Head and lines: G as in `means_table`, variants side by side; no lines where experiments have no groups.
+def variants_table(head: list[str], lines: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """G of `means_table`, whose head and lines are given, variants side by side; nothing where there are no groups.
 
     A cell that no attacker counts for, since all are brittle or none gains anything, is a dash; what was not measured
     is empty.
     """
-    head, lines = means_table(results)
     if "group" not in head:
         return [], []
     variant, value = head.index("variant"), head.index("G")

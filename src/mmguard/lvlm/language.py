@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from mmguard.lvlm.generation import greedy
 from mmguard.lvlm.loading import moved, reading_weights
 from mmguard.lvlm.surrogate import admissible_words
 from mmguard.runtime.devices import require_usable
-from mmguard.runtime.memory import is_out_of_memory, release_memory
+from mmguard.runtime.memory import in_parts, is_out_of_memory
 
 _TOKENS_AT_ONCE = 4096
 """Logits of a batch are this number times the vocabulary: 2.4 GB for 150,000 tokens."""
@@ -65,7 +66,9 @@ class LanguageModel:
         found: list[float | None] = [None] * len(texts)
         usable = [number for number in range(len(texts)) if 2 <= len(ids[number]) <= self._most]
         for batch in _batches(sorted(usable, key=lambda number: len(ids[number])), ids, tokens_at_once):
-            for number, nll in zip(batch, self._fitted([ids[number] for number in batch]), strict=True):
+            with self._memory():
+                nlls = in_parts(self._nll, [ids[number] for number in batch], len(batch))
+            for number, nll in zip(batch, nlls, strict=True):
                 found[number] = math.exp(nll) if nll < 700 else None  # beyond that, no float
         return found
 
@@ -101,35 +104,25 @@ class LanguageModel:
             return_dict=True,
         )
         inputs = {name: prompt[name].to(self._model.device) for name in ("input_ids", "attention_mask")}
-        try:
+        with self._memory():
             (said,) = greedy(self._model, self._tokenizer, inputs, most_tokens, [])
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise self._too_large() from error
         return self._tokenizer.decode(said, skip_special_tokens=True)
 
     def _ids(self, text: str) -> list[int]:
         return [*self._begin, *self._tokenizer.encode(text, add_special_tokens=False)]
 
-    def _too_large(self) -> SurrogateError:
-        return SurrogateError(
-            f"{self.name}: the memory of {self._model.device} is not enough for one text: take a smaller model or "
-            "another device"
-        )
-
-    def _fitted(self, ids: Sequence[Sequence[int]]) -> list[float]:
-        """As `_nll`; where memory is not enough, half of the texts at a time, a quarter…"""
+    @contextmanager
+    def _memory(self) -> Iterator[None]:
+        """Says so where memory is not enough."""
         try:
-            return self._nll(ids)
+            yield
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if len(ids) == 1:
-                raise self._too_large() from error
-        release_memory()
-        half = len(ids) // 2
-        return self._fitted(ids[:half]) + self._fitted(ids[half:])
+            raise SurrogateError(
+                f"{self.name}: the memory of {self._model.device} is not enough for one text: take a smaller model or "
+                "another device"
+            ) from error
 
     def _nll(self, ids: Sequence[Sequence[int]]) -> list[float]:
         """Mean over each text's tokens but the first, in nats."""
