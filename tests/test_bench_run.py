@@ -367,6 +367,32 @@ def test_what_is_there_stays_until_it_is_made_anew(
     assert "bph: OSError: the disk is away" in page
 
 
+def test_attackers_that_fail_now_do_not_replace_what_they_did_before(
+    bench: Bench, fake: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = replace(bench, experiments=bench.experiments[1:2])
+    first = make(one, tmp_path).outcomes[0]
+    real = runs.load_attacker
+
+    def load_attacker(name: str, device: str = "auto") -> SimpleNamespace:
+        if name == "other":
+            raise OSError("the hub is away")
+        return real(name, device)
+
+    monkeypatch.setattr(runs, "load_attacker", load_attacker)
+    for file in (tmp_path / "runs").iterdir():
+        file.unlink()
+    (again,) = make(one, tmp_path).outcomes
+    assert again.report.to_dict() == first.report.to_dict()
+    assert again.failure == "other: zero-shot: OSError: the hub is away"
+    # What was found in spite of the same failure is taken, and so is what has none.
+    (tmp_path / "results.jsonl").unlink()
+    assert [len(outcome.report.failures) for outcome in make(one, tmp_path).outcomes] == [1]
+    assert [outcome.failure for outcome in make(one, tmp_path).outcomes] == [None]
+    monkeypatch.setattr(runs, "load_attacker", real)
+    assert make(one, tmp_path).complete
+
+
 def test_a_release_that_was_tampered_with_is_no_evidence(bench: Bench, fake: list, tmp_path: Path) -> None:
     only = replace(bench, experiments=bench.experiments[1:2])
     folder = tmp_path / make(only, tmp_path).outcomes[0].release["folder"]

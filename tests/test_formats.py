@@ -29,6 +29,7 @@ from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
 from mmguard.errors import DataError, ReleaseError, SampleError
 from mmguard.protection.run import protect
+from mmguard.release.card import configurations
 from mmguard.release.verify import verify
 from mmguard.release.writer import Release, ReleaseWriter
 
@@ -725,13 +726,20 @@ def test_configurations_of_the_same_columns_are_one_dataset_and_told(tmp_path: P
     root = tmp_path / "data"
     for name in ("en", "de"):
         parquet(root / name / "train-00000-of-00001.parquet", [encoded(0)], pa.binary(), [{"text": name}])
-    (root / "README.md").write_text("---\nconfigs:\n- config_name: en\n- config_name: de\n---\nconfig_name: no\n")
+    header = 'configs:\n- config_name: "en"\n- config_name: de  # in German\ndataset_info:\n  config_name: en\n'
+    (root / "README.md").write_text(f"---\n{header}---\nconfig_name: no\n")
     out = tmp_path / "out"
     done = CliRunner().invoke(app, ["protect", str(root), "--variant", "random-noise", "-o", str(out)])
     assert "the configurations en, de: in the release they are one dataset" in done.stdout
     assert datasets.load_dataset(str(out), cache_dir=str(tmp_path / "loaded")).num_rows == {"train": 2}
     parts = ["protect", str(root / "en"), "--variant", "random-noise", "-o", str(tmp_path / "part")]
     assert "the configurations" not in CliRunner().invoke(app, parts).stdout
+
+
+@pytest.mark.parametrize("header", [b"a: [", b"- a list", b"configs: en", b"\xff: 1", b"license: mit"])
+def test_cards_that_list_no_configurations(header: bytes, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_bytes(b"---\n" + header + b"\n---\n")
+    assert configurations(tmp_path / "README.md") == []
 
 
 def test_a_parquet_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,11 +80,12 @@ def run_bench(
             release = _provenance(folder, out)
             plan = _plan(one, folder, releases.made(_model(one, bench)), out, device)
             evidence = carry_out(plan, jobs, progress, [line.evidence for line in lines])
-            outcomes[one] = Outcome(one, release, evidence.report(), evidence=evidence)
+            found = Outcome(one, release, evidence.report(), evidence=evidence)
+            outcomes[one] = _better(found, before.get(one))
         # A benchmark runs for days: whatever ends one experiment, the others can go on.
         except Exception as error:
-            found = before.get(one, Outcome(one, release, None))
-            outcomes[one] = replace(found, failure=f"{type(error).__name__}: {error}")
+            held = before.get(one, Outcome(one, release, None))
+            outcomes[one] = replace(held, failure=f"{type(error).__name__}: {error}")
         results = _results(bench, before | outcomes)
         _write(results, out)
     return results
@@ -96,6 +97,16 @@ def _before(out: Path, bench: Bench) -> dict[Experiment, Line]:
         return known(read_lines(out / "results.jsonl"), bench, failed=True)
     except DataError:  # there is none, or what is there says nothing
         return {}
+
+
+def _better(found: Outcome, before: Outcome | None) -> Outcome:
+    """What was found now; or what there was, where attackers fail now that did not then and whose runs are gone."""
+    if before is None or not (found.evidence and before.evidence):
+        return found
+    new = [one for one in found.evidence.failures if one not in before.evidence.failures]
+    if len(found.evidence.failures) <= len(before.evidence.failures):
+        return found
+    return replace(before, failure="; ".join(f"{one.attacker}: {one.reason}" for one in new))
 
 
 def _results(bench: Bench, outcomes: Mapping[Experiment, Outcome]) -> Results:

@@ -6,10 +6,12 @@ would tell a thief what to undo.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import metadata_load
+from yaml import YAMLError
 
 from mmguard.data.formats.base import Format
 
@@ -98,10 +100,15 @@ def dataset_card(
 
 
 def configurations(card: Path) -> list[str]:
-    """The names of the configurations that a dataset's card lists in its YAML header."""
-    text = card.read_text(encoding="utf-8", errors="replace")
-    header = text.partition("\n---")[0] if text.startswith("---") else ""
-    return list(dict.fromkeys(re.findall(r"config_name: *(.+)", header)))
+    """The names of the configurations that a dataset's card lists in its YAML header; none if it cannot be read."""
+    try:
+        header = metadata_load(card) or {}
+    except (OSError, ValueError, YAMLError):
+        return []
+    listed = [header.get("configs"), header.get("dataset_info")]  # one `dataset_info` may stand without a list
+    parts = [part for many in listed for part in (many if isinstance(many, list) else [many])]
+    named = [part["config_name"] for part in parts if isinstance(part, dict) and "config_name" in part]
+    return list(dict.fromkeys(map(str, named)))
 
 
 def _fields(rows: Sequence[dict[str, Any]], format_: Format, files: Sequence[Path]) -> dict[str, None]:
