@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmguard.auditing.stats import Estimate, Scores, analyse, mean_of_independent
+
+ARMS = {"clean": 0.42, "control": 0.41, "release": 0.36}
 
 
 def _arm(*accuracies: float, items: int = 100) -> np.ndarray:
@@ -239,6 +242,25 @@ def test_mean_over_attackers_and_the_strongest():
     assert headline.beyond_control.value == pytest.approx(0.2)
     assert headline.beyond_control.low < 0.2 < headline.beyond_control.high
     assert headline.strongest == "strong (lora)"
+
+
+def test_a_mean_whose_ends_no_number_tells_is_none():
+    """Each of several marginal attackers may lack a gain in few resamples, and the mean of all in too many."""
+    rng = np.random.default_rng(2)
+
+    def seeds(accuracy: float) -> np.ndarray:
+        each = np.clip(accuracy + rng.normal(0, 0.05, 3), 0, 1)
+        return (rng.random((3, 200)) < each[:, None]).astype(float)
+
+    marginal = [
+        Scores(str(number), "lora", {arm: seeds(at) for arm, at in ARMS.items()}, _arm(0.3, items=200)[0], "control")
+        for number in range(40)
+    ]
+    findings, headline = analyse(marginal, resamples=400)
+    assert all(one.gain_removed is None or np.isfinite(one.gain_removed.low) for one in findings)
+    assert sum(one.gain_removed is not None for one in findings) > 1
+    assert headline.all_gain_removed is None
+    json.dumps(asdict(headline), allow_nan=False)
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

@@ -341,7 +341,7 @@ def test_failures_stay_where_they_are(
     assert [one.attacker for one in results.outcomes[2].report.findings] == ["fake"]
     page = (tmp_path / "results.md").read_text(encoding="utf-8")
     assert "**Not complete**" in page
-    assert "- easy-vqa:train:what:3, bph, eps 8, surrogates" not in page
+    assert "- easy-vqa:train:what:3, bph, eps 8: RuntimeError: no memory" in page
     assert "- easy-vqa:train:what:3, random-noise, eps 4: broken: zero-shot: OSError: no such model" in page
 
 
@@ -365,6 +365,14 @@ def test_what_is_there_stays_until_it_is_made_anew(
     assert not failed.complete
     page = (tmp_path / "results.md").read_text(encoding="utf-8")
     assert "bph: OSError: the disk is away" in page
+
+
+def test_controls_of_pictures_beside_fluent_texts_are_their_own(bench: Bench) -> None:
+    """A setting of one experiment need make no sense with the variant of another."""
+    image, bph = bench.experiments[:2]
+    fluent = replace(bph, protect=replace(PROTECT, variant="bph", fluency="a model"))
+    assert run._model(image, replace(bench, experiments=(fluent, image))) == image
+    assert run._model(image, replace(bench, experiments=(fluent, image, bph))) == bph
 
 
 def test_attackers_that_fail_now_do_not_replace_what_they_did_before(

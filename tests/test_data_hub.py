@@ -164,6 +164,17 @@ def test_one_of_several_configurations(hub: dict[str, Any], tmp_path: Path) -> N
         assert dataset.root == tmp_path / "cache" / "mmguard" / "owner" / "name" / config / "train"
 
 
+def test_numbers_that_json_has_not_are_null(hub: dict[str, Any]) -> None:
+    rows = [
+        {"image": {"bytes": jpeg("red")}, "question": "q", "answer": "a", "score": score, "box": [score, 1.0]}
+        for score in (1.0, float("nan"), float("inf"))
+    ]
+    hub["owner/name"] = {"train": table(rows)}
+    dataset = read_dataset("owner/name", split="train")
+    assert dataset.rejected == []
+    assert [row["box"] for row in dataset.rows] == [[1.0, 1.0], [None, 1.0], [None, 1.0]]
+
+
 def test_unknown_split(hub: dict[str, Any]) -> None:
     hub["owner/name"] = {"train": table([{"question": "q"}])}
     with pytest.raises(DataError, match=r"no split 'val'.*one of \['train'\]"):

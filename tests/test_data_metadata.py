@@ -86,6 +86,17 @@ def test_profiles_in_text_fields_are_found(tmp_path: Path) -> None:
     assert (found.exif, found.xmp, found.iptc, found.text) == (EXIF, odd_pictures.xmp(1), IPTC, ())
 
 
+@pytest.mark.parametrize("name", ["8bim", "APP1"])
+def test_other_profiles_may_hold_previews_and_are_left_out(name: str, tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Title", "a cat")
+    info.add_text(f"Raw profile type {name}", f"\n{name}\n       4\nffd8ffd9\n", zip=True)
+    odd_pictures.picture("RGB").save(tmp_path / "a.png", pnginfo=info)
+    found, notes = read_metadata(tmp_path / "a.png")
+    assert found.text == (("Title", "a cat"),)
+    assert notes == [f"profile type {name} of the PNG file was left out"]
+
+
 def test_what_is_not_read_is_noted(tmp_path: Path) -> None:
     info = PngImagePlugin.PngInfo()
     info.add(b"tIME", bytes((7, 232, 5, 6, 7, 8, 9)))

@@ -712,6 +712,14 @@ def test_the_card_of_parquet_names_the_columns_that_there_are(tmp_path: Path) ->
     assert datasets.load_dataset(str(made.path), cache_dir=str(tmp_path / "loaded")).num_rows == {"dev": 2}
 
 
+def test_shards_that_carry_a_hash_say_their_split(tmp_path: Path) -> None:
+    """As the hub named them until 2023."""
+    for number, part in enumerate(("train", "test")):
+        name = f"{part}-00000-of-00001-6ef3fbb0e1b0d5c{number}.parquet"
+        parquet(tmp_path / "data" / name, [encoded(number)], pa.binary(), [{"text": part}])
+    assert [one.answer for one in read_dataset(tmp_path / "data", split="test").samples] == ["test"]
+
+
 def test_configurations_of_different_columns_are_several_datasets(tmp_path: Path) -> None:
     root = tmp_path / "data"
     for name, row in {"en": {"text": "one"}, "fr": {"text": "un"}, "vqa": {"question": "what?", "answer": "a"}}.items():
@@ -827,6 +835,8 @@ def test_webdataset(tmp_path: Path, lost: int | None) -> None:
         }
     with tarfile.open(tmp_path / "out" / "my-000001.tgz") as tar:
         assert {(info.mtime, info.uname) for info in tar} == {(1234, "me")}
+    header = (tmp_path / "out" / "my-000001.tgz").read_bytes()[:10]
+    assert header[:8] == b"\x1f\x8b\x08\0\0\0\0\0", "neither name nor time, which would make equal releases differ"
     require_round_trip(root, tmp_path / "out", recorded=lost is None)
 
 

@@ -11,6 +11,7 @@ import huggingface_hub
 import pytest
 import torch
 
+from mmguard.errors import ConfigError
 from mmguard.lvlm import choose
 
 
@@ -70,6 +71,7 @@ def test_a_hub_model_fits_the_gpu(gib: float, name: str, monkeypatch: pytest.Mon
         total_memory = int(gib * 2**30)
 
     monkeypatch.setattr(choose, "_source", lambda name: "the hub answers")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Card)
     assert choose.choose_surrogate("cuda").name == name
     assert f"{gib} GiB" in choose.choose_surrogate("cuda").reason
@@ -80,6 +82,7 @@ def test_memory_is_that_of_the_gpu_that_was_asked_for(monkeypatch: pytest.Monkey
         return SimpleNamespace(total_memory=(80, 16)[device.index or 0] * 2**30)
 
     monkeypatch.setattr(choose, "_source", lambda name: "the hub answers")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", card)
     assert choose.choose_surrogate("cuda:0").name == "Qwen/Qwen3-VL-4B-Instruct"
     assert choose.choose_surrogate("cuda:1").name == "Qwen/Qwen3-VL-2B-Instruct"
@@ -90,3 +93,9 @@ def test_without_a_gpu_the_smallest_real_model_is_chosen(monkeypatch: pytest.Mon
     choice = choose.choose_surrogate("cpu")
     assert choice.name == "HuggingFaceTB/SmolVLM-256M-Instruct"
     assert "no GPU" in choice.reason
+
+
+def test_a_gpu_that_is_not_there_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="cuda:1: PyTorch finds 1 CUDA device"):
+        choose.choose_surrogate("cuda:1")

@@ -20,6 +20,7 @@ from mmguard.config import ProtectConfig
 from mmguard.data.readers import read_dataset
 from mmguard.errors import ReleaseError
 from mmguard.protection.run import protect
+from mmguard.release import layout
 from mmguard.release import publish as module
 from mmguard.release.publish import publish
 
@@ -87,6 +88,27 @@ def test_nothing_private_goes_where_others_see_it(release: Path) -> None:
     assert hub.files["me/photos"] == [".gitattributes"]
     hub.private["me/photos"] = True
     publish(release, "me/photos", private=True, api=hub.api)
+    assert sorted(hub.files["me/photos"]) == [".gitattributes", *FILES]
+
+
+def test_originals_are_not_published_by_mistake(release: Path, tmp_path: Path) -> None:
+    """A folder with a README is no release; one that was moved away from its record is, by its card."""
+    originals, hub = tmp_path / "data", Hub()
+    (originals / "README.md").write_text("---\nlicense: mit\n---\nMy pictures.\n")
+    with pytest.raises(ReleaseError, match=r"data: has no record beside it, nor the card .*give the release"):
+        publish(originals, "me/photos", api=hub.api)
+    assert hub.files == {}
+    (release / "README.md").write_text("my own words")  # the record tells
+    publish(release, "me/photos", api=hub.api)
+    shutil.rmtree(layout.record_folder(release))
+    with pytest.raises(ReleaseError, match="has no record beside it"):
+        publish(release, "me/photos", api=hub.api)
+
+
+def test_a_release_far_from_its_record_is_known_by_its_card(release: Path, tmp_path: Path) -> None:
+    hub, moved = Hub(), tmp_path / "elsewhere" / "release"
+    shutil.copytree(release, moved)
+    publish(moved, "me/photos", api=hub.api)
     assert sorted(hub.files["me/photos"]) == [".gitattributes", *FILES]
 
 

@@ -180,16 +180,12 @@ def _model(one: Experiment, bench: Bench) -> Experiment:
     `random-words` for those that change one.
     """
 
-    def as_ours(other: Experiment) -> Experiment:
-        protect = replace(other.protect, variant=one.protect.variant, seed=one.protect.seed)
-        return replace(other, surrogates=one.surrogates, protect=protect)
+    def budget(other: Experiment) -> Any:
+        settings = {key: value for key, value in vars(other.protect).items() if key not in ("variant", "seed")}
+        return other.dataset, other.split, other.limit, settings
 
-    alike = [
-        other
-        for other in bench.experiments
-        if _release(as_ours(other)) == _release(one) and all(layout.budgets(other.protect))
-    ]
-    return alike[0] if alike else one
+    both = (other for other in bench.experiments if all(layout.budgets(other.protect)))
+    return next((other for other in both if budget(other) == budget(one)), one)
 
 
 def _release(one: Experiment) -> tuple[str, str | None, int | None, tuple[str, ...], ProtectConfig]:

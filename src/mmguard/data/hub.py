@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -102,10 +103,19 @@ def _write(folder: Path, rows: Iterable[dict[str, Any]], image: str, split: str)
             if content:  # of several pictures only their number, so that the row is left out for it
                 stored = {"file_name": content if isinstance(content, list) else _store(folder, content)}
             try:
-                line = json.dumps({**stored, **row, **stored, "split": split}, default=plain)
+                line = json.dumps(_strict({**stored, **row, **stored, "split": split}), default=plain)
             except ValueError:  # a second picture, in bytes: left out, too
                 line = json.dumps({"file_name": [None, None], "split": split})
             metadata.write(line + "\n")
+
+
+def _strict(value: Any) -> Any:
+    """The value as JSON can hold it: NaN and infinite numbers, of columns that need not concern us, as null."""
+    if isinstance(value, dict):
+        return {key: _strict(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_strict(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _store(folder: Path, content: dict[str, Any]) -> str:

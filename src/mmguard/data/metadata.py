@@ -238,6 +238,10 @@ def _read(file: Image.Image, path: Path) -> tuple[Metadata, list[str]]:
     info, notes = file.info, []
     text = {str(name): value for name, value in getattr(file, "text", {}).items()}
     profiles = {name: _raw_profile(text.pop(f"Raw profile type {name}", "")) for name in ("exif", "iptc", "xmp")}
+    for name in [name for name in text if name.startswith("Raw profile type ")]:
+        # Such as resources of Photoshop, or EXIF under another name: both hold previews of the unprotected picture.
+        del text[name]
+        notes.append(f"{name.removeprefix('Raw ')} of the PNG file was left out")
     xmp = info.get("xmp") or text.get(_XMP_RESOURCE) or profiles["xmp"]
     text.pop(_XMP_RESOURCE, None)
     if comment := info.get("comment") if file.format != "PNG" else None:

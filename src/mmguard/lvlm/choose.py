@@ -10,7 +10,7 @@ import torch
 
 from mmguard import zoo
 from mmguard.lvlm.weights import hub_commit
-from mmguard.runtime.devices import device_of
+from mmguard.runtime.devices import device_of, require_usable
 
 _HUB_MODELS = (
     # (hub id, GiB of accelerator memory for a protection in bfloat16). The paper's surrogate first. For cards that are
@@ -35,8 +35,11 @@ def choose_surrogate(device: str = "auto") -> Choice:
 
     Args:
         device: `auto`, `cpu`, `cuda`, `cuda:1`…
+
+    Raises:
+        ConfigError: the device is a GPU that is not there.
     """
-    place = device_of(device)
+    place = require_usable(device_of(device))
     on_gpu = place.type == "cuda"
     memory = torch.cuda.get_device_properties(place).total_memory / 2**30 if on_gpu else 0.0
     name = next((name for name, needed in _HUB_MODELS if memory >= needed), _CPU_MODEL)

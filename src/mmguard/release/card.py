@@ -101,14 +101,24 @@ def dataset_card(
 
 def configurations(card: Path) -> list[str]:
     """The names of the configurations that a dataset's card lists in its YAML header; none if it cannot be read."""
-    try:
-        header = metadata_load(card) or {}
-    except (OSError, ValueError, YAMLError):
-        return []
+    header = _header(card)
     listed = [header.get("configs"), header.get("dataset_info")]  # one `dataset_info` may stand without a list
     parts = [part for many in listed for part in (many if isinstance(many, list) else [many])]
     named = [part["config_name"] for part in parts if isinstance(part, dict) and "config_name" in part]
     return list(dict.fromkeys(map(str, named)))
+
+
+def is_dataset_card(card: Path) -> bool:
+    """Whether a README begins as `dataset_card` has it."""
+    return bool(_header(card).get("license_name") == "no-training")
+
+
+def _header(card: Path) -> dict[str, Any]:
+    """The YAML that a card begins with; empty if it cannot be read."""
+    try:
+        return metadata_load(card) or {}
+    except (OSError, ValueError, YAMLError):
+        return {}
 
 
 def _fields(rows: Sequence[dict[str, Any]], format_: Format, files: Sequence[Path]) -> dict[str, None]:

@@ -13,6 +13,7 @@ from mmguard.data.readers import read_dataset
 from mmguard.data.remote import is_url
 from mmguard.errors import DataError, ReleaseError
 from mmguard.release import layout
+from mmguard.release.card import is_dataset_card
 
 _PRIVATE = (layout.RECORD, layout.WARNING, layout.UNFINISHED, layout.DELTAS, layout.LOCK)
 
@@ -113,6 +114,20 @@ def _require_no_others(place: str, others: set[str]) -> None:
         )
 
 
+def _require_release(folder: Path) -> None:
+    """Refuses what may be the originals: a folder with neither a record beside it nor the card of a release."""
+    card = folder / layout.CARD
+    if not card.is_file():
+        raise ReleaseError(
+            f"{folder}: has no {layout.CARD}, so that it is no release: give what `mmguard protect` wrote"
+        )
+    if not (layout.record_folder(folder) / layout.RECORD).is_file() and not is_dataset_card(card):
+        raise ReleaseError(
+            f"{folder}: has no record beside it, nor the card that `mmguard protect` wrote: it may be your originals; "
+            "give the release, beside its record"
+        )
+
+
 def _files(folder: Path) -> list[str]:
     """The files of a release by path, all of which belong to it."""
     if not folder.is_dir():
@@ -122,10 +137,7 @@ def _files(folder: Path) -> list[str]:
         raise ReleaseError(
             f"{private}: is of a private record, which must not be published: give the release beside it"
         )
-    if not (folder / layout.CARD).is_file():
-        raise ReleaseError(
-            f"{folder}: has no {layout.CARD}, so that it is no release: give what `mmguard protect` wrote"
-        )
+    _require_release(folder)
     if (layout.record_folder(folder) / layout.UNFINISHED).exists():
         raise ReleaseError(f"{folder}: is not finished: run `mmguard protect` again")
     try:

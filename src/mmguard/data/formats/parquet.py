@@ -24,7 +24,7 @@ from mmguard.errors import DataError, ReleaseError
 from mmguard.runtime.durable import replacing
 from mmguard.types import Dataset, Rejection
 
-_SHARD = re.compile(r"(\w+?)-\d+-of-\d+|(train|validation|test)")
+_SHARD = re.compile(r"(\w+?)-\d+-of-\d+(?:-[0-9a-f]+)?|(train|validation|test)")
 """Names of shards that say which split they hold."""
 
 _ROWS = 16

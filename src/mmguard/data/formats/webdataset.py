@@ -6,14 +6,17 @@ names and order; others than samples (links, hidden files) are not released.
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mmguard.data.formats.base import Format, Released, by_place, target
 from mmguard.data.formats.contained import content_digest, is_picture, is_safe, unpacked
@@ -79,7 +82,7 @@ def write(dataset: Dataset, released: Sequence[Released], out: Path) -> None:
         plain = file.name.lower().endswith(".tar")
         if all(f"{shard}:{key}" not in kept for key, *_ in _members(file, pictures=False)):
             continue
-        with replacing(target(dataset, file, out)) as partial, tarfile.open(partial, "w" if plain else "w:gz") as tar:
+        with replacing(target(dataset, file, out)) as partial, _tar(partial, plain) as tar:
             for key, ext, member, content in _members(file, pictures=True):
                 if (one := kept.get(f"{shard}:{key}")) is None or content is None:
                     continue
@@ -90,6 +93,16 @@ def write(dataset: Dataset, released: Sequence[Released], out: Path) -> None:
                 member.size = len(content)
                 member.pax_headers = {}  # what is needed is written anew; the rest may say or show anything
                 tar.addfile(member, io.BytesIO(content))
+
+
+@contextmanager
+def _tar(path: Path, plain: bool) -> Iterator[tarfile.TarFile]:
+    """A tar file to write; compressed, its header tells neither time nor name, so that equal releases are equal."""
+    with ExitStack() as stack:
+        stream: Any = stack.enter_context(path.open("wb"))
+        if not plain:
+            stream = stack.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=stream, mtime=0))
+        yield stack.enter_context(tarfile.open(fileobj=stream, mode="w"))
 
 
 def _members(file: Path, pictures: bool) -> Iterator[tuple[str, str, tarfile.TarInfo, bytes | None]]:
