@@ -26,6 +26,7 @@ import psutil
 import pytest
 import torch
 from PIL import Image
+from rich.progress import Progress
 from torch import Tensor
 from tqdm import tqdm
 
@@ -36,13 +37,13 @@ from mmguard.data.images import load_image
 from mmguard.data.readers import read_dataset
 from mmguard.errors import ReleaseError, SampleError
 from mmguard.lvlm.surrogate import Surrogate
-from mmguard.protection import engine, journal, prepare, run
+from mmguard.protection import engine, journal, loop, prepare, run
 from mmguard.protection.ensemble import Ensemble
 from mmguard.protection.prepare import begin
 from mmguard.protection.run import protect
 from mmguard.release import layout, writer
 from mmguard.release.verify import verify
-from mmguard.runtime import durable
+from mmguard.runtime import durable, progress
 
 CONFIG = ProtectConfig(rounds=2, inner_steps=2, pgd_steps=2, top_c=4, trigger_words=2, batch_size=2)
 BATCHES, WRITES = 3, 2 * (1 + 3)
@@ -119,6 +120,26 @@ def test_a_crash_at_any_step_changes_nothing(
     assert verify(release.path, data).ok
     kept = [write for write in range(1, WRITES + 1) if (write - 1) % (BATCHES + 1)]  # the others are adapters
     assert len(protected) == sum(write > number - before for write in kept)
+
+
+def test_earlier_work_does_not_count_as_done_in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told batch by batch it would: of 300 seconds a batch, minutes would remain of days."""
+    now = 0.0
+    monkeypatch.setattr(loop, "workload", lambda group, config: {"Perturbing": len(group)})
+    made: list[Progress] = []
+
+    def bars(*columns: Any, **options: Any) -> Progress:
+        made.append(Progress(*columns, **options, get_time=lambda: now))
+        return made[0]
+
+    monkeypatch.setattr(progress, "Progress", bars)
+    with progress.stages({"Adapting": 9, "Perturbing": 1500}, lambda share, name: None) as advance:
+        loop._tell_of_earlier([1] * 400 + [0] * 100, [[None]] * 500, 2, CONFIG, advance)
+        for _ in range(2):
+            now += 300
+            advance("Perturbing", 1)
+    (perturbing,) = (task for task in made[0].tasks if task.description == "Perturbing")
+    assert perturbing.time_remaining == pytest.approx(300 * (1500 - 402))
 
 
 def test_a_crash_in_a_resumed_run_and_while_pictures_are_written(

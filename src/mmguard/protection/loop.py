@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -107,11 +108,15 @@ def work(items: Sequence[Item], config: ProtectConfig) -> dict[Stage, int]:
 def _tell_of_earlier(
     through: Sequence[int], groups: Sequence[Sequence[Item]], steps: int, config: ProtectConfig, advance: Advance
 ) -> None:
-    """Tells of the rounds that batches are through from an earlier run."""
-    advance("Adapting", min(through) * (steps + 1))
+    """Tells of the rounds that batches are through from an earlier run.
+
+    Of each stage at once: the first that a bar is told is where it begins, and says nothing of its speed.
+    """
+    earlier: Counter[Stage] = Counter({"Adapting": min(through) * (steps + 1)})
     for rounds, group in zip(through, groups, strict=True):
-        for stage, images in workload(group, config).items():
-            advance(stage, rounds * images)
+        earlier.update({stage: rounds * images for stage, images in workload(group, config).items()})
+    for stage, amount in earlier.items():
+        advance(stage, amount)
 
 
 def inner_steps(items: Sequence[Item], config: ProtectConfig) -> int:
