@@ -421,7 +421,8 @@ def _headline(kept: Sequence[_Kept]) -> Headline:
 def _mean(parts: Sequence[_Drawn | None]) -> Estimate | None:
     """The mean over attackers; none where too many resamples lack a share, each of another attacker."""
     there = [one for one in parts if one is not None]
+    if not there:
+        return None
     with np.errstate(invalid="ignore"):  # an infinite share of either sign: what they have in the mean is no number
-        if not there or not np.isfinite(_middle(np.mean([one.draws for one in there], axis=0))).all():
-            return None
-    return _estimate(there)
+        mean = _estimate(there)
+    return mean if np.isfinite((mean.low, mean.high)).all() else None

@@ -103,9 +103,9 @@ def _better(found: Outcome, before: Outcome | None) -> Outcome:
     """What was found now; or what there was, where attackers fail now that did not then and whose runs are gone."""
     if before is None or not (found.evidence and before.evidence):
         return found
-    new = [one for one in found.evidence.failures if one not in before.evidence.failures]
     if len(found.evidence.failures) <= len(before.evidence.failures):
         return found
+    new = (one for one in found.evidence.failures if one not in before.evidence.failures)
     return replace(before, failure="; ".join(f"{one.attacker}: {one.reason}" for one in new))
 
 

@@ -23,10 +23,13 @@ which settings, and the hashes of the original files. Whoever has it can undo mu
 Keep it: `mmguard verify` reads it. Publish only the folder beside it.
 """
 
+_LICENSE = "no-training"
+"""What the card of a release calls its license, by which it is known."""
+
 _CARD = """\
 ---
 license: other
-license_name: no-training
+license_name: {license}
 task_categories:
 - {task}
 size_categories:
@@ -87,6 +90,7 @@ def dataset_card(
     patterns = _patterns(rows, format_, files)
     split = "train" if "train" in patterns else next(iter(patterns), None)
     return _CARD.format(
+        license=_LICENSE,
         task="image-to-text" if captions else "visual-question-answering",
         size=next((name for bound, name in _SIZES if samples < bound), "n>10M"),
         configs="".join([_CONFIGS, *(_DATA_FILES.format(split=s, pattern=p) for s, p in patterns.items())])
@@ -110,7 +114,7 @@ def configurations(card: Path) -> list[str]:
 
 def is_dataset_card(card: Path) -> bool:
     """Whether a README begins as `dataset_card` has it."""
-    return bool(_header(card).get("license_name") == "no-training")
+    return bool(_header(card).get("license_name") == _LICENSE)
 
 
 def _header(card: Path) -> dict[str, Any]:
