@@ -13,7 +13,7 @@ from mmguard.auditing.attacks import SHORTHANDS, attack_named, families, resolve
 from mmguard.auditing.report import NOT_TESTED, not_tested
 from mmguard.errors import ConfigError
 
-CODE = "b3314018a699aefbd20dbc4c87ad99a94909ce06d86c5221f187b5e777da9362"
+CODE = "4672bf28940166876106c4eee53f07038de1e329ec3472add33878bd2cdc2467"
 """Of the modules that decide what an attack does."""
 
 

@@ -104,6 +104,9 @@ def colored(tmp_path_factory) -> list[Row]:
     return made
 
 
+EVERY = np.full(1000, True)
+
+
 def _judge(**more) -> Judge:
     config = replace(CONFIG, **more)
     return Judge(str(tiny.built("llava")), "lora", config, seed=0, device="cpu", store=ImageStore())
@@ -265,7 +268,7 @@ def test_a_mixture_that_fails_costs_itself_only(toy, fake, monkeypatch) -> None:
 def test_a_filter_leaves_the_others_again_and_again_and_its_auc_is_right() -> None:
     rows = [Row(str(number), Path("x"), "", "") for number in range(6)]
     suspicion = np.array([0.1, 0.9, np.nan, 0.2, 0.5, 0.3])
-    left, sifted = sift(rows, suspicion, most(suspicion, 34), clean=[0, 2, 4])
+    left, sifted = sift(rows, suspicion, most(suspicion, 34, EVERY[:6]), clean=[0, 2, 4])
     assert [row.id for row in left] == ["0", "2", "3", "5", "0", "2"]
     assert sifted.dropped == pytest.approx(1 / 3)
     assert sifted.auc == pytest.approx(4 / 6)  # 1, 3, 5 against 0 and 4; what is known does not count
@@ -288,8 +291,27 @@ def test_which_samples_look_more_suspicious_does_not_matter_and_seeds_that_diffe
 
 def test_losses_are_unusual_on_both_sides() -> None:
     losses = np.array([1.0, 1.1, 0.9, 1.0, 0.01, 1.2, 0.8, 100.0, 1.0, 1.0])
-    assert np.flatnonzero(most(unusual(losses), 20)).tolist() == [4, 7]
-    assert np.isfinite(unusual(np.zeros(3))).all()
+    assert np.flatnonzero(most(unusual(losses, EVERY[:10]), 20, EVERY[:10])).tolist() == [4, 7]
+    assert np.isfinite(unusual(np.zeros(3), EVERY[:3])).all()
+
+
+@pytest.mark.parametrize("judge", ["loss", "feature"])
+def test_a_thief_takes_its_own_samples_for_usual_and_keeps_them(monkeypatch, judge: str) -> None:
+    """Protected samples are the majority, and alike."""
+    own = {3, 8, 14, 19}
+    rng = np.random.default_rng(0)
+    losses = np.where(np.isin(np.arange(20), list(own)), 1.0, 0.05) * rng.uniform(0.9, 1.1, 20)
+    monkeypatch.setattr(Judge, "_losses", lambda self, data: losses)
+    monkeypatch.setattr(Judge, "_features", lambda self, data: losses[:, None])
+    data = [Row(str(number), Path("x"), "", "") for number in range(20)]
+    selection = attack_named(f"mix-20+{judge}-filter-50").selection
+    drop = _judge().of(data, selection, own, {})[1]
+    assert drop.sum() == 8, "half of the sixteen that are not its own"
+    assert not drop[list(own)].any()
+    losses[[0, 5]] = 1.0  # a protection that failed
+    drop = _judge().of(data, replace(selection, drop_percent=88), own, {})[1]
+    assert np.flatnonzero(~drop).tolist() == sorted({0, 5} | own), "what is like its own is kept before others"
+    assert _judge().of(data, selection, {3}, {})[1].sum() == round(19 / 2), "one sample says what is usual of nothing"
 
 
 def test_the_loss_filter_finds_planted_answers(colored) -> None:
@@ -297,7 +319,7 @@ def test_the_loss_filter_finds_planted_answers(colored) -> None:
     planted = {3, 10}
     data = [replace(row, target="green" if number in planted else row.target) for number, row in enumerate(colored)]
     selection = attack_named("loss-filter-12").selection
-    suspicion, drop = _judge(epochs=50).of(data, selection, {})
+    suspicion, drop = _judge(epochs=50).of(data, selection, (), {})
     assert roc_auc_score([number not in planted for number in range(16)], suspicion) == 1, "their losses are high"
     assert set(np.flatnonzero(drop)) == planted
 
@@ -335,16 +357,22 @@ def test_features_far_from_all_others_are_outliers() -> None:
     found = np.random.default_rng(0).normal(size=(60, 8))
     planted = np.arange(60) % 20 == 0
     found[planted] += 8 * np.eye(8)[:3]
-    distance = neighbour_distance(found)
+    distance = neighbour_distance(found, EVERY[:60])
     assert distance.shape == (60,)
     assert roc_auc_score(planted, distance) == 1
-    assert neighbour_distance(found[:3]).shape == (3,)
+    assert neighbour_distance(found[:3], EVERY[:3]).shape == (3,)
+
+
+def test_neighbours_are_looked_for_among_some_and_no_sample_is_its_own() -> None:
+    found = np.array([0.0, 1.0, 3.0, 10.0])[:, None]
+    distance = neighbour_distance(found, np.array([True, True, False, True])) * found.std()
+    assert distance == pytest.approx([(1 + 10) / 2, (1 + 9) / 2, (2 + 3) / 2, (9 + 10) / 2])
 
 
 def test_the_feature_filter_finds_planted_images(colored, tmp_path) -> None:
     Image.new("RGB", (32, 32), "lime").save(tmp_path / "odd.png")
     data = [*colored, replace(colored[0], image=tmp_path / "odd.png")]
-    _, drop = _judge().of(data, attack_named("feature-filter-6").selection, {})
+    _, drop = _judge().of(data, attack_named("feature-filter-6").selection, (), {})
     assert np.flatnonzero(drop).tolist() == [16]
 
 
@@ -358,7 +386,7 @@ def test_the_detector_finds_what_it_learned_from_leaked_samples(colored) -> None
     clean = [0, 1, 4, 5, 8, 9, 12, 13]
     data = [row if number in clean else protected(number) for number, row in enumerate(colored)]
     leaked = {place: protected(place) for place in clean[:4]}
-    suspicion, drop = _judge().of(data, attack_named("mix-50+leaked-detector-4").selection, leaked)
+    suspicion, drop = _judge().of(data, attack_named("mix-50+leaked-detector-4").selection, clean, leaked)
     assert np.flatnonzero(np.isnan(suspicion)).tolist() == clean[:4]
     assert not drop[clean[:4]].any()
     _, sifted = sift(data, suspicion, drop, clean)
@@ -407,7 +435,8 @@ def test_filters_in_an_audit(toy, tmp_path, monkeypatch) -> None:
     assert set(made) == {
         (attack, arm) for attack in attacks for arm in ("clean", "release", "control")
     } - {("mix-50+leaked-detector-3", "clean")}  # nothing to detect  # fmt: skip
-    assert {one.dropped for (attack, _), one in made.items() if "-filter-" in attack} == {0.25}
+    # A quarter of the three samples that are not the thief's own, of six.
+    assert {one.dropped for (attack, _), one in made.items() if "-filter-" in attack} == {1 / 6}
     assert {key for key, one in made.items() if one.auc is None} == {
         *((attack, "clean") for attack in attacks[:2]), *(("dedup", arm) for arm in ("release", "control")),
     }  # fmt: skip
@@ -440,9 +469,9 @@ def test_filters_in_reports() -> None:
 
 
 def test_the_worst_case_draws_on_all_of_the_suite_but_its_mixture(toy, fake, monkeypatch) -> None:
-    def of(self, data, selection, leaked):
+    def of(self, data, selection, own, leaked):
         suspicion = np.arange(len(data), dtype=float)
-        return suspicion, most(suspicion, selection.drop_percent)
+        return suspicion, most(suspicion, selection.drop_percent, EVERY[: len(data)])
 
     monkeypatch.setattr(Judge, "of", of)
     report = _audit(toy, "suite", seeds=3)

@@ -43,16 +43,21 @@ def features(attacker: Attacker, data: Sequence[Row], store: ImageStore) -> Floa
     return torch.stack(found).double().cpu().numpy()
 
 
-def neighbour_distance(found: FloatArray) -> FloatArray:
-    """Mean distance of each sample to its ten nearest neighbours, all features scaled alike.
+def neighbour_distance(found: FloatArray, among: BoolArray) -> FloatArray:
+    """Mean distance of each sample to its ten nearest neighbours, itself not counted, all features scaled alike.
 
-    Shape:
-        `(N, D)` to `(N,)`.
+    Args:
+        found: features of the samples. Shape: `(N, D)`.
+        among: which samples count as neighbours; two or more. Shape: `(N,)`.
+
+    Returns:
+        Shape: `(N,)`.
     """
     scaled = StandardScaler().fit_transform(found)
-    nearest = NearestNeighbors(n_neighbors=min(_NEIGHBOURS, len(found) - 1)).fit(scaled)
-    distances, _ = nearest.kneighbors()  # without the sample itself
-    return distances.mean(axis=1)
+    number = min(_NEIGHBOURS, int(among.sum()) - 1)
+    distances, _ = NearestNeighbors(n_neighbors=number + 1).fit(scaled[among]).kneighbors(scaled)
+    # Those among whom it is looked for find themselves first.
+    return np.where(among[:, None], distances[:, 1:], distances[:, :-1]).mean(axis=1)
 
 
 def protected_chance(found: FloatArray, clean: FloatArray, protected: FloatArray) -> FloatArray:

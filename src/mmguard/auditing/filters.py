@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,12 +30,16 @@ class Judge:
     device: str
     store: ImageStore
 
-    def of(self, data: Sequence[Row], selection: Selection, leaked: Mapping[int, Row]) -> tuple[FloatArray, BoolArray]:
+    def of(
+        self, data: Sequence[Row], selection: Selection, own: Collection[int], leaked: Mapping[int, Row]
+    ) -> tuple[FloatArray, BoolArray]:
         """What a filter makes of training data.
 
         Args:
             data: one row a sample.
             selection: by what samples are judged, and how many are dropped.
+            own: places in `data` of the thief's own clean samples: by loss and features the others are compared with
+                them, and none of them is dropped.
             leaked: for a learned detector: places in `data` of known clean samples, each with its protected version.
 
         Returns:
@@ -50,13 +54,15 @@ class Judge:
             suspicion = protected_chance(found, found[known], self._features(list(leaked.values())))
             suspicion[known] = np.nan
             return suspicion, suspicion > 0.5
+        trusted = np.isin(np.arange(len(data)), list(own))
+        usual = trusted if trusted.sum() > 1 else np.full(len(data), True)  # one sample has no neighbours
         if selection.judge == "features":
-            suspicion = neighbour_distance(self._features(data))
-            return suspicion, most(suspicion, selection.drop_percent)
+            suspicion = neighbour_distance(self._features(data), usual)
+            return suspicion, most(suspicion, selection.drop_percent, ~trusted)
         losses = self._losses(data)
         # How unusual a loss is goes up both ways from the median: it would not tell two groups apart that lie on
         # either side of it.
-        return -losses, most(unusual(losses), selection.drop_percent)
+        return -losses, most(unusual(losses, usual), selection.drop_percent, ~trusted)
 
     def _features(self, data: Sequence[Row]) -> FloatArray:
         return features(load_attacker(self.attacker, self.device), data, self.store)
@@ -71,21 +77,25 @@ class Judge:
         return sample_losses(warm, data, self.store)
 
 
-def unusual(losses: FloatArray) -> FloatArray:
+def unusual(losses: FloatArray, usual: BoolArray) -> FloatArray:
     """How far each loss is from the usual, up or down: protections drive losses down, or (-Max) up.
 
     Losses are compared as logarithms, since their distribution is skewed and both tails shall count.
+
+    Args:
+        losses: of each sample, in nats a token. Shape: `(N,)`.
+        usual: whose median is the usual. Shape: `(N,)`.
 
     Returns:
         Distance of the logarithm from the median. Shape: `(N,)`.
     """
     logarithms = np.log(losses + 1e-6)
-    return np.abs(logarithms - np.median(logarithms))
+    return np.abs(logarithms - np.median(logarithms[usual]))
 
 
-def most(suspicion: FloatArray, percent: int) -> BoolArray:
-    """Which samples are the most suspicious, so many percent of all. Shape: `(N,)`."""
-    worst = np.argsort(-suspicion, kind="stable")[: round(len(suspicion) * percent / 100)]
+def most(suspicion: FloatArray, percent: int, judged: BoolArray) -> BoolArray:
+    """Which samples are the most suspicious, so many percent of those that are judged. Shape of all: `(N,)`."""
+    worst = np.argsort(np.where(judged, -suspicion, np.inf), kind="stable")[: round(judged.sum() * percent / 100)]
     return np.isin(np.arange(len(suspicion)), worst)
 
 

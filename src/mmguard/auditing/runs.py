@@ -179,7 +179,7 @@ class Runner:
             return data, None
         judge = Judge(run.attacker, run.recipe, self.config, run.seed, self.device, store)
         leaked = {place: stolen[place] for place in clean[: selection.leaked]}
-        suspicion, drop = judge.of(data, selection, leaked)
+        suspicion, drop = judge.of(data, selection, clean, leaked)
         return sift(data, suspicion, drop, range(len(data)) if run.arm == "clean" else clean)
 
     def describe(self, run: Run) -> dict[str, Any]:
@@ -223,6 +223,8 @@ class Runner:
             description["attack weights"] = {name: self.weights_digest(name) for name in attack.models}
         if attack.selection.clean_percent is not None:
             description["clean data"] = self.data_digest("clean")
+            if attack.selection.judge in ("loss", "features"):  # runs from before took all of the data for usual
+                description["usual"] = "clean data"
         return description
 
     def weights_digest(self, model: str) -> str | None:

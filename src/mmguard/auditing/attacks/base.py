@@ -28,7 +28,7 @@ class Selection:
     judge: Literal["loss", "features", "duplicates", "leaked"] | None = None
     """By what samples are dropped; None for no filter."""
     drop_percent: int = 0
-    """Share of the samples that is dropped by `loss` and `features`."""
+    """Share of the samples, without the thief's own clean ones, that is dropped by `loss` and `features`."""
     leaked: int = 0
     """Number of samples that `leaked` learned from in both versions."""
 

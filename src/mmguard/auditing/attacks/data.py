@@ -4,12 +4,14 @@
 |---|---|
 | `mix-P` | P percent of the samples are clean ones of the owner, the others are released |
 | `loss-filter-F` | not the F percent whose loss after a short warm-up is the most unusual, low or high |
-| `feature-filter-F` | not the F percent whose features are the farthest from their nearest neighbours' |
+| `feature-filter-F` | not the F percent whose features are the farthest from their nearest neighbours |
 | `dedup` | one of all samples with nearly the same image and question, and the same answer |
 | `leaked-detector-N` | what a classifier takes for clean that learned from N clean samples and their released forms |
 
 A filter may clean a mixture, `mix-50+loss-filter-20`: only there is something to be told apart, and the detector works
-nowhere else. Every attacker takes as many steps as without an attack: what is left is repeated.
+nowhere else. By loss and features the released samples are compared with the clean ones then, which the thief knows
+for its own and keeps, and F is the percentage of the released ones. Every attacker takes as many steps as without an
+attack: what is left is repeated.
 """
 
 from __future__ import annotations
