@@ -111,8 +111,9 @@ def test_an_answer_is_not_taken_for_what_the_template_writes_around_it(models):
     template = processor.chat_template
     processor.chat_template = template.replace("{{ message['content'] }}", "<think></think>\n{{ message['content'] }}")
     assert processor.chat_template != template
-    said = render(processor, "is it?", "k")[1]
-    assert said.startswith("<think></think>\nk")
+    prompt, said = render(processor, "is it?", "k")
+    assert said.startswith("\nk")
+    assert prompt.endswith("<think></think>"), "which nobody learns, and no answer is scored with"
 
 
 def test_a_beginning_that_the_template_omits_is_added(models):

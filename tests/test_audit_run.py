@@ -117,6 +117,16 @@ def test_a_plan_that_is_only_looked_at_tries_no_attack(toy, monkeypatch):
     assert plan_audit(toy.release, toy.original, toy.test, ["fake"], config, device="cpu").runs
 
 
+@pytest.mark.parametrize(("words", "tokens"), [(1, 32), (20, 80), (200, 256)])
+def test_answers_may_be_as_long_as_those_of_the_test(toy, words, tokens):
+    path = toy.test / "metadata.jsonl"
+    path.write_text(path.read_text().replace('"red"', json.dumps(" ".join(["crimson"] * words))))
+    config = replace(CONFIG, max_new_tokens=32)
+    plan = plan_audit(toy.release, toy.original, toy.test, ["fake"], config, device="cpu")
+    assert plan.runner.config.max_new_tokens == pytest.approx(tokens, abs=1)
+    assert plan.provenance["config"]["max_new_tokens"] == plan.runner.config.max_new_tokens
+
+
 def test_end_to_end(toy, model, capfd):
     before = {path: path.read_bytes() for path in toy.release.rglob("*") if path.is_file()}
     report = _audit(toy, [model], out=None)

@@ -294,7 +294,8 @@ class AuditConfig:
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises; it then falls as a cosine."""
     max_new_tokens: int = 32
-    """Longest greedy answer: answers of DocVQA are names, dates and addresses."""
+    """Longest greedy answer, where the test has none that is longer: answers of DocVQA are names, dates and addresses;
+    captions, and replies in conversations, may have up to 256 tokens."""
     max_pixels: int = 768 * 768
     """Larger pictures are shrunk to so many pixels before an attacker sees them, as trainers commonly do (0 for no
     limit)."""

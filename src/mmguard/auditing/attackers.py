@@ -274,9 +274,9 @@ def _change_training(
 def render(processor: Any, text: str, target: str) -> tuple[str, str]:
     """The prompt and the completion of one exchange, by the model's own chat template.
 
-    The completion is the answer with the token that ends the turn, and no more: some templates go on with a
-    line break (which nobody needs to learn), others (LLaVA 1.5) never end the turn (and the model would never
-    stop).
+    The completion is the answer with the token that ends the turn, and no more: some templates open it with an empty
+    thought (which is the prompt's), some go on with a line break (which nobody needs to learn), others (LLaVA 1.5)
+    never end the turn (and the model would never stop).
 
     Args:
         processor: of the model.
@@ -298,10 +298,13 @@ def render(processor: Any, text: str, target: str) -> tuple[str, str]:
     before, shown, after = both[len(prompt) :].partition(ANSWER)
     if not shown:
         raise SurrogateError(f"{type(processor).__name__}: its chat template does not show the assistant's answer")
-    said, rest = before + target.strip(), after.lstrip()
+    # What a template opens every answer with, such as an empty thought, is no part of it: neither learned nor scored.
+    opening = before.rstrip()
+    said, rest = before.removeprefix(opening) + target.strip(), after.lstrip()
     ends = sorted(processor.tokenizer.all_special_tokens, key=len, reverse=True)
     end = next((token for token in ends if rest.startswith(token)), processor.tokenizer.eos_token or "")
-    return _begin(processor.tokenizer) * (not prompt.startswith(_begin(processor.tokenizer))) + prompt, said + end
+    begin = _begin(processor.tokenizer)
+    return begin * (not prompt.startswith(begin)) + prompt + opening, said + end
 
 
 def examples(attacker: Attacker, rows: Sequence[Row], store: ImageStore) -> Iterator[dict[str, torch.Tensor]]:

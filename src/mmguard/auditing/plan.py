@@ -42,6 +42,8 @@ from mmguard.types import Dataset, Rejection, Sample
 _LISTED = 5
 """Files that a warning names."""
 
+_PATIENCE = 256
+"""Tokens of an answer, at most: a model that has not learned to stop is not waited for longer."""
 
 _FEW = 0.1
 """The share of questions of which an attack on texts is to change one, or it is not worth its name."""
@@ -154,6 +156,7 @@ def plan_audit(
     samples, groups, test_digest, warnings = _clean_test(
         read_dataset(test, test_split, test_limit, part="test"), pairing, names, config.max_pixels
     )
+    config = replace(config, max_new_tokens=max(config.max_new_tokens, min(_longest(samples), _PATIENCE)))
     validation = [sample for sample, chosen in zip(samples, choosing_half(groups), strict=True) if chosen]
     if not validation and any(attack_named(name).training.keep_best for name in attacks):
         raise DataError(f"{test}: early-stop validates on one half of the test images: give at least 2")
@@ -310,6 +313,11 @@ def _clean_test(
     number = {pixels: place for place, pixels in enumerate(dict.fromkeys(digests.values()))}
     groups = [number[digests[sample.image]] for sample in samples]
     return samples, groups, digest([_content(sample, digests) for sample in samples]), warnings
+
+
+def _longest(samples: Sequence[Sample]) -> int:
+    """How many tokens the longest right answer has, at most: of most tokenizers less than one for two bytes."""
+    return max(len(answer.encode()) for sample in samples for answer in (sample.answer, *sample.answers)) // 2
 
 
 def _listed(reasons: Sequence[str]) -> str:
