@@ -119,6 +119,14 @@ def test_align_skips_the_inserted_tokens() -> None:
     torch.testing.assert_close(aligned[0, 1], torch.tensor([0.5, 0.1, 0.1, 0, 0.1, 0.2, 0]))
 
 
+def test_align_counts_a_token_once_that_the_trigger_splits() -> None:
+    """Clean: what, `?\\n`, A, B. Protected: what, `?`, two inserted tokens, `\\n`, A, B."""
+    clean = torch.tensor([[[0.1, 0.4, 0.2, 0.3]]])
+    trigger = torch.tensor([[False, False, True, True, False, False, False]])
+    aligned = losses.align(clean, torch.tensor([3]), trigger)
+    torch.testing.assert_close(aligned[0, 0], torch.tensor([0.1, 0.4, 0, 0, 0, 0.2, 0.3]))
+
+
 @given(tau=st.floats(0.01, 1.0), tokens=st.integers(1, 100), seed=st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
 def test_perturbed_tokens_are_the_largest_share(tau: float, tokens: int, seed: int) -> None:

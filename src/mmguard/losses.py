@@ -82,7 +82,8 @@ def contrastive_routing_shift(clean_rows: Tensor, answer_rows: Tensor) -> Tensor
 def align(clean_rows: Tensor, grown: Tensor, trigger: Tensor) -> Tensor:
     """Attention of the clean sequence, laid out on the positions of the protected one (below Eq. 29).
 
-    The two differ by the inserted tokens, which get no mass.
+    The two differ by the inserted tokens, which get no mass, and by a token of the clean sequence that they split in
+    two (`?` and a line break): its mass stays with the part before them.
 
     Args:
         clean_rows: `(K, B, L_clean)`, zero in the padding.
@@ -94,8 +95,9 @@ def align(clean_rows: Tensor, grown: Tensor, trigger: Tensor) -> Tensor:
     """
     positions = torch.arange(trigger.shape[1], device=trigger.device).expand_as(trigger)
     behind = trigger.cumsum(1) > 0
+    start = (~behind).sum(1, keepdim=True)
     source = positions - behind * grown[:, None]
-    real = ~trigger & (source >= 0) & (source < clean_rows.shape[-1])
+    real = ~trigger & (~behind | (source >= start)) & (source < clean_rows.shape[-1])
     index = source.clamp(0, clean_rows.shape[-1] - 1).expand(clean_rows.shape[0], -1, -1)
     return clean_rows.gather(2, index) * real
 

@@ -16,13 +16,13 @@ from mmguard.types import Dataset
 
 _PACKAGES = ("mmguard", "torch", "torchvision", "transformers", "peft")
 
-RELEASE_REVISION = 1
+RELEASE_REVISION = 2
 """Of the code of protections: raised when a change alters what comes of one, so that releases from before, finished or
-not, are not taken for the same. Records that do not name it are of revision 1."""
+not, are not taken for the same."""
 
 
 def origin(dataset: Dataset, config: ProtectConfig, surrogates: Sequence[str]) -> dict[str, Any]:
-    """Settings, weights, data, versions and revision, ready for JSON.
+    """Settings, surrogates in their order, weights, data, versions and revision, ready for JSON.
 
     Args:
         dataset: the owner's data.
@@ -35,12 +35,12 @@ def origin(dataset: Dataset, config: ProtectConfig, surrogates: Sequence[str]) -
     models = [*surrogates, config.fluency] if config.fluency else surrogates
     made_from: dict[str, Any] = {
         "config": asdict(config),
+        "surrogates": list(surrogates),
         "weights": {name: weights_digest(name) for name in models},
         "data": _data_digest(dataset),
         "versions": versions(*_PACKAGES),
+        "revision": RELEASE_REVISION,
     }
-    if RELEASE_REVISION > 1:  # the first releases lie under a hash of what they are made from, without it
-        made_from["revision"] = RELEASE_REVISION
     plain: dict[str, Any] = json.loads(json.dumps(made_from))
     return plain
 

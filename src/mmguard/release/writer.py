@@ -109,7 +109,6 @@ class ReleaseWriter:
         self._header = {
             "mmguard": version("mmguard"),
             "seed": config.seed,
-            "surrogates": list(surrogates),
             "budgets": {"eps": self._eps, "trigger_words": self._trigger_words},
             "dataset": {
                 "source": str(source if source is not None else dataset.root),
