@@ -306,9 +306,19 @@ def test_what_ray_cannot_do_is_refused(data: Path, llava: str, tmp_path: Path, s
     with pytest.raises(ConfigError, match="workers with 1 GPUs and a driver on cpu"):
         protected(data, llava, tmp_path / "c", EngineConfig("ray", gpus_per_worker=1))
     wrong: dict[str, Any]
-    for wrong in ({"workers": 0}, {"workers": 2}, {"address": "auto"}, {"engine": "spark"}):
+    more = {"engine": "ray", "gpus_per_worker": 1.5}
+    for wrong in ({"workers": 0}, {"workers": 2}, {"address": "auto"}, {"engine": "spark"}, more):
         with pytest.raises(ConfigError):
             EngineConfig(**wrong)
+
+
+@pytest.mark.parametrize(("gpus", "room"), [(1, 3), (2, 1), (0.5, 5), (0.6, 3), (0.1, 9), (0, 9)])
+def test_a_share_of_a_gpu_is_of_one_gpu(monkeypatch: pytest.MonkeyPatch, gpus: float, room: int) -> None:
+    nodes = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 1.0, "GPU": 1.0}]
+    monkeypatch.setattr(ray_engine.ray, "nodes", lambda: [{"Resources": one, "Alive": True} for one in nodes])
+    with pytest.raises(ConfigError, match=f"workers {room + 1}: Ray has room for {room},"):
+        ray_engine._require_room(room + 1, gpus)
+    ray_engine._require_room(room, gpus)
 
 
 def test_ray_listens_to_this_machine_alone(started: None) -> None:

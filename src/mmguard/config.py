@@ -244,7 +244,8 @@ class ProtectConfig:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Who does the work of `mmguard protect`. The release does not depend on it."""
+    """Who does the work of `mmguard protect`. The release does not depend on it, but for the last bit of sums in other
+    numbers of threads."""
 
     engine: EngineName = "local"
     """Where batches are optimised: local, in this process, or ray, side by side on this machine or a cluster."""
@@ -263,6 +264,10 @@ class EngineConfig:
         _require(
             self.gpus_per_worker is None or self.gpus_per_worker >= 0,
             f"gpus-per-worker {self.gpus_per_worker}: give 0 or more",
+        )
+        _require(
+            self.gpus_per_worker is None or self.gpus_per_worker <= 1 or self.gpus_per_worker % 1 == 0,
+            f"gpus-per-worker {self.gpus_per_worker}: give a share of one, or a whole number",
         )
         _require(
             self.engine == "ray" or (self.workers == 1 and self.gpus_per_worker is None and self.address is None),

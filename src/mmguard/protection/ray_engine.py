@@ -281,7 +281,12 @@ def _on_loopback() -> Iterator[None]:
 def _require_room(workers: int, gpus: float) -> None:
     """Refuses more workers than there is ever a place for: they would be waited for in silence."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    places = [min(node.get("CPU", 0), node.get("GPU", 0) / gpus if gpus else workers) for node in nodes]
+    places = [min(node.get("CPU", 0), _shares(node.get("GPU", 0), gpus) if gpus else workers) for node in nodes]
     if (room := sum(map(int, places))) < workers:
         needs = f"one processor and {gpus:g} GPUs" if gpus else "one processor"
         raise ConfigError(f"workers {workers}: Ray has room for {room}, of {needs} each: give fewer, or add nodes")
+
+
+def _shares(there: float, gpus: float) -> int:
+    """How many workers with so many GPUs each, or a share of one, a node's GPUs are enough for: no share is of two."""
+    return int(there // gpus) if gpus >= 1 else int(there) * int(1 / gpus)
