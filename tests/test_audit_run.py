@@ -127,6 +127,18 @@ def test_answers_may_be_as_long_as_those_of_the_test(toy, words, tokens):
     assert plan.provenance["config"]["max_new_tokens"] == plan.runner.config.max_new_tokens
 
 
+def test_a_part_of_the_release_is_enough_for_an_audit(toy, fake):
+    report = _audit(toy, limit=5)
+    assert report.provenance["training images"] == 5
+    assert report.warnings == (
+        "attackers saw the first 5 released images alone: with all of them they may learn otherwise.",
+    )
+    whole = _audit(toy, limit=500)
+    assert whole.provenance["training images"] == 8
+    assert whole.warnings == ()
+    assert len(fake) == 2 * 2 * 5, "other data makes other runs"
+
+
 def test_end_to_end(toy, model, capfd):
     before = {path: path.read_bytes() for path in toy.release.rglob("*") if path.is_file()}
     report = _audit(toy, [model], out=None)

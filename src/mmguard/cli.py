@@ -274,6 +274,7 @@ def audit(
     epochs: Annotated[float | None, typer.Option(help=_AUDIT["epochs"])] = AuditConfig.epochs,
     lr: Annotated[float | None, typer.Option(help=_AUDIT["lr"])] = AuditConfig.lr,
     split: Split = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Train on the first so many released images alone.")] = None,
     test_split: Annotated[str | None, typer.Option(help="Use only the test rows of this split.")] = None,
     test_limit: Annotated[int | None, typer.Option(min=1, help="Use only the first so many test images.")] = None,
     max_pixels: Annotated[int, typer.Option(help=_AUDIT["max_pixels"])] = AuditConfig.max_pixels,
@@ -293,7 +294,7 @@ def audit(
         )  # fmt: skip
         report = run(
             release, original, test, attackers=attacker, config=config, out=out, device=device, split=split,
-            test_split=test_split, test_limit=test_limit, progress=not as_json, jobs=jobs,
+            limit=limit, test_split=test_split, test_limit=test_limit, progress=not as_json, jobs=jobs,
         )  # fmt: skip
         if as_json:
             _print_json(report.to_dict())

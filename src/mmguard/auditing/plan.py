@@ -114,6 +114,7 @@ def plan_audit(
     runs: Path | None = None,
     device: str = "auto",
     split: str | None = None,
+    limit: int | None = None,
     test_split: str | None = None,
     test_limit: int | None = None,
 ) -> Plan:
@@ -130,6 +131,7 @@ def plan_audit(
         runs: folder of finished runs, which audits can share; None keeps nothing.
         device: `auto`, `cpu`, `cuda`, …
         split: split of the original; of a benchmark, `train` if not given.
+        limit: train on the first so many released images alone.
         test_split: split of the test set; of a benchmark, `test` if not given.
         test_limit: use only the questions of so many test images.
 
@@ -144,7 +146,7 @@ def plan_audit(
     for recipe in config.recipes:
         recipes.require(recipe)
     attacks = tuple(attack.name for attack in resolve(config.attacks))
-    released, originals = read_dataset(release), read_dataset(original, split=split)
+    released, originals = read_dataset(release, limit=limit), read_dataset(original, split=split)
     pairing = pair(released, originals)
     names = tuple(dict.fromkeys(attackers if attackers is not None else default_attackers()))
     pairing = _taken(pairing, _refused(names, pairing.digests.values(), config.max_pixels), released.root)
@@ -169,11 +171,16 @@ def plan_audit(
         runner=Runner(pairing, samples, validation, test_digest, config, device),
         shelf=Shelf(runs),
         groups=groups,
-        data_warnings=(*captioned, *warnings),
+        data_warnings=(*_partly(released, limit), *captioned, *warnings),
         provenance={},
     )
     plan.provenance.update(_provenance(plan, released))
     return plan
+
+
+def _partly(released: Dataset, limit: int | None) -> Iterator[str]:
+    if limit is not None and len(released.by_image()) >= limit:
+        yield f"attackers saw the first {limit} released images alone: with all of them they may learn otherwise."
 
 
 def _refused(attackers: Sequence[str], digests: Iterable[str], max_pixels: int) -> dict[str, str]:

@@ -49,6 +49,7 @@ def audit(
     progress: Told | bool = False,
     device: str = "auto",
     split: str | None = None,
+    limit: int | None = None,
     test_split: str | None = None,
     test_limit: int | None = None,
     jobs: int | None = 1,
@@ -69,6 +70,7 @@ def audit(
         progress: a callback, or True for a bar on standard error.
         device: `auto`, `cpu`, `cuda`, …
         split: split of the original; of a benchmark, `train` if not given.
+        limit: train on the first so many released images alone.
         test_split: split of the test set; of a benchmark, `test` if not given.
         test_limit: use only the questions of so many test images.
         jobs: as for `carry_out`.
@@ -83,7 +85,7 @@ def audit(
     """
     plan = plan_audit(
         release, original, test, attackers, config, arms=arms, runs=out and out / "runs", device=device, split=split,
-        test_split=test_split, test_limit=test_limit,
+        limit=limit, test_split=test_split, test_limit=test_limit,
     )  # fmt: skip
     report = carry_out(plan, jobs, progress).report()
     if out is not None:
