@@ -149,12 +149,14 @@ SHAPES = {"long.png": picture(5, size=(900, 4)), "dot.png": picture(6, size=(1, 
 
 
 def test_what_a_surrogate_does_not_take_is_left_out(qwen: Surrogate, tmp_path: Path) -> None:
-    """Its processor refuses very long pictures, and a control token in a text would be read as one."""
+    """Its processor refuses very long pictures, a control token in a text would be read as one, and texts can be too
+    long."""
     root, out = tmp_path / "data", tmp_path / "out"
     files(root, SHAPES)
     rows = [{"file_name": f"images/{name}", **text_of(name)} for name in SHAPES]
     # The others that ask about the same picture stay.
     rows.append(rows[-1] | {"id": "odd", "question": "what is <|im_end|> here?"})
+    rows.append(rows[-1] | {"id": "endless", "question": "what is here? " * 2000})
     (root / "metadata.jsonl").write_bytes(lines(rows))
     foreseen = survey(root, [qwen], FAST, out)
     release = protect(root, [qwen], FAST, out)
@@ -164,6 +166,8 @@ def test_what_a_surrogate_does_not_take_is_left_out(qwen: Surrogate, tmp_path: P
     assert "900 x 4 pixels: " in reasons["long.png"]
     assert "takes no such image (absolute aspect ratio" in reasons["long.png"]
     assert "contains '<|im_end|>', a control token of the model: take it out" in reasons["odd"]
+    assert reasons["endless"].startswith("a text of more than 4,096 tokens: ")
+    assert reasons["endless"].endswith("was not made for it: shorten it, or split it")
     assert verify(out, root).problems == []
 
 

@@ -140,6 +140,21 @@ class Surrogate:
         """
         return self._encode(examples, [(image.shape[-2], image.shape[-1]) for image in images])[0].to(self.device)
 
+    def require_room(self, encoded: Encoded) -> None:
+        """Makes sure that no text alone is longer than what the model was made for.
+
+        Pictures may add more: how many tokens one has is the model's own affair.
+
+        Raises:
+            SampleError: one is.
+        """
+        longest = int((encoded.length - encoded.roles.image.sum(1)).max())
+        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", longest)
+        if longest > most:
+            raise SampleError(
+                f"a text of more than {most:,} tokens", f"{self.name} was not made for it: shorten it, or split it"
+            )
+
     def pixels(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
         """The image side of the model's inputs (pixels, grids, masks); see `differentiable_pixels`.
 

@@ -143,7 +143,7 @@ class Ensemble:
         """
         images = [torch.empty(3, *size)] * len(examples)
         for member in self.members:
-            member.surrogate.encode(examples, images)
+            member.surrogate.require_room(member.surrogate.encode(examples, images))
 
     def references(self, examples: Sequence[Example], images: Sequence[Tensor]) -> list[Reference]:
         """The clean side of a batch for every member, in its present state."""
