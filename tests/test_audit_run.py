@@ -117,21 +117,21 @@ def test_a_plan_that_is_only_looked_at_tries_no_attack(toy, monkeypatch):
     assert plan_audit(toy.release, toy.original, toy.test, ["fake"], config, device="cpu").runs
 
 
-@pytest.mark.parametrize(("words", "tokens"), [(1, 32), (20, 80), (200, 256)])
+@pytest.mark.parametrize(("words", "tokens"), [(1, 32), (20, 159), (200, 256)])
 def test_answers_may_be_as_long_as_those_of_the_test(toy, words, tokens):
     path = toy.test / "metadata.jsonl"
     path.write_text(path.read_text().replace('"red"', json.dumps(" ".join(["crimson"] * words))))
     config = replace(CONFIG, max_new_tokens=32)
     plan = plan_audit(toy.release, toy.original, toy.test, ["fake"], config, device="cpu")
-    assert plan.runner.config.max_new_tokens == pytest.approx(tokens, abs=1)
+    assert plan.runner.config.max_new_tokens == tokens
     assert plan.provenance["config"]["max_new_tokens"] == plan.runner.config.max_new_tokens
 
 
 def test_a_part_of_the_release_is_enough_for_an_audit(toy, fake):
     report = _audit(toy, limit=5)
-    assert report.provenance["training images"] == 5
+    assert (report.provenance["training images"], report.provenance["limit"]) == (5, 5)
     assert report.warnings == (
-        "attackers saw the first 5 released images alone: with all of them they may learn otherwise.",
+        "attackers saw no more than the first 5 released images: with more they may learn otherwise.",
     )
     whole = _audit(toy, limit=500)
     assert whole.provenance["training images"] == 8

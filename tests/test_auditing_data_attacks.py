@@ -363,6 +363,17 @@ def test_features_far_from_all_others_are_outliers() -> None:
     assert neighbour_distance(found[:3], EVERY[:3]).shape == (3,)
 
 
+def test_the_feature_filter_tells_nothing_where_nothing_differs(monkeypatch) -> None:
+    """Also with several questions about each image, which are near one another, and clean or released together."""
+    rng = np.random.default_rng(0)
+    images = np.repeat(rng.normal(size=(100, 32)), 3, axis=0)
+    monkeypatch.setattr(Judge, "_features", lambda self, data: images + 0.3 * rng.normal(size=images.shape))
+    data = [Row(str(number), Path("x"), "", "") for number in range(300)]
+    own = range(60)
+    suspicion, drop = _judge().of(data, attack_named("mix-20+feature-filter-20").selection, own, {})
+    assert sift(data, suspicion, drop, own)[1].auc == pytest.approx(0.5, abs=0.1)
+
+
 def test_neighbours_are_looked_for_among_some_and_no_sample_is_its_own() -> None:
     found = np.array([0.0, 1.0, 3.0, 10.0])[:, None]
     distance = neighbour_distance(found, np.array([True, True, False, True])) * found.std()

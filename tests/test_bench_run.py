@@ -13,7 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 import tiny
-from mmguard.auditing import runs
+from mmguard.auditing import earlier, runs
+from mmguard.auditing.attacks import attack_named
 from mmguard.bench import run
 from mmguard.bench.config import Bench, Experiment
 from mmguard.bench.results import Line, known, read_lines
@@ -210,6 +211,24 @@ def test_what_a_shorthand_meant_or_code_did_before_does_not_count(bench: Bench, 
         assert not known([replace(line, evidence=evidence)], bench)
     settings = {name: value for name, value in line.settings.items() if name != "audit.max_pixels"}
     assert not known([replace(line, settings=settings)], bench), "which showed pictures in full"
+
+
+def test_filters_that_took_all_of_a_mixture_for_usual_do_not_count(bench: Bench, fake: list, tmp_path: Path) -> None:
+    one = bench.experiments[1]
+    assert make(replace(bench, experiments=(one,)), tmp_path).complete
+    (line,) = read_lines(tmp_path / "results.jsonl")
+    attacks = ("mix-50+loss-filter-25",)
+    asked = replace(one, audit=replace(one.audit, attacks=attacks))
+    asking = replace(bench, experiments=(asked,))
+    now = replace(line, settings={**line.settings, "audit.attacks": [*attacks]})
+    now = replace(now, evidence=replace(line.evidence, attacks=attacks))
+    assert list(known([now], asking)) == [asked]
+    before = {name: value for name, value in now.evidence.provenance.items() if name != "comparison revision"}
+    assert not known([replace(now, evidence=replace(now.evidence, provenance=before))], asking)
+    plan = SimpleNamespace(attacks=attacks, provenance=now.evidence.provenance)
+    assert earlier._same_attack(attacks[0], plan, now.evidence.provenance)
+    assert not earlier._same_attack(attacks[0], plan, before)
+    assert earlier.compares_alike(attack_named("mix-50"), before), "which compares nothing"
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[1]", None])

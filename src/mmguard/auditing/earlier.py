@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 from mmguard.auditing.attacks import attack_named
+from mmguard.auditing.attacks.base import Attack
 from mmguard.auditing.evidence import Evidence
 from mmguard.auditing.plan import Plan
 from mmguard.auditing.report import commits_of
-from mmguard.auditing.runs import Result, Run
+from mmguard.auditing.runs import COMPARISON_REVISION, Result, Run
 from mmguard.auditing.selection import MixedArm, Sifted
 from mmguard.auditing.stats import FloatArray, Scores
 from mmguard.config import Recipe
@@ -62,8 +63,15 @@ def _same_attack(name: str, plan: Plan, there: Any) -> bool:
 
     Others are not even looked up: there they may have been known by names that mean nothing here.
     """
-    same = there.get("attack versions") == plan.provenance["attack versions"]
-    return name in plan.attacks and same and not attack_named(name).models
+    if name not in plan.attacks or there.get("attack versions") != plan.provenance["attack versions"]:
+        return False
+    attack = attack_named(name)
+    return not attack.models and compares_alike(attack, there)
+
+
+def compares_alike(attack: Attack, there: Any) -> bool:
+    """Whether an attack's filter, if it compares samples with a thief's own, did there what it does today."""
+    return not attack.selection.compares or there.get("comparison revision", 1) == COMPARISON_REVISION
 
 
 def _same_data(arm: str, attack: str | None, there: Any, here: Any) -> bool:

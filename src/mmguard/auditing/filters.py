@@ -55,10 +55,14 @@ class Judge:
             suspicion[known] = np.nan
             return suspicion, suspicion > 0.5
         trusted = np.isin(np.arange(len(data)), list(own))
-        usual = trusted if trusted.sum() > 1 else np.full(len(data), True)  # one sample has no neighbours
+        everyone = np.full(len(data), True)
+        usual = trusted if trusted.sum() > 1 else everyone  # one sample has no neighbours
         if selection.judge == "features":
-            suspicion = neighbour_distance(self._features(data), usual)
-            return suspicion, most(suspicion, selection.drop_percent, ~trusted)
+            found = self._features(data)
+            # Those who are looked for among themselves have the other questions about their image for neighbours, which
+            # would tell them from the rest without any protection.
+            suspicion = neighbour_distance(found, everyone)
+            return suspicion, most(neighbour_distance(found, usual), selection.drop_percent, ~trusted)
         losses = self._losses(data)
         # How unusual a loss is goes up both ways from the median: it would not tell two groups apart that lie on
         # either side of it.

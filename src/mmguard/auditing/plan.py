@@ -18,6 +18,7 @@ from mmguard.auditing.best_of import choosing_half
 from mmguard.auditing.runs import (
     ATTACK_PACKAGES,
     ATTACK_REVISION,
+    COMPARISON_REVISION,
     FILTER_PACKAGES,
     PACKAGES,
     REVISION,
@@ -174,13 +175,13 @@ def plan_audit(
         data_warnings=(*_partly(released, limit), *captioned, *warnings),
         provenance={},
     )
-    plan.provenance.update(_provenance(plan, released))
+    plan.provenance.update(_provenance(plan, released), limit=limit)
     return plan
 
 
 def _partly(released: Dataset, limit: int | None) -> Iterator[str]:
     if limit is not None and len(released.by_image()) >= limit:
-        yield f"attackers saw the first {limit} released images alone: with all of them they may learn otherwise."
+        yield f"attackers saw no more than the first {limit} released images: with more they may learn otherwise."
 
 
 def _refused(attackers: Sequence[str], digests: Iterable[str], max_pixels: int) -> dict[str, str]:
@@ -323,8 +324,9 @@ def _clean_test(
 
 
 def _longest(samples: Sequence[Sample]) -> int:
-    """How many tokens the longest right answer has, at most: of most tokenizers less than one for two bytes."""
-    return max(len(answer.encode()) for sample in samples for answer in (sample.answer, *sample.answers)) // 2
+    """How many tokens the longest right answer has, at most: one a byte, as figures have in some tokenizers."""
+    right = ((target_text(one),) if one.options else (one.answer, *one.answers) for one in samples)
+    return max(len(answer.encode()) for answers in right for answer in answers)
 
 
 def _listed(reasons: Sequence[str]) -> str:
@@ -350,6 +352,7 @@ def _provenance(plan: Plan, released: Dataset) -> dict[str, Any]:
         "versions": versions(*PACKAGES),
         "attack versions": {"revision": ATTACK_REVISION, **versions(*ATTACK_PACKAGES, *FILTER_PACKAGES)},
         "revision": REVISION,
+        "comparison revision": COMPARISON_REVISION,
         "commit": commit(),
         "device": device_of(plan.runner.device).type,
         "attackers": list(plan.attackers),

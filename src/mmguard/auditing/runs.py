@@ -47,6 +47,9 @@ REVISION = 1
 ATTACK_REVISION = 1
 """The same of the code of attacks alone."""
 
+COMPARISON_REVISION = 2
+"""The same of filters on mixtures: the first took all of the data for usual."""
+
 _TRAINING_SHARE = 0.9
 """What part of a run is training; the rest is answering the test. For the progress bar only."""
 
@@ -223,8 +226,8 @@ class Runner:
             description["attack weights"] = {name: self.weights_digest(name) for name in attack.models}
         if attack.selection.clean_percent is not None:
             description["clean data"] = self.data_digest("clean")
-            if attack.selection.judge in ("loss", "features"):  # runs from before took all of the data for usual
-                description["usual"] = "clean data"
+            if attack.selection.compares:
+                description["comparison revision"] = COMPARISON_REVISION
         return description
 
     def weights_digest(self, model: str) -> str | None:

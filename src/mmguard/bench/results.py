@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmguard.auditing.attacks import resolve
-from mmguard.auditing.earlier import UNNAMED
+from mmguard.auditing.earlier import UNNAMED, compares_alike
 from mmguard.auditing.evidence import Evidence
 from mmguard.auditing.report import AuditReport
 from mmguard.auditing.runs import ATTACK_REVISION, REVISION
@@ -135,11 +135,13 @@ def known(lines: Iterable[Line], bench: Bench, failed: bool = False) -> dict[Exp
 
 def _same_runs(one: Experiment, evidence: Evidence) -> bool:
     """Whether an experiment's attacks are those of the evidence: what a shorthand stands for may have changed."""
-    attacks = tuple(attack.name for attack in resolve(one.audit.attacks))
+    attacks, there = resolve(one.audit.attacks), evidence.provenance
+    if evidence.attacks != tuple(attack.name for attack in attacks):
+        return False
     # The first results name neither revision.
-    there = evidence.provenance
     of_attacks = there.get("attack versions", {}).get("revision", 1) if attacks else ATTACK_REVISION
-    return evidence.attacks == attacks and there.get("revision", 1) == REVISION and of_attacks == ATTACK_REVISION
+    alike = all(compares_alike(attack, there) for attack in attacks)
+    return there.get("revision", 1) == REVISION and of_attacks == ATTACK_REVISION and alike
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

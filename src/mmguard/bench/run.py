@@ -275,12 +275,15 @@ def _record(release: Path) -> dict[str, Any]:
         return {}
 
 
+_OF_RELEASES = ("config", "surrogates", "weights", "dataset", "data", "versions", "revision", "commit")
+
+
 def _provenance(release: Path, out: Path) -> dict[str, Any]:
     """What results say of a release: nothing of its record that would tell how to undo it."""
     record = _record(release)
     return {
         "folder": release.relative_to(out).as_posix(),
         "files sha256": layout.sha256(*open_source(release)[0].files),
-        **{key: record.get(key) for key in ("config", "weights", "dataset", "data", "versions", "commit")},
+        **{key: record.get(key) for key in _OF_RELEASES},
         "left out": len(record.get("left_out", ())),
     }

@@ -32,6 +32,11 @@ class Selection:
     leaked: int = 0
     """Number of samples that `leaked` learned from in both versions."""
 
+    @property
+    def compares(self) -> bool:
+        """Whether a filter compares released samples with the thief's own."""
+        return self.clean_percent is not None and self.judge in ("loss", "features")
+
 
 @dataclass(frozen=True)
 class Training:
