@@ -428,6 +428,38 @@ def test_a_release_in_another_format_does_not_verify(tmp_path: Path) -> None:
     assert problems[0].endswith("chat.json: is of the format chat-json, the original delimited")
 
 
+@pytest.mark.parametrize(
+    "name", ["METADATA.JSONL", "Chat.JSON", "CHAT.Jsonl", "DATA.CSV", "T.Tsv", "A.PARQUET", "S.TAR", "S.Tar.GZ"]
+)
+def test_suffixes_are_known_in_any_letter_case(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "data"
+    kind = name.lower().partition(".")[2]
+    if kind == "parquet":
+        parquet(root / name, [encoded(0)], pa.binary(), [{"caption": "a cup"}])
+    elif kind.startswith("tar"):
+        shard(root / name, [("0.jpg", encoded(0)), ("0.txt", b"a cup")])
+    else:
+        pictures(root, "a.png")
+        field = "file_name" if name == "METADATA.JSONL" else "image"
+        row = {field: "a.png", "caption": "a cup"}
+        tables = {"json": json.dumps([row]), "jsonl": json.dumps(row)}
+        separator = "\t" if kind == "tsv" else ","
+        (root / name).write_text(tables.get(kind) or "\n".join(map(separator.join, (row, row.values()))))
+    assert [sample.answer for sample in read_dataset(root).samples] == ["a cup"]
+    assert read_dataset(root) == read_dataset(root / name)
+    release(root, tmp_path / "out")
+    assert verify(tmp_path / "out", root).problems == []
+
+
+def test_names_that_differ_in_letter_case_alone_are_two_datasets(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.png")
+    for name in ("metadata.jsonl", "METADATA.JSONL"):
+        (tmp_path / name).write_text('{"file_name": "a.png", "caption": "x"}')
+    with pytest.raises(DataError, match=r"holds several datasets \(METADATA\.JSONL, metadata\.jsonl\)"):
+        read_dataset(tmp_path)
+    assert len(read_dataset(tmp_path / "metadata.jsonl").samples) == 1
+
+
 # COCO captions
 
 COCO: dict[str, Any] = {

@@ -41,9 +41,7 @@ def open_path(path: Path) -> Source:
 
 
 def _folder(folder: Path) -> Source:
-    if image_folder.FORMAT.find(folder):
-        return image_folder.FORMAT.read(folder, image_folder.FORMAT.find(folder))
-    found = [(one, files) for one in FORMATS if one is not pictures.FORMAT and (files := one.find(folder))]
+    found = _found(folder)
     if not found:
         if parts := [path.parent.name for path in sorted(folder.glob(f"*/{image_folder.METADATA}"))]:
             raise DataError(f"{folder}: holds several datasets: name one of its folders {', '.join(parts)}")
@@ -60,6 +58,13 @@ def _folder(folder: Path) -> Source:
         if not one.contains and pictures.FORMAT.find(folder):
             raise DataError(f"{error}; or move it elsewhere, if the pictures are meant alone") from error
         raise
+
+
+def _found(folder: Path) -> list[tuple[Format, list[Path]]]:
+    """The formats of the data files in a folder, pictures aside. Beside an image folder's rows there is no other."""
+    if files := image_folder.FORMAT.find(folder):
+        return [(image_folder.FORMAT, files)]
+    return [(one, files) for one in FORMATS if one is not pictures.FORMAT and (files := one.find(folder))]
 
 
 def _file(path: Path) -> Source:

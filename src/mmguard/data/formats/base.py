@@ -57,9 +57,14 @@ class Format:
     """Whether pictures lie inside the data files."""
 
 
-def matching(*patterns: str) -> Callable[[Path], list[Path]]:
-    """A `Format.find` that goes by names."""
-    return lambda folder: sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+def directly(accepts: Callable[[Path], bool]) -> Callable[[Path], list[Path]]:
+    """A `Format.find` of the files that are accepted and lie in the folder itself."""
+    return lambda folder: sorted(path for path in folder.glob("*") if accepts(path) and path.is_file())
+
+
+def anywhere(accepts: Callable[[Path], bool]) -> Callable[[Path], list[Path]]:
+    """A `Format.find` of the files that are accepted, in the folder itself and in all below it."""
+    return lambda folder: sorted(path for path in folder.rglob("*") if accepts(path) and path.is_file())
 
 
 def suffixed(*suffixes: str) -> Callable[[Path], bool]:

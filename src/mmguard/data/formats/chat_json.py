@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmguard.data.formats.base import Format, Released, json_like, matching, target, write_text
+from mmguard.data.formats.base import Format, Released, directly, json_like, target, write_text
 from mmguard.data.formats.coco import is_coco
 from mmguard.data.formats.pictures import describes_picture
 from mmguard.data.sources import Source, json_text, read_json_lines, read_json_list, read_text
@@ -60,9 +60,7 @@ def _accepts(path: Path) -> bool:
 FORMAT = Format(
     name="chat-json",
     described="a LLaVA, ShareGPT or LLaMA-Factory JSON file (or a folder with one)",
-    find=lambda folder: [
-        path for path in matching("*.json", "*.jsonl")(folder) if _accepts(path) and not describes_picture(path)
-    ],
+    find=directly(lambda path: _accepts(path) and not describes_picture(path)),
     accepts=_accepts,
     read=read,
     write=write,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmguard.data.formats.base import Format, Released, by_place, is_object, json_like, matching, target, write_text
+from mmguard.data.formats.base import Format, Released, by_place, directly, is_object, json_like, target, write_text
 from mmguard.data.sources import Row, Source, read_text
 from mmguard.errors import DataError
 from mmguard.types import Dataset, Rejection
@@ -92,9 +92,13 @@ def _row(place: str, annotation: Any, images: Mapping[str | float, Sequence[Row]
     return {**annotation, "file_name": image.get("file_name"), "image": rest}
 
 
+def _find(folder: Path) -> list[Path]:
+    return [file for place in (folder, folder / "annotations") for file in directly(is_coco)(place)]
+
+
 def is_coco(path: Path) -> bool:
     """Whether a JSON file is an object with captions, not a list; an object of another kind is somebody else's."""
-    if path.suffix.lower() != ".json":
+    if path.suffix.lower() != ".json" or not path.is_file():
         return False
     content = path.read_bytes()
     return is_object(content) and all(mark in content for mark in _MARKS)
@@ -103,7 +107,7 @@ def is_coco(path: Path) -> bool:
 FORMAT = Format(
     name="coco",
     described="a COCO captions JSON (or a folder with one in annotations/)",
-    find=lambda folder: [path for path in matching("*.json", "annotations/*.json")(folder) if is_coco(path)],
+    find=_find,
     accepts=is_coco,
     read=read,
     write=write,

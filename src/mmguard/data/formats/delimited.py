@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmguard.data.formats.base import Format, Released, by_place, matching, suffixed, target
+from mmguard.data.formats.base import Format, Released, by_place, directly, suffixed, target
 from mmguard.data.sources import Row, Source, json_text, read_text
 from mmguard.errors import DataError
 from mmguard.runtime.durable import replacing
@@ -123,11 +123,13 @@ def _cell(value: Any) -> str:
     return value if isinstance(value, str) else json_text(value)
 
 
+_accepts = suffixed(".csv", ".tsv")
+
 FORMAT = Format(
     name="delimited",
     described="a CSV or TSV file",
-    find=matching("*.csv", "*.tsv"),
-    accepts=suffixed(".csv", ".tsv"),
+    find=directly(_accepts),
+    accepts=_accepts,
     read=read,
     write=write,
     loads="*.?sv",

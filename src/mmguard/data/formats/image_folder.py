@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmguard.data.formats.base import Format, Released, matching, write_text
+from mmguard.data.formats.base import Format, Released, directly, write_text
 from mmguard.data.sources import Source, json_text, read_json_lines
 from mmguard.types import Dataset
 
@@ -23,11 +23,15 @@ def write(dataset: Dataset, released: Sequence[Released], out: Path) -> None:
     write_text(out / METADATA, "".join(f"{json_text(one.row)}\n" for one in released))
 
 
+def _accepts(path: Path) -> bool:
+    return path.name.lower() == METADATA
+
+
 FORMAT = Format(
     name="image-folder",
     described=f"a folder with {METADATA}",
-    find=matching(METADATA),
-    accepts=lambda path: path.name == METADATA,
+    find=directly(_accepts),
+    accepts=_accepts,
     read=read,
     write=write,
     loads="**",

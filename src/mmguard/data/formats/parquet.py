@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmguard.data.formats.base import Format, Released, by_place, suffixed, target
+from mmguard.data.formats.base import Format, Released, anywhere, by_place, suffixed, target
 from mmguard.data.formats.contained import content_digest, is_picture, is_safe, plain, unpacked
 from mmguard.data.sources import Row, Source
 from mmguard.errors import DataError, ReleaseError
@@ -275,11 +275,13 @@ def _place(folder: Path, file: Path, number: int) -> str:
     return f"{_shard(folder, file)}:{number}"
 
 
+_accepts = suffixed(".parquet")
+
 FORMAT = Format(
     name="parquet",
     described="Parquet files with pictures inside",
-    find=lambda folder: sorted(path for path in folder.rglob("*.parquet") if path.is_file()),
-    accepts=suffixed(".parquet"),
+    find=anywhere(_accepts),
+    accepts=_accepts,
     read=read,
     write=write,
     loads="**/*.parquet",

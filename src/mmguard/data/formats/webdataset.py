@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmguard.data.formats.base import Format, Released, by_place, target
+from mmguard.data.formats.base import Format, Released, anywhere, by_place, target
 from mmguard.data.formats.contained import content_digest, is_picture, is_safe, unpacked
 from mmguard.data.sources import Row, Source, json_text
 from mmguard.errors import DataError
@@ -163,10 +163,6 @@ def _row(place: str, shard: str, key: str, sample: _Sample) -> Row | Rejection:
     return {"__key__": key, **row, IMAGE: f"{shard}/{sample.pictures[0]}"}
 
 
-def _find(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*.t*") if path.is_file() and _accepts(path))
-
-
 def _accepts(path: Path) -> bool:
     return path.name.lower().endswith(_ENDINGS)
 
@@ -174,7 +170,7 @@ def _accepts(path: Path) -> bool:
 FORMAT = Format(
     name="webdataset",
     described="WebDataset tar shards",
-    find=_find,
+    find=anywhere(_accepts),
     accepts=_accepts,
     read=read,
     write=write,
