@@ -416,6 +416,46 @@ def test_a_file_beside_pictures_that_is_no_dataset_may_be_moved(tmp_path: Path, 
     assert len(read_dataset(tmp_path).samples) == 1
 
 
+TABLES_BELOW = {
+    "annotations/train.json": '[{"image": "train/a.png", "caption": "a cup"}]',
+    "annotations/rows.JSONL": '{"image": "train/a.png", "caption": "a cup"}',
+    "labels/coco.json": '{"images": [{"id": 1, "file_name": "train/a.png"}],'
+    '"annotations": [{"image_id": 1, "caption": "a cup"}]}',
+    "a/b/train.tsv": "image\ttext\ntrain/a.png\ta cup\n",
+    "train/metadata.csv": "file_name,text\na.png,a cup\n",
+}
+
+
+@pytest.mark.parametrize("name", TABLES_BELOW)
+def test_a_table_in_a_folder_below_is_not_passed_over(tmp_path: Path, name: str) -> None:
+    pictures(tmp_path, "train/a.png")
+    table = tmp_path / name
+    table.parent.mkdir(parents=True, exist_ok=True)
+    table.write_text(TABLES_BELOW[name])
+    with pytest.raises(DataError, match=rf"tables lie in folders below \({name}\): give the .*{table.parent}; or move"):
+        read_dataset(tmp_path)
+    if "train/a.png" in TABLES_BELOW[name]:
+        table.rename(tmp_path / table.name)
+    cured = tmp_path if "train/a.png" in TABLES_BELOW[name] else table.parent
+    assert [sample.answer for sample in read_dataset(cured).samples] == ["a cup"]
+
+
+def test_json_below_that_is_no_table_is_told(tmp_path: Path) -> None:
+    """Such as what photo libraries write of an album; what is hidden is none of the owner's."""
+    pictures(tmp_path, "boats/a.png")
+    (tmp_path / ".cache").mkdir()
+    for name in ("boats/metadata.json", "boats/a.png.json", ".cache/seen.json"):
+        (tmp_path / name).write_text('{"title": "boats"}')
+    dataset = read_dataset(tmp_path)
+    assert [sample.image.name for sample in dataset.samples] == ["a.png"]
+    assert [(one.where, one.reason) for one in dataset.rejected] == [
+        (
+            "boats/metadata.json",
+            f"is JSON of a kind that is not read: if it holds texts, write them into {tmp_path / 'metadata.jsonl'}",
+        )
+    ]
+
+
 def test_a_release_in_another_format_does_not_verify(tmp_path: Path) -> None:
     root = tmp_path / "data"
     pictures(root, "a.png")

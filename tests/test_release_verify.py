@@ -346,7 +346,7 @@ def test_split_and_limit_come_from_the_record(tmp_path: Path) -> None:
 
 
 def test_no_release_and_no_original(base: Path) -> None:
-    with pytest.raises(ReleaseError, match=r"holds several datasets.*give the folder"):
+    with pytest.raises(ReleaseError, match=r"tables lie in folders below.*give the folder that"):
         verify(base, base / "data")
     with pytest.raises(DataError, match="no such file or folder"):
         verify(base / "out", base / "nowhere")

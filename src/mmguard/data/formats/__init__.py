@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from mmguard.data.formats import chat_json, coco, delimited, image_folder, parquet, pictures, webdataset
-from mmguard.data.formats.base import Format
+from mmguard.data.formats.base import Format, anywhere, is_hidden
 from mmguard.data.sources import Source
 from mmguard.errors import DataError
+from mmguard.types import Rejection
 
 FORMATS: tuple[Format, ...] = (
     image_folder.FORMAT,
@@ -43,11 +45,7 @@ def open_path(path: Path) -> Source:
 def _folder(folder: Path) -> Source:
     found = _found(folder)
     if not found:
-        if parts := [path.parent.name for path in sorted(folder.glob(f"*/{image_folder.METADATA}"))]:
-            raise DataError(f"{folder}: holds several datasets: name one of its folders {', '.join(parts)}")
-        if loose := pictures.FORMAT.find(folder):
-            return pictures.FORMAT.read(folder, loose)
-        raise DataError(f"{folder}: holds no dataset of a known format: give {DESCRIBED}")
+        return _pictures(folder)
     one, files = found[0]
     try:
         if len(found) > 1 or (len(files) > 1 and not one.sharded):
@@ -58,6 +56,31 @@ def _folder(folder: Path) -> Source:
         if not one.contains and pictures.FORMAT.find(folder):
             raise DataError(f"{error}; or move it elsewhere, if the pictures are meant alone") from error
         raise
+
+
+def _pictures(folder: Path) -> Source:
+    """A folder of pictures that nothing in it describes. What may do so from a folder below is not passed over: the
+    owner would find out from the release that it is without the texts."""
+    below = [file for file in anywhere(_may_describe)(folder) if not is_hidden(file, folder)]
+    objects = [file for file in below if chat_json.is_one_object(file)]
+    if tables := [file for file in below if file not in objects]:
+        names = ", ".join(file.relative_to(folder).as_posix() for file in tables[:5])
+        raise DataError(
+            f"{folder}: its tables lie in folders below ({names}): give the folder of one, such as {tables[0].parent}; "
+            f"or move the table up to {folder}, if its paths begin there, or elsewhere, if the pictures are meant alone"
+        )
+    loose = pictures.FORMAT.find(folder)
+    if not loose:
+        raise DataError(f"{folder}: holds no dataset of a known format: give {DESCRIBED}")
+    source = pictures.FORMAT.read(folder, loose)
+    reason = f"is JSON of a kind that is not read: if it holds texts, write them into {folder / image_folder.METADATA}"
+    places = [file.relative_to(folder).as_posix() for file in objects]
+    return replace(source, rows=[*source.rows, *((place, Rejection(place, reason)) for place in places)])
+
+
+def _may_describe(file: Path) -> bool:
+    tables = (one for one in FORMATS if not one.contains)
+    return any(one.accepts(file) for one in tables) and not pictures.describes_picture(file)
 
 
 def _found(folder: Path) -> list[tuple[Format, list[Path]]]:

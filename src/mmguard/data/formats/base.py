@@ -67,6 +67,11 @@ def anywhere(accepts: Callable[[Path], bool]) -> Callable[[Path], list[Path]]:
     return lambda folder: sorted(path for path in folder.rglob("*") if accepts(path) and path.is_file())
 
 
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Whether a path within a folder, or a folder on the way there, is hidden, as thumbnails and the like are."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
 def suffixed(*suffixes: str) -> Callable[[Path], bool]:
     """A `Format.accepts` that goes by suffix, in any letter case."""
     return lambda path: path.suffix.lower() in suffixes

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmguard.data.formats.base import Format, Released, directly, json_like, target, write_text
+from mmguard.data.formats.base import Format, Released, directly, is_object, json_like, target, write_text
 from mmguard.data.formats.coco import is_coco
 from mmguard.data.formats.pictures import describes_picture
 from mmguard.data.sources import Source, json_text, read_json_lines, read_json_list, read_text
@@ -55,6 +55,11 @@ def _registration(file: Path) -> dict[str, Any]:
 
 def _accepts(path: Path) -> bool:
     return path.suffix.lower() in (".json", ".jsonl") and path.name != REGISTER and not is_coco(path)
+
+
+def is_one_object(path: Path) -> bool:
+    """Whether a JSON file holds an object, as statistics and settings do, and no list, as datasets do."""
+    return path.suffix.lower() == ".json" and is_object(path.read_bytes()) and not is_coco(path)
 
 
 FORMAT = Format(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mmguard.data.formats.base import Format, Released, is_object, target
+from mmguard.data.formats.base import Format, Released, anywhere, is_hidden, is_object, suffixed, target
 from mmguard.data.sources import Row, Source, read_text
 from mmguard.errors import DataError
 from mmguard.types import Dataset, Rejection
@@ -80,7 +80,7 @@ def describes_picture(file: Path) -> bool:
         for name in (begin, *(begin + other for suffix in _PICTURES for other in (suffix, suffix.upper())))
         if Path(name).suffix.lower() in _PICTURES
     )
-    return named and is_object(file.read_bytes())
+    return named and file.is_file() and is_object(file.read_bytes())
 
 
 def _folded(path: Path) -> Path:
@@ -98,10 +98,8 @@ def _row(folder: Path, picture: Path, sidecar: Path | None) -> Row | Rejection:
 
 
 def _find(folder: Path) -> list[Path]:
-    known = {*_PICTURES, *_UNREAD}
-    paths = (path for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file())
-    # Hidden files are thumbnails and the like.
-    return sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    found = anywhere(suffixed(*_PICTURES, *_UNREAD))(folder)
+    return [path for path in found if not is_hidden(path, folder)]
 
 
 FORMAT = Format(
