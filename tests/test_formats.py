@@ -622,6 +622,17 @@ def test_parquet(tmp_path: Path, paths: Sequence[str | None], lost: int | None) 
     assert loaded[0]["picture"]["path"] is not None
 
 
+@pytest.mark.parametrize("lost", [0, 1, 2, 3, 17, 19])
+def test_parquet_of_several_pictures_by_one_path_though_a_row_is_left_out(tmp_path: Path, lost: int) -> None:
+    paths = ["x.jpg", "a.jpg", "a.jpg", "a.jpg"] * 5  # read 16 rows at a time
+    cells = [{"bytes": encoded(number), "path": path} for number, path in enumerate(paths)]
+    file = parquet(tmp_path / "data" / "x.parquet", cells, STRUCT, QUESTIONS * 5)
+    release(file, tmp_path / "out", lost)
+    after = [cell["path"] for cell in pq.read_table(tmp_path / "out" / "x.parquet")["picture"].to_pylist()]
+    assert after[:lost] == paths[:lost]
+    require_round_trip(file, tmp_path / "out", recorded=False)
+
+
 def test_parquet_of_bare_bytes_and_conversations(tmp_path: Path) -> None:
     rows = [{"conversations": row["conversations"]} for row in LLAVA * 2]
     file = parquet(tmp_path / "data" / "x.parquet", [encoded(n, "WEBP") for n in (0, 1, 0, 2)], pa.binary(), rows)
