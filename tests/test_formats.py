@@ -491,6 +491,24 @@ def test_suffixes_are_known_in_any_letter_case(tmp_path: Path, name: str) -> Non
     assert verify(tmp_path / "out", root).problems == []
 
 
+@pytest.mark.parametrize("name", ["train.parquet", "train.csv"])
+def test_a_file_that_is_a_link_keeps_its_name_and_folder(tmp_path: Path, name: str) -> None:
+    """As in the hub's cache, where snapshots are links to blobs without a suffix."""
+    root, blob = tmp_path / "snapshots" / "0a1b", tmp_path / "blobs" / "2c3d"
+    blob.parent.mkdir()
+    pictures(root, "a.png")
+    if name == "train.csv":
+        blob.write_text("image,caption\na.png,a cup\n")
+    else:
+        parquet(blob, [encoded(0)], pa.binary(), [{"caption": "a cup"}])
+    (root / name).symlink_to(Path("..") / ".." / "blobs" / blob.name)
+    (tmp_path / "latest").symlink_to(root)
+    assert read_dataset(tmp_path / "latest" / name) == read_dataset(root)
+    release(tmp_path / "latest" / name, tmp_path / "out")
+    assert {"README.md", name} <= set(tree(tmp_path / "out"))
+    assert verify(tmp_path / "out", root / name).problems == []
+
+
 def test_names_that_differ_in_letter_case_alone_are_two_datasets(tmp_path: Path) -> None:
     pictures(tmp_path, "a.png")
     for name in ("metadata.jsonl", "METADATA.JSONL"):

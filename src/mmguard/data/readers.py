@@ -111,17 +111,17 @@ def open_source(source: str | Path, split: str | None = None, part: str = "train
     if isinstance(source, str) and remote.is_url(name):
         return formats.open_path(remote.local_copy(name)), None
     if exists:
-        return formats.open_path(path.resolve()), None
+        return formats.open_path(path), None
     if isinstance(source, str) and hub.is_hub_id(name):
         hub_id, _, config = name.partition(":")
-        folders = [formats.open_path(folder.resolve()) for folder in hub.hub_folder(hub_id, split, config or None)]
+        folders = [formats.open_path(folder) for folder in hub.hub_folder(hub_id, split, config or None)]
         return _joined(name, folders), None
     raise DataError(f"{name}: no such file or folder: {_FORMATS}")
 
 
 def _benchmark(benchmark: benchmarks.Benchmark, split: str) -> Source:
     (folder,) = hub.hub_folder(benchmark.hub_id, benchmark.hub_split(split), benchmark.config)
-    source = formats.open_path(folder.resolve())
+    source = formats.open_path(folder)
     rows = [(where, benchmark.row(row, split)) for where, row in source.rows if isinstance(row, dict)]
     return replace(source, rows=[(where, row) for where, row in rows if row])
 

@@ -33,13 +33,16 @@ def named(name: str) -> Format:
 def open_path(path: Path) -> Source:
     """Reads a dataset's folder or data file, whatever its format.
 
+    A file that is a link keeps its own name and folder, as it does where its folder is read: what it leads to, in a
+    cache of the hub or of git-annex, has another name, often without a suffix, and no pictures beside it.
+
     Args:
-        path: absolute path of a folder or file that exists.
+        path: of a folder or file that exists.
 
     Raises:
         DataError: no format is recognised, several datasets lie there, or the data cannot be read.
     """
-    return _folder(path) if path.is_dir() else _file(path)
+    return _folder(path.resolve()) if path.is_dir() else _file(path.parent.resolve() / path.name)
 
 
 def _folder(folder: Path) -> Source:
