@@ -1006,6 +1006,35 @@ def test_a_bad_sidecar_is_rejected(tmp_path: Path, text: bytes, message: str) ->
     assert message in dataset.rejected[0].reason
 
 
+def test_folders_that_are_links_are_read_and_loops_end(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "data", tmp_path / "disk"
+    pictures(root, "a.png")
+    pictures(elsewhere, "deep/er/b.png")
+    (elsewhere / "deep" / "er" / "b.txt").write_text("a cup")
+    for link, place in {"more": elsewhere, "loop": root, "nowhere": tmp_path / "gone"}.items():
+        (root / link).symlink_to(place)
+    (elsewhere / "back").symlink_to(root)
+    (root / "sub").mkdir()
+    (root / "sub" / "up").symlink_to("..")
+    dataset = read_dataset(root)
+    assert [(sample.image, sample.answer) for sample in dataset.samples] == [
+        (root / "a.png", ""),
+        (root / "more" / "deep" / "er" / "b.png", "a cup"),
+    ]
+    assert dataset.rejected == []
+    release(root, tmp_path / "out")
+    assert tree(tmp_path / "out") == ["README.md", "a.png", "more/deep/er/b.png", "more/deep/er/b.txt"]
+    assert verify(tmp_path / "out", root).problems == []
+    assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
+
+
+def test_shards_in_a_folder_that_is_a_link_are_read(tmp_path: Path) -> None:
+    parquet(tmp_path / "disk" / "x.parquet", [encoded(0)], pa.binary(), [{"caption": "a cup"}])
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "more").symlink_to(tmp_path / "disk")
+    assert [sample.answer for sample in read_dataset(tmp_path / "data").samples] == ["a cup"]
+
+
 def test_pictures_without_text(tmp_path: Path) -> None:
     root = tmp_path / "data"
     pictures(root, *NAMES)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,22 @@ def directly(accepts: Callable[[Path], bool]) -> Callable[[Path], list[Path]]:
 
 def anywhere(accepts: Callable[[Path], bool]) -> Callable[[Path], list[Path]]:
     """A `Format.find` of the files that are accepted, in the folder itself and in all below it."""
-    return lambda folder: sorted(path for path in folder.rglob("*") if accepts(path) and path.is_file())
+    return lambda folder: sorted(path for path in files_below(folder) if accepts(path) and path.is_file())
+
+
+def files_below(folder: Path, within: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Every file in a folder and in those below it, through links, too.
+
+    Args:
+        folder: where to begin.
+        within: real paths of the folders that it is in, since a link may lead back to one of them.
+    """
+    if (real := os.path.realpath(folder)) in within:
+        return
+    _, folders, names = next(os.walk(folder), ("", [], []))  # nothing where it may not be read
+    yield from (folder / name for name in names)
+    for name in folders:
+        yield from files_below(folder / name, within | {real})
 
 
 def is_hidden(path: Path, folder: Path) -> bool:
