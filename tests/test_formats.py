@@ -802,6 +802,26 @@ def fields_told(made: Path) -> list[str]:
     return re.findall("`(.*?)`", told)
 
 
+@pytest.mark.parametrize("name", ["dataset_infos.json", "dataset_dict.json", "state.json", "00000_stats.json"])
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_json_that_tells_of_shards_is_no_dataset(tmp_path: Path, kind: str, name: str) -> None:
+    root = splits(tmp_path / "data", train=[encoded(0)])
+    if kind == "tar":
+        shutil.rmtree(root)
+        shard(root / "00000.tar")
+    (root / name).write_text('{"default": {"splits": {"train": {"num_examples": 1}}}}')
+    release(root, tmp_path / "out")
+    assert {*tree(tmp_path / "out")} == {"README.md", *tree(root)} - {name}
+    assert verify(tmp_path / "out", root).problems == []
+
+
+@pytest.mark.parametrize("text", ["[]", "[{", json.dumps(COCO)])
+def test_a_dataset_beside_shards_must_be_named(tmp_path: Path, text: str) -> None:
+    (splits(tmp_path, train=[encoded(0)]) / "chat.json").write_text(text)
+    with pytest.raises(DataError, match=r"holds several datasets \(chat\.json, train-00000-of-00001\.parquet\)"):
+        read_dataset(tmp_path)
+
+
 def test_the_card_of_parquet_names_the_columns_that_there_are(tmp_path: Path) -> None:
     """Splits that the names of shards say are no column; those of a column are one."""
     made = protect(splits(tmp_path / "data", train=[encoded(0)], test=[encoded(1)]), [], NOISE, tmp_path / "out")

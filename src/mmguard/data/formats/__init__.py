@@ -90,7 +90,11 @@ def _found(folder: Path) -> list[tuple[Format, list[Path]]]:
     """The formats of the data files in a folder, pictures aside. Beside an image folder's rows there is no other."""
     if files := image_folder.FORMAT.find(folder):
         return [(image_folder.FORMAT, files)]
-    return [(one, files) for one in FORMATS if one is not pictures.FORMAT and (files := one.find(folder))]
+    found = {one: files for one in FORMATS if one is not pictures.FORMAT and (files := one.find(folder))}
+    if any(one.contains for one in found):
+        # Beside shards it tells of them: the books that the hub keeps, or statistics.
+        found[chat_json.FORMAT] = [f for f in found.get(chat_json.FORMAT, ()) if not chat_json.is_one_object(f)]
+    return [(one, files) for one, files in found.items() if files]
 
 
 def _file(path: Path) -> Source:
