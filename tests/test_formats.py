@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import datetime
+import errno
 import io
 import json
+import os
 import re
 import shutil
 import tarfile
@@ -578,6 +580,21 @@ def test_broken_coco(tmp_path: Path, content: str) -> None:
     (tmp_path / "captions.json").write_text(content)
     with pytest.raises(DataError, match=r"captions\.json: (not valid JSON|`images` and `annotations` are not both)"):
         read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["captions.json", "annotations/captions.json", "train/chat.json", "a.json"])
+def test_json_that_cannot_be_read_is_named(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures(tmp_path, "a.png")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(json.dumps(COCO))
+
+    def read_bytes(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    for source in (tmp_path, tmp_path / name):
+        with pytest.raises(DataError, match=rf"{name}: cannot be read \(Permission denied\): correct the path or its"):
+            read_dataset(source)
 
 
 # Parquet

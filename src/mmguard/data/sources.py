@@ -71,7 +71,7 @@ def read_text(path: Path) -> str:
     Raises:
         DataError: it is missing, unreadable or in another encoding.
     """
-    content = _read_bytes(path)
+    content = read_bytes(path)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -79,7 +79,12 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: line {line}: byte {error.start} is not UTF-8: save the file as UTF-8") from error
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        DataError: it is missing or unreadable.
+    """
     try:
         return path.read_bytes()
     except OSError as error:
@@ -94,7 +99,7 @@ def read_json_lines(path: Path) -> list[tuple[str, Row | Rejection]]:
     """
     rows: list[tuple[str, Row | Rejection]] = []
     # Not splitlines(): JSON strings may hold U+2028 and other separators that are no line ends here.
-    for number, line in enumerate(_read_bytes(path).removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+    for number, line in enumerate(read_bytes(path).removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         if line.strip():
             where = f"{path.name}:{number}"
             rows.append((where, _line(line, where)))

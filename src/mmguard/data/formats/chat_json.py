@@ -14,7 +14,7 @@ from typing import Any
 from mmguard.data.formats.base import Format, Released, directly, is_object, json_like, target, write_text
 from mmguard.data.formats.coco import is_coco
 from mmguard.data.formats.pictures import describes_picture
-from mmguard.data.sources import Source, json_text, read_json_lines, read_json_list, read_text
+from mmguard.data.sources import Source, json_text, read_bytes, read_json_lines, read_json_list, read_text
 from mmguard.errors import DataError
 from mmguard.types import Dataset
 
@@ -58,8 +58,12 @@ def _accepts(path: Path) -> bool:
 
 
 def is_one_object(path: Path) -> bool:
-    """Whether a JSON file holds an object, as statistics and settings do, and no list, as datasets do."""
-    return path.suffix.lower() == ".json" and is_object(path.read_bytes()) and not is_coco(path)
+    """Whether a JSON file holds an object, as statistics and settings do, and no list, as datasets do.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    return path.suffix.lower() == ".json" and is_object(read_bytes(path)) and not is_coco(path)
 
 
 FORMAT = Format(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmguard.data.formats.base import Format, Released, by_place, directly, is_object, json_like, target, write_text
-from mmguard.data.sources import Row, Source, read_text
+from mmguard.data.sources import Row, Source, read_bytes, read_text
 from mmguard.errors import DataError
 from mmguard.types import Dataset, Rejection
 
@@ -97,10 +97,14 @@ def _find(folder: Path) -> list[Path]:
 
 
 def is_coco(path: Path) -> bool:
-    """Whether a JSON file is an object with captions, not a list; an object of another kind is somebody else's."""
+    """Whether a JSON file is an object with captions, not a list; an object of another kind is somebody else's.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     if path.suffix.lower() != ".json" or not path.is_file():
         return False
-    content = path.read_bytes()
+    content = read_bytes(path)
     return is_object(content) and all(mark in content for mark in _MARKS)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mmguard.data.formats.base import Format, Released, anywhere, files_below, is_hidden, is_object, suffixed, target
-from mmguard.data.sources import Row, Source, read_text
+from mmguard.data.sources import Row, Source, read_bytes, read_text
 from mmguard.errors import DataError
 from mmguard.types import Dataset, Rejection
 
@@ -69,7 +69,11 @@ class _Sidecars:
 
 def describes_picture(file: Path) -> bool:
     """Whether a file is one JSON object that is named after a picture beside it, as exports of photo libraries are:
-    `cup.json`, `cup.jpg.json`, `cup.jpg.supplemental-metadata.json`."""
+    `cup.json`, `cup.jpg.json`, `cup.jpg.supplemental-metadata.json`.
+
+    Raises:
+        DataError: it has such a name, and cannot be read.
+    """
     *parts, suffix = file.name.split(".")
     if suffix.lower() != "json":
         return False
@@ -80,7 +84,7 @@ def describes_picture(file: Path) -> bool:
         for name in (begin, *(begin + other for suffix in _PICTURES for other in (suffix, suffix.upper())))
         if Path(name).suffix.lower() in _PICTURES
     )
-    return named and file.is_file() and is_object(file.read_bytes())
+    return named and file.is_file() and is_object(read_bytes(file))
 
 
 def _folded(path: Path) -> Path:
