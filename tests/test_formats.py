@@ -68,9 +68,7 @@ def release(source: Path, out: Path, lost: int | None = None, config: ProtectCon
             original = load_image(image).int()
             writer.write_image(image, (original + 3 - 6 * (original > 127).int()).to(torch.uint8))
     questions = {sample.id: WORDS for sample in dataset.samples if sample.question is not None}
-    made = writer.finish(questions, [])
-    assert all(writer._is_name_of_ours(path) for path in made.path.rglob("*") if path.is_file())
-    return made
+    return writer.finish(questions, [])
 
 
 def tree(root: Path) -> list[str]:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +19,8 @@ from torch import Tensor
 
 from mmguard.config import ProtectConfig
 from mmguard.data import formats
-from mmguard.data.carrier import SUFFIXES, suffix_of
+from mmguard.data.carrier import suffix_of
 from mmguard.data.formats.base import Released, changes, write_text
-from mmguard.data.formats.image_folder import METADATA
 from mmguard.data.images import Picture, load_picture, opened, read_file
 from mmguard.data.rows import released_row
 from mmguard.data.text import is_admissible
@@ -108,10 +106,6 @@ class ReleaseWriter:
         self._names = layout.ImageNames(dataset)
         self._images = layout.images_folder(self.path, dataset)
         self._written: dict[Path, dict[str, Any]] = {}
-        data_files = [Path(os.path.relpath(file, dataset.root)).as_posix() for file in dataset.files]
-        rows_of_its_own = [METADATA] if dataset.format == "image-folder" else []  # whatever the owner's are called
-        self._file_names = {layout.CARD, *rows_of_its_own, *data_files}
-        self._text_suffixes = {file.suffix for file in dataset.files} if dataset.format == "pictures" else set[str]()
         self._header = {
             "mmguard": version("mmguard"),
             "seed": config.seed,
@@ -304,7 +298,7 @@ class ReleaseWriter:
         with writing(self.record):
             # Else a power loss could take pictures from a release that says it is complete.
             ours = [self.record / name for name in (layout.WARNING, layout.RECORD, layout.FILES)]
-            put_on_disk([self.path, *self._ours(), self.record, *ours])
+            put_on_disk([self.path, *self.path.rglob("*"), self.record, *ours])
             # First, so that no part of the state is ever taken for the whole; what follows may be left lying.
             (self.record / layout.UNFINISHED).unlink()
         for folder in (layout.IMAGES, layout.STATE):
@@ -355,31 +349,14 @@ class ReleaseWriter:
         return None if image in self._written else "its image was not protected"
 
     def _remove_leftovers(self, kept: set[Path]) -> None:
-        """Removes images of rows that were left out, and what an unfinished run that this one took over has left."""
+        """Removes images of rows that were left out, and of an unfinished run that this one took over."""
         wanted = {self._images / self._written[image]["released"] for image in kept}
-        for file in sorted([*self._ours(), *(self.record / layout.IMAGES).rglob("*")], reverse=True):
+        for file in sorted([*self.path.rglob("*"), *(self.record / layout.IMAGES).rglob("*")], reverse=True):
             with writing(file):
                 if file.is_file() and file not in wanted:
                     file.unlink()
                 elif file.is_dir() and not any(file.iterdir()):
                     file.rmdir()
-
-    def _ours(self) -> list[Path]:
-        """What lies in the release, less files and links that no run on this dataset writes: somebody else has put them
-        there, and they stay as they are."""
-        found = self.path.rglob("*")
-        return [path for path in found if not path.is_symlink() and (path.is_dir() or self._is_name_of_ours(path))]
-
-    def _is_name_of_ours(self, path: Path) -> bool:
-        """Whether a file may be the card, a data file or a picture, in whatever format, complete or not."""
-        name = path.relative_to(self.path).as_posix().removesuffix(".partial")
-        stem, suffix = os.path.splitext(name)
-        if name in self._file_names:
-            return True
-        if suffix in self._text_suffixes:  # a caption is called as its picture, with or without the suffix of that
-            return any(self._names.original(picture) for picture in (stem, f"{stem}.png"))
-        original = Path(self._names.original(name))
-        return bool(original.name) and suffix in {suffix_of(original, container) for container in SUFFIXES}
 
 
 def _trigger_record(sample: Sample, row: int, words: Sequence[str], after: int | None) -> dict[str, Any]:
