@@ -34,6 +34,7 @@ from mmguard.protection.run import protect
 from mmguard.release.card import configurations
 from mmguard.release.verify import verify
 from mmguard.release.writer import Release, ReleaseWriter
+from mmguard.runtime.durable import replacing
 
 CONFIG = ProtectConfig(eps=4, trigger_words=2)
 NOISE = ProtectConfig(variant="random-noise")
@@ -649,22 +650,29 @@ def test_parquet(tmp_path: Path, paths: Sequence[str | None], lost: int | None) 
         {**QUESTIONS[number], "question": "is it? zebra Moon", "picture": 0} for number in kept
     ]
     for row, number in zip(rows, kept, strict=True):
-        path = cells_path(root / name, number)
-        assert row["picture"]["path"] == (f"{number:06d}" if path is None else path)
+        *earlier, path = [cells_path(root / name, place) for place in range(number + 1)]
+        assert row["picture"]["path"] == (f"{number:06d}" if path is None or path in earlier else path)
     require_round_trip(root, tmp_path / "out", recorded=lost is None)
     loaded = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "loaded"))
     assert len(loaded) == 8 - (lost is not None)
     assert loaded[0]["picture"]["path"] is not None
 
 
-@pytest.mark.parametrize("lost", [0, 1, 2, 3, 17, 19])
-def test_parquet_of_several_pictures_by_one_path_though_a_row_is_left_out(tmp_path: Path, lost: int) -> None:
+@pytest.mark.parametrize("lost", [None, 0, 1, 2, 3, 17, 19])
+def test_parquet_of_several_pictures_by_one_path_though_a_row_is_left_out(tmp_path: Path, lost: int | None) -> None:
     paths = ["x.jpg", "a.jpg", "a.jpg", "a.jpg"] * 5  # read 16 rows at a time
     cells = [{"bytes": encoded(number), "path": path} for number, path in enumerate(paths)]
     file = parquet(tmp_path / "data" / "x.parquet", cells, STRUCT, QUESTIONS * 5)
     release(file, tmp_path / "out", lost)
     after = [cell["path"] for cell in pq.read_table(tmp_path / "out" / "x.parquet")["picture"].to_pylist()]
-    assert after[:lost] == paths[:lost]
+    assert after[0] == ("x.jpg" if lost != 0 else "a.jpg")
+    require_round_trip(file, tmp_path / "out", recorded=False)
+
+
+def test_parquet_where_one_picture_has_a_path_of_another_and_one_has_none(tmp_path: Path) -> None:
+    cells = [{"bytes": encoded(n), "path": path} for n, path in ((0, "a.png"), (1, None), (1, "a.png"), (2, "a.png"))]
+    file = parquet(tmp_path / "data" / "x.parquet", cells, STRUCT, QUESTIONS[:4])
+    release(file, tmp_path / "out")
     require_round_trip(file, tmp_path / "out", recorded=False)
 
 
@@ -1043,33 +1051,34 @@ def test_a_bad_sidecar_is_rejected(tmp_path: Path, text: bytes, message: str) ->
     assert message in dataset.rejected[0].reason
 
 
-def test_folders_that_are_links_are_read_and_loops_end(tmp_path: Path) -> None:
+def test_folders_that_are_links_are_left_out_and_told(tmp_path: Path) -> None:
     root, elsewhere = tmp_path / "data", tmp_path / "disk"
     pictures(root, "a.png")
-    pictures(elsewhere, "deep/er/b.png")
-    (elsewhere / "deep" / "er" / "b.txt").write_text("a cup")
-    for link, place in {"more": elsewhere, "loop": root, "nowhere": tmp_path / "gone"}.items():
-        (root / link).symlink_to(place)
-    (elsewhere / "back").symlink_to(root)
-    (root / "sub").mkdir()
-    (root / "sub" / "up").symlink_to("..")
+    pictures(elsewhere, "b.png")
+    (root / "more").symlink_to(elsewhere)
     dataset = read_dataset(root)
-    assert [(sample.image, sample.answer) for sample in dataset.samples] == [
-        (root / "a.png", ""),
-        (root / "more" / "deep" / "er" / "b.png", "a cup"),
-    ]
-    assert dataset.rejected == []
-    release(root, tmp_path / "out")
-    assert tree(tmp_path / "out") == ["README.md", "a.png", "more/deep/er/b.png", "more/deep/er/b.txt"]
-    assert verify(tmp_path / "out", root).problems == []
-    assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
+    assert [sample.image.name for sample in dataset.samples] == ["a.png"]
+    assert [one.where for one in dataset.rejected] == ["more"]
+    assert "is a link to a folder, which is not followed" in dataset.rejected[0].reason
 
 
-def test_shards_in_a_folder_that_is_a_link_are_read(tmp_path: Path) -> None:
-    parquet(tmp_path / "disk" / "x.parquet", [encoded(0)], pa.binary(), [{"caption": "a cup"}])
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "more").symlink_to(tmp_path / "disk")
-    assert [sample.answer for sample in read_dataset(tmp_path / "data").samples] == ["a cup"]
+def test_what_is_hidden_is_not_even_opened(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.png")
+    (tmp_path / ".trash").mkdir()
+    (tmp_path / ".trash" / "x.csv").write_text("image,caption")
+    assert len(read_dataset(tmp_path).samples) == 1
+
+
+def test_a_stale_link_is_not_written_through(tmp_path: Path) -> None:
+    root, out = tmp_path / "data", tmp_path / "out"
+    pictures(root, "a.png")
+    (root / "t.csv").write_text("image,question,answer\na.png,what is it?,dog\n")
+    before = (root / "t.csv").read_bytes()
+    out.mkdir()
+    (out / "t.csv.partial").symlink_to(root / "t.csv")
+    with replacing(out / "t.csv") as partial:
+        partial.write_text("released")
+    assert (root / "t.csv").read_bytes() == before
 
 
 def test_pictures_without_text(tmp_path: Path) -> None:

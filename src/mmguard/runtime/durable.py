@@ -12,6 +12,7 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write that takes the place of `path` once it is complete."""
     partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)  # if it were a link, what it leads to would be written
     yield partial
     os.replace(partial, path)
 

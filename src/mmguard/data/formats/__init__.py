@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mmguard.data.formats import chat_json, coco, delimited, image_folder, parquet, pictures, webdataset
-from mmguard.data.formats.base import Format, anywhere, is_hidden
+from mmguard.data.formats.base import Format, is_hidden
 from mmguard.data.sources import Source
 from mmguard.errors import DataError
 from mmguard.types import Rejection
@@ -33,16 +33,13 @@ def named(name: str) -> Format:
 def open_path(path: Path) -> Source:
     """Reads a dataset's folder or data file, whatever its format.
 
-    A file that is a link keeps its own name and folder, as it does where its folder is read: what it leads to, in a
-    cache of the hub or of git-annex, has another name, often without a suffix, and no pictures beside it.
-
     Args:
         path: of a folder or file that exists.
 
     Raises:
         DataError: no format is recognised, several datasets lie there, or the data cannot be read.
     """
-    return _folder(path.resolve()) if path.is_dir() else _file(path.parent.resolve() / path.name)
+    return _folder(path.resolve()) if path.is_dir() else _file(path)
 
 
 def _folder(folder: Path) -> Source:
@@ -64,9 +61,18 @@ def _folder(folder: Path) -> Source:
 def _pictures(folder: Path) -> Source:
     """A folder of pictures that nothing in it describes. What may do so from a folder below is not passed over: the
     owner would find out from the release that it is without the texts."""
-    below = [file for file in anywhere(_may_describe)(folder) if not is_hidden(file, folder)]
-    objects = [file for file in below if chat_json.is_one_object(file)]
-    if tables := [file for file in below if file not in objects]:
+    tables: list[Path] = []
+    left_out: dict[Path, str] = {}
+    for path in sorted(path for path in folder.rglob("*") if not is_hidden(path, folder)):
+        if path.is_dir() and path.is_symlink():
+            left_out[path] = "is a link to a folder, which is not followed: put the folder itself there"
+        elif path.is_file() and _may_describe(path):
+            if chat_json.is_one_object(path):
+                texts = folder / image_folder.METADATA
+                left_out[path] = f"is JSON of a kind that is not read: if it holds texts, write them into {texts}"
+            else:
+                tables.append(path)
+    if tables:
         names = ", ".join(file.relative_to(folder).as_posix() for file in tables[:5])
         raise DataError(
             f"{folder}: its tables lie in folders below ({names}): give the folder of one, such as {tables[0].parent}; "
@@ -76,9 +82,8 @@ def _pictures(folder: Path) -> Source:
     if not loose:
         raise DataError(f"{folder}: holds no dataset of a known format: give {DESCRIBED}")
     source = pictures.FORMAT.read(folder, loose)
-    reason = f"is JSON of a kind that is not read: if it holds texts, write them into {folder / image_folder.METADATA}"
-    places = [file.relative_to(folder).as_posix() for file in objects]
-    return replace(source, rows=[*source.rows, *((place, Rejection(place, reason)) for place in places)])
+    places = {path.relative_to(folder).as_posix(): reason for path, reason in left_out.items()}
+    return replace(source, rows=[*source.rows, *((one, Rejection(one, reason)) for one, reason in places.items())])
 
 
 def _may_describe(file: Path) -> bool:
@@ -98,7 +103,8 @@ def _found(folder: Path) -> list[tuple[Format, list[Path]]]:
 
 
 def _file(path: Path) -> Source:
-    one = next((one for one in FORMATS if one.accepts(path)), None)
-    if one is None:
-        raise DataError(f"{path}: is no dataset file: give {DESCRIBED}")
-    return one.read(path.parent, [path])
+    # By what a link leads to, where pictures may lie beside it, unless that is a blob of a cache, without a suffix.
+    for file in (path.resolve(), path.parent.resolve() / path.name):
+        if one := next((one for one in FORMATS if one.accepts(file)), None):
+            return one.read(file.parent, [file])
+    raise DataError(f"{path}: is no dataset file: give {DESCRIBED}")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,22 +64,7 @@ def directly(accepts: Callable[[Path], bool]) -> Callable[[Path], list[Path]]:
 
 def anywhere(accepts: Callable[[Path], bool]) -> Callable[[Path], list[Path]]:
     """A `Format.find` of the files that are accepted, in the folder itself and in all below it."""
-    return lambda folder: sorted(path for path in files_below(folder) if accepts(path) and path.is_file())
-
-
-def files_below(folder: Path, within: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Every file in a folder and in those below it, through links, too.
-
-    Args:
-        folder: where to begin.
-        within: real paths of the folders that it is in, since a link may lead back to one of them.
-    """
-    if (real := os.path.realpath(folder)) in within:
-        return
-    _, folders, names = next(os.walk(folder), ("", [], []))  # nothing where it may not be read
-    yield from (folder / name for name in names)
-    for name in folders:
-        yield from files_below(folder / name, within | {real})
+    return lambda folder: sorted(path for path in folder.rglob("*") if accepts(path) and path.is_file())
 
 
 def is_hidden(path: Path, folder: Path) -> bool:

@@ -2,8 +2,7 @@
 with one, as TRL has it; any number of shards.
 
 In the released shards schema, metadata, compression and row groups are the owner's. A picture without a path gets its
-number as one, so that it is known by it even if other rows are left out; so does one that has its path from another,
-once a row before it is left out.
+number as one, so that it is known by it even if other rows are left out; so does one whose path another has, too.
 """
 
 from __future__ import annotations
@@ -84,15 +83,11 @@ def write(dataset: Dataset, released: Sequence[Released], out: Path) -> None:
                 _write_shard(file, dataset.image_field, ours, target(dataset, file, out))
 
 
-def _changed(table: pa.Table, column: str, released: Mapping[int, Released], complete: bool) -> pa.Table:
-    """The rows of a part of a shard that are released, by number, with other pictures and words; `complete` says
-    whether all rows before this part are released, too."""
+def _changed(table: pa.Table, column: str, released: Mapping[int, Released]) -> pa.Table:
+    """The rows of a part of a shard that are released, by number, with other pictures and words."""
     table, ours = table.take(pa.array(list(released), pa.int64())), released.values()
     named = _has_paths(_single(table.schema.field(column).type))
-    # Where none before it is left out, a row is numbered in the release as it was here.
-    stays = [complete and place == number for place, number in enumerate(released)]
-    each = zip(table[column], ours, stays, strict=True)
-    pictures = [_picture(old.as_py(), new, named, same) for old, new, same in each]
+    pictures = [_picture(old.as_py(), new, named) for old, new in zip(table[column], ours, strict=True)]
     table = _replaced(table, column, pictures)
     for name in dict.fromkeys(name for one in ours for name in one.changed if name != column):
         values = [one.changed.get(name, old.as_py()) for old, one in zip(table[name], ours, strict=True)]
@@ -109,14 +104,13 @@ def _write_shard(file: Path, column: str, released: Mapping[int, Released], path
     compression = "NONE" if compression == "UNCOMPRESSED" else compression
     with replacing(path) as partial, pq.ParquetWriter(partial, stored.schema_arrow, compression=compression) as writer:
         waiting: list[pa.Table] = []
-        rows = held = first = left_out = 0
+        rows = held = first = 0
         for batch in stored.iter_batches(_ROWS):
             ours = {n: released[first + n] for n in range(batch.num_rows) if first + n in released}
             first += batch.num_rows
             if ours:
-                waiting.append(_changed(pa.Table.from_batches([batch]), column, ours, complete=not left_out))
+                waiting.append(_changed(pa.Table.from_batches([batch]), column, ours))
                 rows, held = rows + waiting[-1].num_rows, held + waiting[-1].nbytes
-            left_out += batch.num_rows - len(ours)
             while rows >= size or held >= _GROUP_BYTES:
                 table = pa.concat_tables(waiting)
                 writer.write_table(table.slice(0, size))
@@ -166,19 +160,19 @@ def _contents(cell: Any) -> list[tuple[bytes | None, str | None]]:
     return [(cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)]
 
 
-def _picture(old: Any, new: Released, named: bool, stays: bool) -> Any:
+def _picture(old: Any, new: Released, named: bool) -> Any:
     if isinstance(old, list):
-        return [_picture(old[0], new, named, stays)]
+        return [_picture(old[0], new, named)]
     content = new.image.read_bytes()
     if not isinstance(old, dict):
         return content
-    return {**old, "bytes": content, **({"path": _path(old["path"], new.image.name, stays)} if named else {})}
+    return {**old, "bytes": content, **({"path": _path(old["path"], new.image.name)} if named else {})}
 
 
-def _path(owners: str | None, unpacked_as: str, stays: bool) -> str:
+def _path(owners: str | None, unpacked_as: str) -> str:
     """The path of a released picture: the owner's, but the number by which the picture is known where it has none, or
-    where others have the same and a reader of the release would number it otherwise."""
-    return owners if owners and (stays or PurePosixPath(owners).name == unpacked_as) else unpacked_as
+    where others have the same: a reader of the release might number it otherwise."""
+    return owners if owners and PurePosixPath(owners).stem == PurePosixPath(unpacked_as).stem else unpacked_as
 
 
 def _columns(file: Path) -> list[str]:

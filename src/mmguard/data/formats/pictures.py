@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mmguard.data.formats.base import Format, Released, anywhere, files_below, is_hidden, is_object, suffixed, target
+from mmguard.data.formats.base import Format, Released, anywhere, is_hidden, is_object, suffixed, target
 from mmguard.data.sources import Row, Source, read_bytes, read_text
 from mmguard.errors import DataError
 from mmguard.types import Dataset, Rejection
@@ -33,7 +33,7 @@ _SIDECARS = (".txt", ".caption")
 
 def read(folder: Path, files: Sequence[Path]) -> Source:
     """A row a picture, by path: `file_name`, and `caption` where there is one."""
-    texts = _Sidecars(path for path in files_below(folder) if path.suffix.lower() in _SIDECARS)
+    texts = _Sidecars(path for path in folder.rglob("*") if path.suffix.lower() in _SIDECARS)
     found = {picture: texts.of(picture) for picture in files}
     rows = [(picture.relative_to(folder).as_posix(), _row(folder, picture, text)) for picture, text in found.items()]
     used = tuple(dict.fromkeys(text for text in found.values() if text))
