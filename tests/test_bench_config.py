@@ -175,7 +175,7 @@ def shrunk(one: Experiment) -> Experiment:
         ),
         audit=replace(
             one.audit, seeds=1, epochs=1, max_new_tokens=2, recipes=one.audit.recipes[:1],
-            attacks=tuple(attack.name for attack in resolve(one.audit.attacks)[:2]),
+            attacks=tuple(attack.name.replace("mix-20", "mix-50") for attack in resolve(one.audit.attacks)[:2]),
         ),
     )  # fmt: skip
 
