@@ -1,13 +1,16 @@
 """What it is worth to make several releases and publish the strongest: one attacker chooses, another judges.
 
     python scripts/strongest_release.py docs/results/releases.jsonl
+    python scripts/strongest_release.py LINES --original drawings:scene-text:train:200 --releases R/releases
 
-For docs/research-log.md. All subsets of the releases in the file are taken for what an owner may have made.
+For docs/research-log.md. All subsets of the releases in the file are taken for what an owner may have made. With the
+releases themselves, also whether the words in them tell which is strong.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Mapping
 from itertools import combinations, permutations
 from pathlib import Path
@@ -15,8 +18,14 @@ from statistics import mean
 
 from scipy.stats import spearmanr
 
+from mmguard.auditing.arms import inserted
 from mmguard.auditing.markdown import table
 from mmguard.bench.results import read_lines
+from mmguard.data.readers import read_dataset
+from mmguard.release.layout import sha256
+from mmguard.types import Dataset
+
+_MOST = 10
 
 Gains = list[float]
 """The share of an attacker's gain that each release removes, G."""
@@ -39,17 +48,42 @@ def chosen(by: Gains, judge: Gains, number: int) -> float:
     return mean(judge[max(subset, key=by.__getitem__)] for subset in subsets)
 
 
+def words(original: Dataset, release: Dataset) -> tuple[int, float]:
+    """How many different words a release inserts, and which share of all the ten most frequent are."""
+    pairs = zip(original.samples, release.samples, strict=True)
+    found = Counter(word for ours, theirs in pairs for word in inserted(ours, theirs.question))
+    return len(found), sum(count for _, count in found.most_common(_MOST)) / found.total()
+
+
+def by_words(lines: Path, original: str, releases: Path) -> str:
+    """A table of what `words` says of the releases in a file of results, weak ones first."""
+    ours = read_dataset(original)
+    folders = [path for path in releases.iterdir() if path.suffix != ".record"]
+    theirs = {sha256(*dataset.files): words(ours, dataset) for dataset in map(read_dataset, folders)}
+    worth = [(line.evidence.report().headline.gain_removed, line.release["files sha256"]) for line in read_lines(lines)]
+    rows = sorted((gain.value, *theirs[digest]) for gain, digest in worth if gain)
+    gained, number, share = zip(*rows, strict=True)
+    last = ["rank correlation", *(f"{spearmanr(gained, one).statistic:.2f}" for one in (number, share))]
+    cells = [[f"{gain:.2f}", str(many), f"{often:.2f}"] for gain, many, often in rows]
+    return table(["G", "different words", f"share of the {_MOST} most frequent"], [*cells, last])
+
+
 def main() -> None:
-    """Prints a row for each pair of attackers."""
+    """Prints a row for each pair of attackers, and one for each release that is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lines", type=Path, help="results.jsonl of releases that differ by their seed alone")
-    found = gains(parser.parse_args().lines)
+    parser.add_argument("--original", help="the dataset of the releases")
+    parser.add_argument("--releases", type=Path, help="folder of their folders")
+    given = parser.parse_args()
+    found = gains(given.lines)
     numbers = range(1, len(next(iter(found.values()))) + 1)
     rows = []
     for one, other in permutations(found, 2):
         worth = [f"{chosen(found[one], found[other], number):.2f}" for number in numbers]
         rows.append([one, other, *worth, f"{spearmanr(found[one], found[other]).statistic:.2f}"])
     print(table(["chooses", "is judged by", *(f"of {number}" for number in numbers), "rank correlation"], rows))
+    if given.releases:
+        print(by_words(given.lines, given.original, given.releases))
 
 
 if __name__ == "__main__":
