@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import combinations, permutations
 from pathlib import Path
 from statistics import mean
@@ -20,22 +20,24 @@ from scipy.stats import spearmanr
 
 from mmguard.auditing.arms import inserted
 from mmguard.auditing.markdown import table
+from mmguard.auditing.report import AuditReport
 from mmguard.bench.results import read_lines
 from mmguard.data.readers import read_dataset
 from mmguard.release.layout import sha256
 from mmguard.types import Dataset
 
 _MOST = 10
+"""Words that count as the most frequent."""
 
 Gains = list[float]
 """The share of an attacker's gain that each release removes, G."""
 
 
-def gains(path: Path) -> Mapping[str, Gains]:
+def gains(reports: Iterable[AuditReport]) -> Mapping[str, Gains]:
     """G of every release, by attacker."""
     found: dict[str, Gains] = {}
-    for line in read_lines(path):
-        for one in line.evidence.report().findings:
+    for report in reports:
+        for one in report.findings:
             if one.gain_removed is not None:
                 found.setdefault(one.attacker, []).append(one.gain_removed.value)
     return found
@@ -55,13 +57,13 @@ def words(original: Dataset, release: Dataset) -> tuple[int, float]:
     return len(found), sum(count for _, count in found.most_common(_MOST)) / found.total()
 
 
-def by_words(lines: Path, original: str, releases: Path) -> str:
-    """A table of what `words` says of the releases in a file of results, weak ones first."""
+def by_words(reports: Mapping[str, AuditReport], original: str, releases: Path) -> str:
+    """A table of what `words` says of releases, of which each report is known by their digest, weak ones first."""
     ours = read_dataset(original)
     folders = [path for path in releases.iterdir() if path.suffix != ".record"]
     theirs = {sha256(*dataset.files): words(ours, dataset) for dataset in map(read_dataset, folders)}
-    worth = [(line.evidence.report().headline.gain_removed, line.release["files sha256"]) for line in read_lines(lines)]
-    rows = sorted((gain.value, *theirs[digest]) for gain, digest in worth if gain)
+    worth = {digest: report.headline.gain_removed for digest, report in reports.items()}
+    rows = sorted((gain.value, *theirs[digest]) for digest, gain in worth.items() if gain)
     gained, number, share = zip(*rows, strict=True)
     last = ["rank correlation", *(f"{spearmanr(gained, one).statistic:.2f}" for one in (number, share))]
     cells = [[f"{gain:.2f}", str(many), f"{often:.2f}"] for gain, many, often in rows]
@@ -75,7 +77,8 @@ def main() -> None:
     parser.add_argument("--original", help="the dataset of the releases")
     parser.add_argument("--releases", type=Path, help="folder of their folders")
     given = parser.parse_args()
-    found = gains(given.lines)
+    reports = {line.release["files sha256"]: line.evidence.report() for line in read_lines(given.lines)}
+    found = gains(reports.values())
     numbers = range(1, len(next(iter(found.values()))) + 1)
     rows = []
     for one, other in permutations(found, 2):
@@ -83,7 +86,7 @@ def main() -> None:
         rows.append([one, other, *worth, f"{spearmanr(found[one], found[other]).statistic:.2f}"])
     print(table(["chooses", "is judged by", *(f"of {number}" for number in numbers), "rank correlation"], rows))
     if given.releases:
-        print(by_words(given.lines, given.original, given.releases))
+        print(by_words(reports, given.original, given.releases))
 
 
 if __name__ == "__main__":

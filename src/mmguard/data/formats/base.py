@@ -59,7 +59,7 @@ class Format:
 
 def directly(accepts: Callable[[Path], bool]) -> Callable[[Path], list[Path]]:
     """A `Format.find` of the files that are accepted and lie in the folder itself."""
-    return lambda folder: sorted(path for path in folder.glob("*") if accepts(path) and path.is_file())
+    return lambda folder: sorted(path for path in folder.glob("*") if path.is_file() and accepts(path))
 
 
 def anywhere(accepts: Callable[[Path], bool]) -> Callable[[Path], list[Path]]:

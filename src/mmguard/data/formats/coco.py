@@ -102,7 +102,7 @@ def is_coco(path: Path) -> bool:
     Raises:
         DataError: it cannot be read.
     """
-    if path.suffix.lower() != ".json" or not path.is_file():
+    if path.suffix.lower() != ".json":
         return False
     content = read_bytes(path)
     return is_object(content) and all(mark in content for mark in _MARKS)

@@ -33,7 +33,7 @@ _SIDECARS = (".txt", ".caption")
 
 def read(folder: Path, files: Sequence[Path]) -> Source:
     """A row a picture, by path: `file_name`, and `caption` where there is one."""
-    texts = _Sidecars(path for path in folder.rglob("*") if path.suffix.lower() in _SIDECARS)
+    texts = _Sidecars(anywhere(suffixed(*_SIDECARS))(folder))
     found = {picture: texts.of(picture) for picture in files}
     rows = [(picture.relative_to(folder).as_posix(), _row(folder, picture, text)) for picture, text in found.items()]
     used = tuple(dict.fromkeys(text for text in found.values() if text))
@@ -84,7 +84,7 @@ def describes_picture(file: Path) -> bool:
         for name in (begin, *(begin + other for suffix in _PICTURES for other in (suffix, suffix.upper())))
         if Path(name).suffix.lower() in _PICTURES
     )
-    return named and file.is_file() and is_object(read_bytes(file))
+    return named and is_object(read_bytes(file))
 
 
 def _folded(path: Path) -> Path:
